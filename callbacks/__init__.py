@@ -1,0 +1,13 @@
+"""Lightning callbacks that users switch on and off in conf/callbacks; import them from supsup_lightning.callbacks.
+
+Order matters where one reads what another did at the same moment: `TaskBoundary` first.
+"""
+
+from supsup_lightning.callbacks.evaluation import EvaluateSeenTasks
+from supsup_lightning.callbacks.figures import DrawFigures
+from supsup_lightning.callbacks.loss_guard import LossGuard
+from supsup_lightning.callbacks.progress import TaskProgress
+from supsup_lightning.callbacks.results import WriteResults
+from supsup_lightning.callbacks.task_boundary import TaskBoundary
+
+__all__ = ["DrawFigures", "EvaluateSeenTasks", "LossGuard", "TaskBoundary", "TaskProgress", "WriteResults"]

@@ -1,0 +1,118 @@
+"""Times a run, and writes down what it found."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import lightning as L
+import torch
+from rich.console import Console
+
+from supsup_lightning import report
+from supsup_lightning.callbacks.evaluation import EvaluateSeenTasks
+from supsup_lightning.module import ContinualModule
+
+
+class WriteResults(L.Callback):
+    """Writes the mask bank when training ends or breaks off, and after the final test results.json and the matrix.
+
+    Args:
+        folder: the output directory.
+        run: what results.json says of the run itself: the names of scenario, data, network, method; the seed.
+    """
+
+    def __init__(self, *, folder: str | Path, run: Mapping[str, Any] | None = None) -> None:
+        self.folder = Path(folder)
+        self.run = dict(run or {})
+        self.seconds: dict[int, float] = {}  # of training, by task
+        self.test_seconds: list[float] = []
+        self._started = 0.0
+
+    @property
+    def bank_path(self) -> Path:
+        """Of the mask bank."""
+        return self.folder / "mask_bank.safetensors"
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._started = perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Stop the clock after an epoch's last batch, so that validation and evaluation do not count."""
+        if trainer.is_last_batch:
+            _wait_for_accelerator()
+            task = trainer.datamodule.task_of_epoch(trainer.current_epoch)  # type: ignore[attr-defined]
+            self.seconds[task] = self.seconds.get(task, 0.0) + perf_counter() - self._started
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:  # type: ignore[override]
+        """Write the bank."""
+        self._save_bank(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: ContinualModule, exception: BaseException) -> None:  # type: ignore[override]
+        """Keep the finished masks of a training that broke off."""
+        if len(pl_module.method.tasks):
+            self._save_bank(trainer, pl_module)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the times of an earlier test."""
+        self.test_seconds.clear()
+
+    def on_test_batch_start(self, *_: Any) -> None:
+        """Start the clock."""
+        self._started = perf_counter()
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        """Stop the clock."""
+        _wait_for_accelerator()
+        self.test_seconds.append(perf_counter() - self._started)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:  # type: ignore[override]
+        """Bring the counts of all processes together: every process has to take part."""
+        assert pl_module.test_accuracy is not None
+        pl_module.test_accuracy.compute()
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:  # type: ignore[override]
+        """Write results.json and accuracy_matrix.csv, tell the loggers, and print the table."""
+        if not trainer.is_global_zero:
+            return
+        assert pl_module.test_accuracy is not None
+        self._save_bank(trainer, pl_module)
+        num_tasks = len(pl_module.test_accuracy.images)
+        evaluation = next((c for c in trainer.callbacks if isinstance(c, EvaluateSeenTasks)), None)  # type: ignore[attr-defined]
+        matrix = evaluation.matrix if evaluation else torch.full((num_tasks, num_tasks), torch.nan)
+        result = report.results(
+            run=self.run,
+            scenario=pl_module.scenario,
+            method=pl_module.method,
+            accuracy=pl_module.test_accuracy,
+            matrix=matrix,
+            seconds_per_task=[self.seconds[task] for task in sorted(self.seconds)],
+            inference_ms_per_batch=1000 * sum(self.test_seconds) / len(self.test_seconds),
+            model_bytes=self.bank_path.stat().st_size,
+        )
+        report.write_matrix(self.folder / "accuracy_matrix.csv", matrix)
+        report.write_json(self.folder / "results.json", result)  # last: its presence says that the run is complete
+        for logger in trainer.loggers:
+            numbers = {f"result/{key}": value for key, value in result.items() if isinstance(value, (int, float))}
+            logger.log_metrics(numbers, step=trainer.global_step)
+        console = Console()
+        console.print(report.table(result, accuracy=pl_module.test_accuracy, sparsity=pl_module.method.sparsity()))
+        console.print(f"results in {self.folder}", soft_wrap=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The times go into checkpoints."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The times come back from a checkpoint."""
+        self.seconds = state_dict["seconds"]
+
+    def _save_bank(self, trainer: L.Trainer, module: ContinualModule) -> None:
+        if trainer.is_global_zero:
+            module.method.save(self.bank_path)
+
+
+def _wait_for_accelerator() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

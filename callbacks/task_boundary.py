@@ -1,0 +1,44 @@
+"""Where one task ends and the next begins."""
+
+import lightning as L
+import torch
+
+from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.module import ContinualModule
+from supsup_lightning.seeding import derive_seed
+
+
+class TaskBoundary(L.Callback):
+    """Begins and finishes tasks, each with a fresh optimizer and schedule; the one place that knows of boundaries.
+
+    All it needs is the trainer's epoch, so it has no state and a resumed run goes on where the checkpoint stands.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Raise `ConfigurationError` where the trainer would not serve each task its own data."""
+        if stage != "fit":
+            return
+        epochs = trainer.datamodule.num_epochs  # type: ignore[attr-defined]
+        if trainer.reload_dataloaders_every_n_epochs != 1:
+            raise ConfigurationError(
+                f"Trainer(reload_dataloaders_every_n_epochs={trainer.reload_dataloaders_every_n_epochs}) would train "
+                "every task on the first task's data; set it to 1."
+            )
+        if trainer.max_epochs != epochs:
+            raise ConfigurationError(f"Trainer(max_epochs={trainer.max_epochs}) must be data.num_epochs, here {epochs}.")
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:  # type: ignore[override]
+        """Begin a task in its first epoch; in every epoch, seed what layers draw (dropout, say) from task and epoch."""
+        data, epoch = trainer.datamodule, trainer.current_epoch  # type: ignore[attr-defined]
+        task = data.task_of_epoch(epoch)
+        pl_module.current_task = task
+        if data.begins_task(epoch):
+            pl_module.method.begin_task(task)
+            trainer.strategy.setup_optimizers(trainer)
+        torch.manual_seed(derive_seed(data.seed, "layers", epoch, trainer.global_rank))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:  # type: ignore[override]
+        """Finish a task in its last epoch."""
+        if trainer.datamodule.ends_task(trainer.current_epoch):  # type: ignore[attr-defined]
+            pl_module.method.finish_task(trainer.datamodule.task_of_epoch(trainer.current_epoch))  # type: ignore[attr-defined]
+            pl_module.current_task = None

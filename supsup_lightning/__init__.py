@@ -1,0 +1,37 @@
+"""Supermasks in Superposition on PyTorch Lightning: one frozen network, one bit a weight for each task."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from supsup_lightning.bank import MaskBank
+from supsup_lightning.data import ContinualDataModule, PermutedDigits, PermutedMNIST
+from supsup_lightning.inference import Binary, Exhaustive, Given, Inference, OneShot
+from supsup_lightning.methods import Method, SupSup
+from supsup_lightning.module import ContinualModule
+from supsup_lightning.networks import FullyConnected, LeNet
+from supsup_lightning.scenario import GG, GNS, GNU, Scenario
+
+try:
+    __version__ = version("supsup-lightning")
+except PackageNotFoundError:  # a checkout that was not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "GG",
+    "GNS",
+    "GNU",
+    "Binary",
+    "ContinualDataModule",
+    "ContinualModule",
+    "Exhaustive",
+    "FullyConnected",
+    "Given",
+    "Inference",
+    "LeNet",
+    "MaskBank",
+    "Method",
+    "OneShot",
+    "PermutedDigits",
+    "PermutedMNIST",
+    "Scenario",
+    "SupSup",
+]

@@ -1,0 +1,102 @@
+"""Packed bits: eight weights of a mask in one byte, and the two products that inference needs of them.
+
+Bit ``j`` of byte ``b`` is weight ``8 b + j``. Rows are masks. A product never holds more than one small tile of
+the bank as floats, so memory does not grow with the number of masks. All functions run on any device.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# A tile's float copy is 4 times its packed bytes and should stay in a core's cache; on an accelerator, a larger
+# tile is needed to fill the device.
+_TILE_BYTES_CPU = 2**18
+_TILE_BYTES_ACCELERATOR = 2**25
+
+
+def pack(mask: Tensor) -> Tensor:
+    """Booleans ``(..., weights)`` to bytes ``(..., ceil(weights / 8))`` uint8; spare bits of the last byte are 0.
+
+    >>> pack(torch.tensor([True, False, False, True, False, False, False, False, True])).tolist()
+    [9, 1]
+    """
+    mask = mask.to(torch.uint8)
+    spare = -mask.shape[-1] % 8
+    octets = torch.nn.functional.pad(mask, (0, spare)).unflatten(-1, (-1, 8))  # (..., bytes, 8)
+    packed = octets[..., 0].clone()
+    for bit in range(1, 8):
+        packed |= octets[..., bit] << bit
+    return packed
+
+
+def unpack(packed: Tensor, num_weights: int) -> Tensor:
+    """Bytes ``(..., ceil(weights / 8))`` to booleans ``(..., weights)``.
+
+    >>> unpack(torch.tensor([9, 1], dtype=torch.uint8), 9).int().tolist()
+    [1, 0, 0, 1, 0, 0, 0, 0, 1]
+    """
+    bits = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return ((packed.unsqueeze(-1) >> bits) & 1).flatten(-2)[..., :num_weights].bool()
+
+
+def dot(packed: Tensor, vector: Tensor) -> Tensor:
+    """Inner product of every mask with a vector: the gradient of every task's coefficient.
+
+    Args:
+        packed: ``(masks, ceil(weights / 8))`` uint8.
+        vector: ``(weights,)`` float32, or several as ``(vectors, weights)``.
+
+    Returns:
+        ``(masks,)`` float32, or ``(vectors, masks)``.
+
+    >>> dot(pack(torch.tensor([[True, False, True], [False, True, False]])), torch.tensor([1.0, 10.0, 100.0]))
+    tensor([101.,  10.])
+    """
+    _check(packed, vector.shape[-1])
+    masks, num_bytes = packed.shape
+    vectors = vector.reshape(-1, vector.shape[-1])
+    padded = torch.nn.functional.pad(vectors, (0, num_bytes * 8 - vectors.shape[1]))
+    planes = padded.view(-1, num_bytes, 8).permute(2, 1, 0).contiguous()  # (8, bytes, vectors)
+    products = vector.new_zeros(masks, len(vectors))
+    for rows, tile in _tiles(packed, products):
+        for bit in range(8):
+            rows.addmm_((tile >> bit & 1).to(vector.dtype), planes[bit])
+    return products.T.reshape(*vector.shape[:-1], masks)
+
+
+def weighted_sum(packed: Tensor, coefficients: Tensor, num_weights: int) -> Tensor:
+    """Superposition of the masks, ``sum_i a_i M_i``.
+
+    Args:
+        packed: ``(masks, ceil(weights / 8))`` uint8.
+        coefficients: ``(masks,)`` float32.
+        num_weights: masked weights; the spare bits of the last byte are dropped.
+
+    Returns:
+        ``(weights,)`` float32.
+
+    >>> weighted_sum(pack(torch.tensor([[True, False], [True, True]])), torch.tensor([0.25, 0.5]), 2)
+    tensor([0.7500, 0.5000])
+    """
+    _check(packed, num_weights)
+    planes = coefficients.new_zeros(8, packed.shape[1])  # (8, bytes)
+    for coefficient, tile in _tiles(packed, coefficients):
+        for bit in range(8):
+            planes[bit] += coefficient @ (tile >> bit & 1).to(coefficients.dtype)
+    return planes.T.reshape(-1)[:num_weights]
+
+
+def _tiles(packed: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Blocks of rows of ``packed``, each after the same rows of ``other``."""
+    size = _TILE_BYTES_CPU if packed.device.type == "cpu" else _TILE_BYTES_ACCELERATOR
+    rows = max(1, size // packed.shape[1])
+    return zip(other.split(rows), packed.split(rows), strict=True)
+
+
+def _check(packed: Tensor, num_weights: int) -> None:
+    if packed.ndim != 2 or packed.dtype != torch.uint8 or packed.shape[1] != -(-num_weights // 8):
+        raise ValueError(
+            f"packed must be uint8 of shape (masks, {-(-num_weights // 8)}) for {num_weights} weights; "
+            f"got {packed.dtype} of shape {tuple(packed.shape)}."
+        )

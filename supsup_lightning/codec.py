@@ -1,0 +1,51 @@
+"""The mask bank's file: a safetensors file, readable from any language.
+
+Tensors ``packed`` ``(masks, ceil(weights / 8))`` uint8 and ``tasks`` ``(masks,)`` int64, and ``weights.<name>`` where
+the base weights are stored too; the header's metadata holds what identifies the network, the seed and the mask rule.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from supsup_lightning.errors import DataError
+from supsup_lightning.files import replacing
+
+FORMAT = "supsup-mask-bank-1"
+
+
+class StoredBank(NamedTuple):
+    """What a bank file holds."""
+
+    packed: Tensor
+    tasks: Tensor
+    identity: dict[str, str]
+    weights: dict[str, Tensor]
+
+
+def write(
+    path: str | Path, *, packed: Tensor, tasks: Tensor, identity: Mapping[str, str], weights: Mapping[str, Tensor]
+) -> None:
+    """Write a bank, under a temporary name first: a kill leaves the former file or the new one, never a part."""
+    tensors = {"packed": packed, "tasks": tasks, **{f"weights.{name}": value for name, value in weights.items()}}
+    with replacing(path) as temporary:
+        contents = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        temporary.write_bytes(save(contents, metadata={"format": FORMAT, **identity}))
+
+
+def read(path: str | Path) -> StoredBank:
+    """Read a bank. Raises `DataError` where the file is missing, damaged or of another format."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"The mask bank {path} cannot be read: {error}.") from error
+    if metadata.pop("format", None) != FORMAT:
+        raise DataError(f"{path} is not a mask bank of format {FORMAT}.")
+    weights = {key.removeprefix("weights."): value for key, value in tensors.items() if key.startswith("weights.")}
+    return StoredBank(tensors["packed"], tensors["tasks"], metadata, weights)

@@ -1,0 +1,125 @@
+"""What stands between the user's line and the run: names of output directories, and errors that can be acted on."""
+
+import difflib
+import hashlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.errors import ConfigCompositionException, HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from supsup_lightning.errors import ConfigurationError, SupSupError
+
+logger = logging.getLogger(__name__)
+
+# File systems allow 255 bytes in a name; some of that is left for what is put around it.
+_LONGEST_NAME = 200
+
+
+def run_name(overrides: str) -> str:
+    """A directory name from Hydra's ``override_dirname``: the same for the same overrides, and never too long.
+
+    >>> run_name("data=permuted_mnist,seed=1")
+    'data=permuted_mnist,seed=1'
+    >>> run_name("")
+    'default'
+    """
+    name = re.sub(r"[^\w=.,+~-]", "_", overrides) or "default"
+    if len(name) > _LONGEST_NAME or name != (overrides or "default"):
+        digest = hashlib.sha256(overrides.encode()).hexdigest()[:8]
+        name = f"{name[: _LONGEST_NAME - 9]}-{digest}"
+    return name
+
+
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+
+
+def run(train: Callable[[], Any]) -> None:
+    """Run a Hydra main function; errors that the user can mend are printed in one piece, others with their traceback."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra prints errors itself and exits
+    try:
+        train()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        message = _explain(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)
+
+
+def check_launcher(config: DictConfig) -> None:
+    """Raise `ConfigurationError` for a sweep in one process whose jobs would each start processes of their own."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN and str(config.trainer.get("strategy", "")).startswith("ddp"):
+        raise ConfigurationError(
+            f"trainer.strategy={config.trainer.strategy} starts processes by running the command line again, which a sweep "
+            "(-m) cannot take. Start one command for each job instead, or sweep with one device a job."
+        )
+
+
+def set_aside(*files: Path) -> None:
+    """Rename what an earlier run of the same directory left, so that a fresh one is not taken for it."""
+    if int(os.environ.get("LOCAL_RANK", 0)):
+        return
+    for file in files:
+        if file.exists():
+            file.replace(file.with_name(f"{file.stem}.previous{file.suffix}"))
+
+
+def _explain(error: BaseException) -> str | None:
+    """The message for the user, if it is one of this package's errors or Hydra's, anywhere in the chain of causes."""
+    for cause in _causes(error):
+        if isinstance(cause, SupSupError):
+            return str(cause)
+    if isinstance(error, ConfigCompositionException):
+        return f"{error}{_suggestion(str(error))}"
+    if isinstance(error, HydraException):
+        return str(error)
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _suggestion(message: str) -> str:
+    """The nearest name to the one that Hydra did not find."""
+    patterns = (r"Could not override '([^']+)'", r"Could not find '([^']+)'", r"Key '([^']+)' is not in struct")
+    unknown = next((match[1] for pattern in patterns if (match := re.search(pattern, message))), None)
+    if unknown is None:
+        return ""
+    near = difflib.get_close_matches(unknown, _names(), n=3, cutoff=0.6)
+    return f"\nDid you mean {' or '.join(near)}?" if near else ""
+
+
+def _names() -> list[str]:
+    """All options, as a.b.c, of the default configuration, and all configuration files, as group/name."""
+    GlobalHydra.instance().clear()
+    with initialize_config_module("supsup_lightning.conf", version_base="1.3"):
+        config = compose("train")
+        loader: ConfigLoader = GlobalHydra.instance().config_loader()
+        groups = loader.list_groups("")
+        files = [f"{group}/{name}" for group in groups for name in loader.get_group_options(group, ObjectType.CONFIG)]
+    return [*_keys(config), *groups, *files]
+
+
+def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        yield f"{prefix}{key}"
+        child = config._get_node(key)
+        if isinstance(child, DictConfig):
+            yield from _keys(child, f"{prefix}{key}.")

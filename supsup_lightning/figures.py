@@ -1,0 +1,54 @@
+"""Figures from results; each function writes one picture."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from supsup_lightning.files import replacing
+
+# Up to so many tasks, a cell has room for its number.
+_MOST_WRITTEN_CELLS = 15
+
+
+def accuracy_matrix(matrix: Tensor, path: str | Path) -> Path:
+    """Draw accuracy by task (column) after learning some tasks (row); rows that were not evaluated are left out.
+
+    Args:
+        matrix: ``(tasks, tasks)`` in [0, 1]; NaN where not evaluated.
+        path: of the picture, PNG.
+    """
+    rows = matrix.isfinite().any(1).nonzero().flatten()
+    values = matrix[rows].numpy()
+    num_rows, num_tasks = values.shape
+    figure = Figure(figsize=(min(12.0, 2.5 + 0.5 * max(num_tasks, 6)), min(9.0, 1.8 + 0.42 * max(num_rows, 3))))
+    figure.set_layout_engine("constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    colours = mpl.colormaps["viridis"].with_extremes(bad="white")
+    low = float(np.nanmin(values)) if np.isfinite(values).any() else 0.0
+    image = axes.imshow(values, cmap=colours, vmin=min(low, 0.9), vmax=1.0, aspect="auto", interpolation="nearest")
+    if num_tasks <= _MOST_WRITTEN_CELLS:
+        for (row, task), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                colour = "black" if image.norm(value) > 0.6 else "white"
+                axes.text(task, row, f"{100 * value:.1f}", ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(*_ticks(np.arange(num_tasks)))
+    axes.set_yticks(*_ticks(rows.numpy() + 1))
+    axes.set_xlabel("task")
+    axes.set_ylabel("tasks learned")
+    axes.set_title(f"Test accuracy; average at the end {np.nanmean(values[-1]):.3f}", fontsize=11)
+    figure.colorbar(image, ax=axes, label="accuracy")
+    path = Path(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return path
+
+
+def _ticks(labels: np.ndarray, most: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    step = -(-len(labels) // most)
+    positions = np.arange(0, len(labels), step)
+    return positions, labels[positions]

@@ -1,0 +1,25 @@
+"""Exhaustive inference: try every mask. ``k`` forward passes, the yardstick that faster answers are measured by."""
+
+import torch
+from torch import Tensor
+
+from supsup_lightning.inference.inference import ConfidenceInference
+from supsup_lightning.methods import Method
+
+
+class Exhaustive(ConfidenceInference):
+    """The task under whose own mask the objective is lowest."""
+
+    def decide(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
+        """The lowest mean over the images."""
+        return self._objectives(method, images, num_classes).mean(1).argmin()
+
+    def decide_each(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
+        """The lowest for each image."""
+        return self._objectives(method, images, num_classes).argmin(0)
+
+    def _objectives(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
+        """``(k, batch)``."""
+        with torch.autocast(images.device.type, enabled=False):
+            values = [self.objective(method(images, task).float(), num_classes) for task in method.tasks.tolist()]
+        return torch.stack(values)

@@ -1,0 +1,98 @@
+"""The surface of task inference, and what its answers from superpositions and forward passes share."""
+
+from abc import ABC, abstractmethod
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from supsup_lightning.errors import ConfigurationError, check_choice
+from supsup_lightning.inference.objectives import OBJECTIVES, Objective
+from supsup_lightning.methods import Method
+
+
+class Inference(ABC):
+    """Finds the task of unlabelled images.
+
+    Attributes:
+        finds_task: the answer comes from the images; otherwise it has to be given.
+    """
+
+    finds_task: bool
+
+    @abstractmethod
+    def __call__(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
+        """The task of each image: ``(batch, *shape)`` to ``(batch,)`` int64."""
+
+    def check(self, *, output_size: int, num_classes: int) -> None:
+        """Raise `ConfigurationError` if this inference cannot work with such a network."""
+
+
+class Given(Inference):
+    """No inference: whoever asks says which task it is (scenario GG)."""
+
+    finds_task = False
+
+    def __call__(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
+        """Raises `ConfigurationError`: there is nothing to find the task by."""
+        raise ConfigurationError("inference=given cannot find a task; use one_shot, binary or exhaustive.")
+
+
+class ConfidenceInference(Inference):
+    """The task under which the network is most confident.
+
+    Args:
+        objective: ``entropy``, ``superfluous`` (needs an output_size above the number of classes) or
+            ``max_probability``.
+        images: how many images decide. An integer ``n``: the first ``n`` of a batch decide for all of it (the paper:
+            1). ``batch``: all of them do. ``each``: every image finds its own task.
+        temperature: of the softmax, for ``entropy`` alone.
+
+    Raises:
+        ConfigurationError: an option that is unknown or has no effect.
+    """
+
+    finds_task = True
+
+    def __init__(self, objective: str = "superfluous", *, images: int | str = 1, temperature: float = 1.0) -> None:
+        check_choice("inference.objective", objective, tuple(OBJECTIVES))
+        if images not in ("batch", "each") and not (type(images) is int and images >= 1):
+            raise ConfigurationError(
+                f"inference.images={images!r} is neither a number of images from 1 on, nor batch, nor each."
+            )
+        if temperature <= 0:
+            raise ConfigurationError(f"inference.temperature={temperature} must be positive.")
+        if temperature != 1 and objective != "entropy":
+            raise ConfigurationError(
+                f"inference.temperature={temperature} has no effect with inference.objective={objective}; use entropy."
+            )
+        self.name = objective
+        self.images = images
+        self.objective: Objective = OBJECTIVES[objective]
+        if temperature != 1:
+            self.objective = partial(self.objective, temperature=temperature)
+
+    def check(self, *, output_size: int, num_classes: int) -> None:
+        """Raise `ConfigurationError` if the objective needs superfluous outputs and the network has none."""
+        if self.name == "superfluous" and output_size <= num_classes:
+            raise ConfigurationError(
+                f"inference.objective=superfluous needs outputs beyond the classes, but network.output_size={output_size} "
+                f"and the tasks have {num_classes} classes; raise network.output_size (10 x the classes works well), "
+                "or use inference.objective=entropy."
+            )
+
+    @torch.no_grad()
+    def __call__(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
+        """The task of each image: ``(batch, *shape)`` to ``(batch,)`` int64."""
+        if self.images == "each":
+            return method.tasks[self.decide_each(method, images, num_classes)]
+        deciding = images if self.images == "batch" else images[: self.images]  # type: ignore[misc]
+        return method.tasks[self.decide(method, deciding, num_classes)].expand(len(images))
+
+    @abstractmethod
+    def decide(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
+        """The position among ``method.tasks`` of the one task of all these images, ``()`` int64."""
+
+    def decide_each(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
+        """The position of each image's own task, ``(batch,)`` int64."""
+        return torch.stack([self.decide(method, image, num_classes) for image in images.split(1)])

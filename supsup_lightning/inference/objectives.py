@@ -1,0 +1,55 @@
+"""How unsure is the network? Each objective is lower where it is more confident.
+
+All take logits ``(..., output_size)`` float32 and the number of classes, and return ``(...,)``. Outputs from
+``num_classes`` on are superfluous: no label ever names them, so training pushes them down.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+Objective = Callable[[Tensor, int], Tensor]
+
+
+def entropy(logits: Tensor, num_classes: int, *, temperature: float = 1.0) -> Tensor:
+    """``H``: entropy in nats of the softmax over all outputs, after division of the logits by ``temperature``.
+
+    >>> entropy(torch.zeros(1, 4), 2)
+    tensor([1.3863])
+    """
+    log_probabilities = torch.log_softmax(logits / temperature, dim=-1)
+    return -(log_probabilities.exp() * log_probabilities).sum(-1)
+
+
+def superfluous(logits: Tensor, num_classes: int) -> Tensor:
+    """``G``: log-sum-exp of all logits, whose gradient flows only through the superfluous outputs.
+
+    A term without gradient, the log-sum-exp of the classes' logits, is subtracted. It changes no gradient, and makes the
+    value minus the logarithm of the probability that the answer is a class at all: a confidence that tasks can be
+    compared by, as `Exhaustive` does.
+
+    >>> logits = torch.tensor([[0.0, 0.0, 1.0]], requires_grad=True)
+    >>> superfluous(logits, 2).sum().backward()
+    >>> logits.grad  # 0 for the classes, the softmax for the others
+    tensor([[0.0000, 0.0000, 0.5761]])
+    """
+    classes = logits[..., :num_classes].detach().logsumexp(-1)
+    return softplus(logits[..., num_classes:].logsumexp(-1) - classes)
+
+
+def max_probability(logits: Tensor, num_classes: int) -> Tensor:
+    """``M``: minus the largest probability.
+
+    >>> max_probability(torch.zeros(1, 4), 2)
+    tensor([-0.2500])
+    """
+    return -torch.softmax(logits, dim=-1).amax(-1)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "entropy": entropy,
+    "superfluous": superfluous,
+    "max_probability": max_probability,
+}

@@ -1,0 +1,69 @@
+"""One-shot inference: one gradient of the superposition says which task gains most confidence (section 3.3).
+
+    p(a) = softmax f(x, W * sum_i a_i M_i),   a = 1/k each
+    task = argmax_i  -dO/da_i,                dO/da_i = <dO/dW_a * W, M_i>
+"""
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from supsup_lightning.inference.inference import ConfidenceInference
+from supsup_lightning.inference.objectives import Objective
+from supsup_lightning.methods import Method
+
+# `each` holds one gradient of all weights an image; so many images at once.
+_IMAGES_AT_ONCE = 16
+
+
+def confidence_gain(
+    method: Method, images: Tensor, num_classes: int, objective: Objective, coefficients: Tensor | None = None
+) -> Tensor:
+    """``-dO/da``, ``(k,)``: by how much raising a task's coefficient makes the network surer of these images.
+
+    One backward pass to the superposed weights and ``k`` inner products, whatever ``k``. Works in inference mode.
+
+    Args:
+        method: with ``k`` finished tasks.
+        images: ``(batch, *shape)``; the objective is averaged over them.
+        num_classes: outputs from there on are superfluous.
+        objective: one of `objectives`.
+        coefficients: ``(k,)``, where the gradient is taken; by default ``1/k`` each.
+    """
+    gradients = grad(_mean_objective(method, num_classes, objective))(method.superposed(coefficients), images)
+    return -method.project(gradients)
+
+
+def confidence_gain_each(method: Method, images: Tensor, num_classes: int, objective: Objective) -> Tensor:
+    """``-dO/da`` at ``1/k`` for each image by itself, ``(batch, k)``."""
+    superposed = method.superposed()
+    gradient_each = vmap(grad(_mean_objective(method, num_classes, objective)), in_dims=(None, 0))
+    chunks = images.unsqueeze(1).split(_IMAGES_AT_ONCE)
+    return torch.cat([-method.project(gradient_each(superposed, chunk)) for chunk in chunks])
+
+
+def _mean_objective(method: Method, num_classes: int, objective: Objective):
+    def value(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+        # Differences between tasks are small next to bfloat16's steps, so autocast stays out.
+        with torch.autocast(images.device.type, enabled=False):
+            logits = functional_call(method.network, parameters, (images,))
+            return objective(logits.float(), num_classes).mean()
+
+    return value
+
+
+class OneShot(ConfidenceInference):
+    """The task with the largest ``-dO/da`` at equal coefficients: one gradient, whatever the number of tasks.
+
+    Example:
+        >>> OneShot("superfluous", images="each").images
+        'each'
+    """
+
+    def decide(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
+        """One gradient for all images."""
+        return confidence_gain(method, images, num_classes, self.objective).argmax()
+
+    def decide_each(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
+        """One gradient an image, in one backward pass for several of them."""
+        return confidence_gain_each(method, images, num_classes, self.objective).argmax(-1)

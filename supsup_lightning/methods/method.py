@@ -1,0 +1,69 @@
+"""The surface that every method offers to the module, the callbacks and the inference."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+class Method(nn.Module, ABC):
+    """A map from a task to effective parameters of one network, which stays as it is.
+
+    A task's life: ``begin_task(t)``, training of ``trainable()`` through ``forward(images, t)``, ``finish_task(t)``.
+    From then on the effective parameters of ``t`` never change.
+
+    Attributes:
+        network: any module; its parameters are only ever replaced for the length of one call.
+    """
+
+    network: nn.Module
+
+    @abstractmethod
+    def begin_task(self, task: int) -> None:
+        """Make ready what is trained for ``task``; depends on nothing but the seed and the task."""
+
+    @abstractmethod
+    def finish_task(self, task: int) -> None:
+        """Turn what was trained into what is kept."""
+
+    @abstractmethod
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters that an optimizer changes; the same objects for every task."""
+
+    @abstractmethod
+    def effective(self, task: int) -> dict[str, Tensor]:
+        """Parameters by name for ``task``, in training or finished. Raises `KeyError` for any other task."""
+
+    @property
+    @abstractmethod
+    def tasks(self) -> Tensor:
+        """``(k,)`` int64: the finished tasks, in the order of the coefficients of `superposed`."""
+
+    @abstractmethod
+    def superposed(self, coefficients: Tensor | None = None) -> dict[str, Tensor]:
+        """Parameters by name for a weighted mixture of the finished tasks, by default ``1/k`` of each."""
+
+    @abstractmethod
+    def project(self, gradients: dict[str, Tensor]) -> Tensor:
+        """Gradients of the superposed parameters, each ``(*batch, *shape)``, to those of the coefficients, ``(*batch, k)``."""
+
+    @abstractmethod
+    def sparsity(self) -> Tensor:
+        """Measured share of weights that each finished task switches off, ``(k,)``."""
+
+    @abstractmethod
+    def task_bytes(self) -> int:
+        """Bytes that one more task adds to what is kept."""
+
+    @abstractmethod
+    def save(self, path: str | Path) -> None:
+        """Write all that prediction needs beside code and configuration."""
+
+    @abstractmethod
+    def load(self, path: str | Path) -> None:
+        """Read what `save` wrote. Raises `MismatchError` if it does not belong to this network and configuration."""
+
+    def forward(self, images: Tensor, task: int) -> Tensor:
+        """Logits ``(batch, output_size)`` under the effective parameters of ``task``."""
+        return functional_call(self.network, self.effective(task), (images,))

@@ -1,0 +1,221 @@
+"""The LightningModule: one frozen network, a method that makes tasks of it, and an inference that finds them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.inference import Inference, OneShot
+from supsup_lightning.methods import Method
+from supsup_lightning.metrics import TaskAccuracy
+from supsup_lightning.scenario import GNU, Scenario
+from supsup_lightning.schedules import cosine
+
+MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
+MakeSchedule = Callable[[Optimizer, int], LRScheduler]
+
+
+def default_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
+    """The best measured on PermutedMNIST with LeNet at 1000 steps (docs/optimizers.md)."""
+    return SGD(parameters, lr=2.0, momentum=0.9, nesterov=True)
+
+
+class ContinualModule(L.LightningModule):
+    """Training, validation, test and prediction steps; task boundaries are `TaskBoundary`'s.
+
+    Args:
+        method: the network with its tasks, `SupSup` for example.
+        inference: how the task of test images is found.
+        scenario: what is revealed when; the inference has to fit it.
+        optimizer: a function of the trainable parameters, called afresh for each task.
+        schedule: a function of the optimizer and the steps of a task; a task starts it afresh.
+
+    Raises:
+        ConfigurationError: an inference that the scenario has no use for, or that needs what the scenario hides.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        *,
+        inference: Inference | None = None,
+        scenario: Scenario = GNU,
+        optimizer: MakeOptimizer = default_optimizer,
+        schedule: MakeSchedule = cosine,
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self.inference = OneShot() if inference is None else inference
+        self.scenario = scenario
+        self.make_optimizer = optimizer
+        self.make_schedule = schedule
+        self.num_classes: int | None = None  # of a task; known once there is data
+        self.current_task: int | None = None  # in training; set by TaskBoundary
+        self.test_accuracy: TaskAccuracy | None = None
+        _check_fit(self.scenario, self.inference)
+
+    # Set-up: everything that can be wrong is found before the first step.
+
+    def setup(self, stage: str) -> None:
+        """Check that network, data and inference fit one another.
+
+        Raises:
+            ConfigurationError: a network that does not take the images or has fewer outputs than there are classes; an
+                objective that needs superfluous outputs without any.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.num_classes = data.num_classes
+        output_size = self._output_size(data.input_shape)
+        if output_size < data.num_classes:
+            raise ConfigurationError(
+                f"network.output_size={output_size} is smaller than the {data.num_classes} classes of a task; "
+                f"raise it to at least {data.num_classes}."
+            )
+        self.inference.check(output_size=output_size, num_classes=data.num_classes)
+
+    def _output_size(self, input_shape: tuple[int, ...]) -> int:
+        network, was_training = self.method.network, self.method.network.training
+        try:
+            with torch.no_grad():
+                output = network.eval()(torch.zeros(2, *input_shape, device=self.device))
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"{type(network).__name__} does not take images of data.input_shape={list(input_shape)}: {error}. "
+                "Give the network the same input_shape as the data."
+            ) from error
+        finally:
+            network.train(was_training)
+        if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 2:
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ConfigurationError(f"{type(network).__name__} must return (batch, output_size); got {shape} for 2 images.")
+        return output.shape[1]
+
+    def configure_optimizers(self) -> Any:
+        """A fresh optimizer and schedule over one task."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        optimizer = self.make_optimizer(self.method.trainable())
+        schedule = self.make_schedule(optimizer, -(-data.total_steps // self.trainer.accumulate_grad_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def task_callbacks(self, data: L.LightningDataModule) -> list[L.Callback]:
+        """The callbacks that a `Trainer` needs for this module, and the evaluation of tasks seen so far."""
+        from supsup_lightning.callbacks import EvaluateSeenTasks, LossGuard, TaskBoundary
+
+        return [TaskBoundary(), LossGuard(), EvaluateSeenTasks()]
+
+    # Steps.
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Cross-entropy over all outputs, superfluous ones included, under the mask of the task in training."""
+        images, labels = batch
+        logits = self.method(images, self._task_in_training())
+        loss = cross_entropy(logits, labels)
+        # Each `self.log` costs about as much as the rest of Lightning's loop, so only where a logger takes the value.
+        if self.trainer.loggers and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            accuracy = (self._classes(logits) == labels).float().mean()
+            self.log_dict({"train/loss": loss.detach(), "train/accuracy": accuracy}, batch_size=len(labels))
+        return {"loss": loss, "logits": logits.detach(), "labels": labels}
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Accuracy of the task in training, which is given, on its validation images."""
+        images, labels = batch
+        right = self._classes(self.method(images, self._task_in_training())) == labels
+        self.log("val/accuracy", right.float().mean(), batch_size=len(labels), sync_dist=True)
+
+    def on_test_start(self) -> None:
+        """Start counting anew."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.test_accuracy = TaskAccuracy(data.num_tasks).to(self.device)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count what is right by the rules of the scenario; the loader's index is the true task."""
+        assert self.test_accuracy is not None
+        self.evaluate(batch, task=dataloader_idx, accuracy=self.test_accuracy)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, Tensor]:
+        """Task and label of each image, as `infer`."""
+        return self.infer(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+    # What the steps are made of; callbacks and notebooks use these as well.
+
+    def evaluate(self, batch: tuple[Tensor, Tensor], *, task: int, accuracy: TaskAccuracy) -> None:
+        """Predict one test batch of ``task`` as the scenario has it, and count."""
+        images, labels = batch
+        if self.scenario.task_known_at_inference:
+            found = torch.ones_like(labels, dtype=torch.bool)
+            right = self._classes(self.method(images, task)) == labels
+        else:
+            tasks, predicted = self.infer(images)
+            found = tasks == task
+            right = predicted == labels
+            if not self.scenario.labels_shared:
+                right &= found
+        accuracy.update(task, right=right, found=found)
+
+    @torch.no_grad()
+    def infer(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Find the task of images, then their classes.
+
+        Args:
+            images: ``(batch, *shape)``, prepared as the data module prepares them.
+
+        Returns:
+            Task and label of each image, both ``(batch,)`` int64.
+
+        Raises:
+            ConfigurationError: an inference that finds no task, or no finished task to find.
+        """
+        if self.num_classes is None or not len(self.method.tasks):
+            raise ConfigurationError("There is no finished task to infer; train first, or load a mask bank.")
+        was_training = self.training
+        self.eval()  # a superposition must not enter a normalisation's running statistics
+        try:
+            tasks = self.inference(self.method, images, self.num_classes)
+            labels = torch.empty_like(tasks)
+            for task in tasks.unique().tolist():
+                rows = tasks == task
+                labels[rows] = self._classes(self.method(images[rows], task))
+        finally:
+            self.train(was_training)
+        return tasks, labels
+
+    def _classes(self, logits: Tensor) -> Tensor:
+        """``(batch, output_size)`` to ``(batch,)``: superfluous outputs are never an answer."""
+        return logits[:, : self.num_classes].argmax(1)
+
+    def _task_in_training(self) -> int:
+        if self.current_task is None:
+            raise ConfigurationError(
+                "No task has begun: give the Trainer the callbacks of `model.task_callbacks(data)` "
+                "(or supsup_lightning.callbacks.TaskBoundary)."
+            )
+        return self.current_task
+
+    # num_classes is needed to infer, and no tensor holds it.
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Into `state_dict`."""
+        return {"num_classes": self.num_classes}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """From `state_dict`."""
+        self.num_classes = state["num_classes"]
+
+
+def _check_fit(scenario: Scenario, inference: Inference) -> None:
+    if scenario.task_known_at_inference and inference.finds_task:
+        raise ConfigurationError(
+            f"In scenario={scenario.name.lower()} the task is known at inference, so inference="
+            f"{type(inference).__name__} has nothing to find; use inference=given, or scenario=gns or gnu."
+        )
+    if not scenario.task_known_at_inference and not inference.finds_task:
+        raise ConfigurationError(
+            f"In scenario={scenario.name.lower()} the task is hidden at inference, so inference=given cannot be; "
+            "use inference=one_shot, binary or exhaustive, or scenario=gg."
+        )

@@ -1,0 +1,33 @@
+"""Fully connected networks."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+
+from torch import nn
+
+
+class FullyConnected(nn.Sequential):
+    """Linear layers without biases, ReLU between them; images are flattened.
+
+    Args:
+        output_size: outputs; those beyond the classes are superfluous.
+        input_shape: of one image, ``(channels, height, width)``; 28 x 28 grey by default.
+        hidden_sizes: the paper's FC network has two layers of 1024.
+
+    >>> FullyConnected(output_size=10, input_shape=(1, 8, 8), hidden_sizes=(32,))
+    FullyConnected(
+      (0): Flatten(start_dim=1, end_dim=-1)
+      (1): Linear(in_features=64, out_features=32, bias=False)
+      (2): ReLU()
+      (3): Linear(in_features=32, out_features=10, bias=False)
+    )
+    """
+
+    def __init__(
+        self, *, output_size: int, input_shape: Sequence[int] = (1, 28, 28), hidden_sizes: Sequence[int] = (1024, 1024)
+    ) -> None:
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inputs, outputs in pairwise([prod(input_shape), *hidden_sizes, output_size]):
+            layers += [nn.Linear(inputs, outputs, bias=False), nn.ReLU()]
+        super().__init__(*layers[:-1])

@@ -1,0 +1,17 @@
+"""LeNet 300-100."""
+
+from collections.abc import Sequence
+
+from supsup_lightning.networks.fully_connected import FullyConnected
+
+
+class LeNet(FullyConnected):
+    """LeNet 300-100: two hidden layers, no biases (`FullyConnected`).
+
+    Args:
+        output_size: outputs; those beyond the classes are superfluous.
+        input_shape: of one image, ``(channels, height, width)``.
+    """
+
+    def __init__(self, *, output_size: int, input_shape: Sequence[int] = (1, 28, 28)) -> None:
+        super().__init__(output_size=output_size, input_shape=input_shape, hidden_sizes=(300, 100))

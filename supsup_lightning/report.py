@@ -1,0 +1,135 @@
+"""What a run found, as numbers: results.json, accuracy_matrix.csv and the table at the end."""
+
+import csv
+import json
+import platform
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from supsup_lightning.files import replacing
+from supsup_lightning.methods import Method
+from supsup_lightning.metrics import TaskAccuracy, backward_transfer, forgetting
+from supsup_lightning.scenario import Scenario
+
+# A table of more tasks shows the first and the last of them.
+_MOST_TABLE_ROWS = 40
+
+_VERSIONS_OF = ("supsup-lightning", "torch", "lightning", "torchvision", "torchmetrics", "hydra-core")
+
+
+def results(
+    *,
+    run: Mapping[str, Any],
+    scenario: Scenario,
+    method: Method,
+    accuracy: TaskAccuracy,
+    matrix: Tensor,
+    seconds_per_task: Sequence[float],
+    inference_ms_per_batch: float,
+    model_bytes: int,
+) -> dict[str, Any]:
+    """The contents of results.json.
+
+    Args:
+        run: the names of scenario, data, network and method, and the seed.
+        scenario: decides whether there is a task inference to report.
+        method: with its finished tasks.
+        accuracy: of the final test.
+        matrix: the accuracy matrix, ``(tasks, tasks)``.
+        seconds_per_task: of training alone.
+        inference_ms_per_batch: finding the task and predicting, mean over the test batches.
+        model_bytes: of the mask bank's file, all that is needed beside code and configuration.
+    """
+    measured = accuracy.compute()
+    per_task = [round(value, 6) for value in measured["accuracy"].tolist()]
+    found = None if scenario.task_known_at_inference else round(measured["found"].mean().item(), 6)
+    return {
+        **run,
+        "num_tasks": len(per_task),
+        "num_masks": len(method.tasks),
+        "average_accuracy": round(sum(per_task) / len(per_task), 6),
+        "accuracy_per_task": per_task,
+        "task_inference_accuracy": found,
+        "forgetting": forgetting(matrix),
+        "backward_transfer": backward_transfer(matrix),
+        "sparsity": round(method.sparsity().mean().item(), 6),
+        "mask_bytes_per_task": method.task_bytes(),
+        "model_bytes": model_bytes,
+        "train_seconds": round(sum(seconds_per_task), 3),
+        "seconds_per_task": [round(seconds, 4) for seconds in seconds_per_task],
+        "inference_ms_per_batch": round(inference_ms_per_batch, 4),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS_OF}},
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Most memory held so far: of the accelerator where there is one, of the process otherwise."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def write_json(path: str | Path, values: Mapping[str, Any]) -> None:
+    """Write ``values``, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read what `write_json` wrote."""
+    return json.loads(Path(path).read_text())
+
+
+def write_matrix(path: str | Path, matrix: Tensor) -> None:
+    """Write the accuracy matrix as CSV: first column the number of tasks learned; cells not evaluated are empty."""
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["tasks_learned", *(f"task_{task}" for task in range(matrix.shape[1]))])
+        for learned, row in enumerate(matrix.tolist(), start=1):
+            writer.writerow([learned, *("" if value != value else f"{value:.6f}" for value in row)])
+
+
+def table(result: Mapping[str, Any], *, accuracy: TaskAccuracy, sparsity: Tensor) -> Table:
+    """The result by task, for a terminal, with the averages under it.
+
+    Args:
+        result: as `results` makes it.
+        accuracy: of the final test.
+        sparsity: ``(tasks,)``.
+    """
+    title = " · ".join(f"{key} {result[key]}" for key in ("scenario", "data", "network", "method", "seed") if key in result)
+    shown = Table("task", "accuracy", "task found", "sparsity", "bytes", title=title, show_footer=False)
+    for column in shown.columns:
+        column.justify = "right"
+    hidden = result["task_inference_accuracy"] is not None
+    found = accuracy.compute()["found"].tolist()
+    num_tasks = result["num_tasks"]
+    rows = [
+        (str(task), f"{value:.4f}", f"{found[task]:.4f}" if hidden else "given", f"{off:.4f}", f"{result['mask_bytes_per_task']:,}")
+        for task, (value, off) in enumerate(zip(result["accuracy_per_task"], sparsity.tolist(), strict=True))
+    ]
+    if num_tasks > _MOST_TABLE_ROWS:
+        half = _MOST_TABLE_ROWS // 2
+        rows = [*rows[:half], ("…",) * 5, *rows[-half:]]
+    for row in rows:
+        shown.add_row(*row)
+    shown.add_section()
+    shown.add_row(
+        "all",
+        f"{result['average_accuracy']:.4f}",
+        f"{result['task_inference_accuracy']:.4f}" if hidden else "given",
+        f"{result['sparsity']:.4f}",
+        f"{result['model_bytes']:,}",
+        style="bold",
+    )
+    return shown

@@ -1,0 +1,26 @@
+"""What is revealed when: the scenarios of the paper's table 1. Code asks a scenario, and never compares its name."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What training and inference are told.
+
+    Attributes:
+        name: as in the paper.
+        task_known_in_training: each training batch comes with its task.
+        task_known_at_inference: each test batch comes with its task.
+        labels_shared: tasks share their labels, so that a prediction is right if its class is; otherwise both the task
+            and the class must be right.
+    """
+
+    name: str
+    task_known_in_training: bool
+    task_known_at_inference: bool
+    labels_shared: bool
+
+
+GG = Scenario("GG", task_known_in_training=True, task_known_at_inference=True, labels_shared=True)
+GNS = Scenario("GNs", task_known_in_training=True, task_known_at_inference=False, labels_shared=True)
+GNU = Scenario("GNu", task_known_in_training=True, task_known_at_inference=False, labels_shared=False)

@@ -1,0 +1,56 @@
+"""Train tasks one after another on one frozen network, test all of them, and write results; composed by Hydra.
+
+    python train.py data=permuted_mnist data.num_tasks=20 scenario=gnu
+"""
+
+import logging
+from pathlib import Path
+
+import hydra
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from supsup_lightning import command_line
+from supsup_lightning.report import read_json
+
+logger = logging.getLogger(__name__)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def train(config: DictConfig) -> float:
+    """Run one job; returns the average accuracy, which sweepers may maximise."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    results, checkpoint = folder / "results.json", folder / "checkpoints" / "last.ckpt"
+    if config.resume and results.exists():
+        logger.info("%s exists: nothing left to do.", results)
+        return read_json(results)["average_accuracy"]
+    command_line.check_launcher(config)
+    if not config.resume:
+        command_line.set_aside(results, checkpoint)
+
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    data = instantiate(config.data)
+    module = instantiate(config.module)
+    trainer = instantiate(
+        config.trainer,
+        max_epochs=data.num_epochs,
+        callbacks=[instantiate(callback) for callback in config.callbacks.values()],
+        logger=instantiate(config.logger) or False,
+    )
+    for listener in trainer.loggers:
+        listener.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint if config.resume and checkpoint.exists() else None)
+    trainer.test(module, datamodule=data, verbose=False)
+    return module.test_accuracy.compute()["accuracy"].mean().item()
+
+
+def main() -> None:
+    """The command `supsup-train`."""
+    command_line.run(train)
+
+
+if __name__ == "__main__":
+    main()
