@@ -1,6 +1,6 @@
 """Train tasks one after another on one frozen network, test all of them, and write results; composed by Hydra.
 
-    python train.py data=permuted_mnist data.num_tasks=20 scenario=gnu
+python train.py data=permuted_mnist data.num_tasks=20 scenario=gnu
 """
 
 import logging

@@ -15,8 +15,8 @@ class EvaluateSeenTasks(L.Callback):
     """Fills the accuracy matrix: a row at each listed number of tasks, and the last row from the final test.
 
     Args:
-        eval_at: numbers of learned tasks after which all of them are tested; ``all`` for after every task, which makes the
-            cost quadratic in the number of tasks.
+        eval_at: numbers of learned tasks after which all of them are tested; ``all`` for after every task,
+            which makes the cost quadratic in the number of tasks.
 
     Attributes:
         matrix: ``(tasks, tasks)`` float64: row ``n - 1`` after learning ``n`` tasks, column a task; NaN where not
@@ -34,20 +34,20 @@ class EvaluateSeenTasks(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """An empty matrix, unless there is one from a checkpoint or from training."""
-        num_tasks = trainer.datamodule.num_tasks  # type: ignore[attr-defined]
+        num_tasks = trainer.datamodule.num_tasks
         if len(self.matrix) != num_tasks:
             self.matrix = torch.full((num_tasks, num_tasks), torch.nan, dtype=torch.float64)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:  # type: ignore[override]
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Test all finished tasks, if their number is listed."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule
         learned = data.task_of_epoch(trainer.current_epoch) + 1
         listed = self.eval_at == "all" or learned in self.eval_at
         if data.ends_task(trainer.current_epoch) and listed and learned < data.num_tasks:
             accuracy = evaluate_tasks(pl_module, data, range(learned)).compute()["accuracy"]
             self.matrix[learned - 1] = accuracy.cpu()
 
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:  # type: ignore[override]
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """The final test is the last row."""
         assert pl_module.test_accuracy is not None
         self.matrix[-1] = pl_module.test_accuracy.compute()["accuracy"].cpu()

@@ -21,7 +21,7 @@ class DrawFigures(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw, in the first process."""
-        evaluation = next((c for c in trainer.callbacks if isinstance(c, EvaluateSeenTasks)), None)  # type: ignore[attr-defined]
+        evaluation = next((c for c in trainer.callbacks if isinstance(c, EvaluateSeenTasks)), None)
         if not trainer.is_global_zero or evaluation is None:
             return
         path = figures.accuracy_matrix(evaluation.matrix, self.folder / "accuracy_matrix.png")

@@ -36,12 +36,12 @@ class LossGuard(L.Callback):
         self.losses.clear()
         bad = (~losses.isfinite()).nonzero()
         if len(bad):
-            data = trainer.datamodule  # type: ignore[attr-defined]
+            data = trainer.datamodule
             position = int(bad[0])
             step = (trainer.current_epoch % data.epochs_per_task) * data.steps_per_epoch
             step += batch_idx + 1 - len(losses) + position
             task = data.task_of_epoch(trainer.current_epoch)
             raise TrainingDiverged(
-                f"The loss became {losses[position].item()} in task {task} at its step {step}. The {task} tasks before it "
-                "are kept. Lower the learning rate (optimizer.lr), and go on with resume=true or start afresh."
+                f"The loss became {losses[position].item()} in task {task} at its step {step}. The {task} tasks "
+                "before it are kept. Lower the learning rate (optimizer.lr) and start afresh."
             )

@@ -39,7 +39,7 @@ class TaskProgress(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the bar, from where a resumed run goes on."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule
         self._first_epoch = trainer.current_epoch
         self._began = monotonic()
         self._open(data.num_epochs * data.steps_per_epoch, completed=self._first_epoch * data.steps_per_epoch)
@@ -50,7 +50,7 @@ class TaskProgress(ProgressBar):
         """Refresh a few times a second; between refreshes this costs nothing."""
         if self._progress is None or monotonic() - self._refreshed < _SECONDS_BETWEEN_REFRESHES:
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule
         done = trainer.current_epoch * data.steps_per_epoch + batch_idx + 1
         status = f"batch accuracy {_batch_accuracy(outputs):.3f}  {self._tasks_per_minute(data, done):.1f} tasks/min"
         task = data.task_of_epoch(trainer.current_epoch)
@@ -58,7 +58,7 @@ class TaskProgress(ProgressBar):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """One line for a finished task."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule
         if not self._enabled or not data.ends_task(trainer.current_epoch):
             return
         task = data.task_of_epoch(trainer.current_epoch)
@@ -109,7 +109,12 @@ class TaskProgress(ProgressBar):
 
     def _open(self, total: int, *, completed: int = 0) -> None:
         if self._enabled and self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[status]}"),
+                TimeRemainingColumn(),
+            )
             self._progress = Progress(*columns, console=self.console, transient=True)
             self._bar = self._progress.add_task("", total=total, completed=completed, status="")
             self._progress.start()

@@ -42,14 +42,14 @@ class WriteResults(L.Callback):
         """Stop the clock after an epoch's last batch, so that validation and evaluation do not count."""
         if trainer.is_last_batch:
             _wait_for_accelerator()
-            task = trainer.datamodule.task_of_epoch(trainer.current_epoch)  # type: ignore[attr-defined]
+            task = trainer.datamodule.task_of_epoch(trainer.current_epoch)
             self.seconds[task] = self.seconds.get(task, 0.0) + perf_counter() - self._started
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Write the bank."""
         self._save_bank(trainer, pl_module)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: ContinualModule, exception: BaseException) -> None:  # type: ignore[override]
+    def on_exception(self, trainer: L.Trainer, pl_module: ContinualModule, exception: BaseException) -> None:
         """Keep the finished masks of a training that broke off."""
         if len(pl_module.method.tasks):
             self._save_bank(trainer, pl_module)
@@ -67,19 +67,19 @@ class WriteResults(L.Callback):
         _wait_for_accelerator()
         self.test_seconds.append(perf_counter() - self._started)
 
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:  # type: ignore[override]
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Bring the counts of all processes together: every process has to take part."""
         assert pl_module.test_accuracy is not None
         pl_module.test_accuracy.compute()
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:  # type: ignore[override]
+    def on_test_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Write results.json and accuracy_matrix.csv, tell the loggers, and print the table."""
         if not trainer.is_global_zero:
             return
         assert pl_module.test_accuracy is not None
         self._save_bank(trainer, pl_module)
         num_tasks = len(pl_module.test_accuracy.images)
-        evaluation = next((c for c in trainer.callbacks if isinstance(c, EvaluateSeenTasks)), None)  # type: ignore[attr-defined]
+        evaluation = next((c for c in trainer.callbacks if isinstance(c, EvaluateSeenTasks)), None)
         matrix = evaluation.matrix if evaluation else torch.full((num_tasks, num_tasks), torch.nan)
         result = report.results(
             run=self.run,

@@ -18,18 +18,20 @@ class TaskBoundary(L.Callback):
         """Raise `ConfigurationError` where the trainer would not serve each task its own data."""
         if stage != "fit":
             return
-        epochs = trainer.datamodule.num_epochs  # type: ignore[attr-defined]
+        epochs = trainer.datamodule.num_epochs
         if trainer.reload_dataloaders_every_n_epochs != 1:
             raise ConfigurationError(
                 f"Trainer(reload_dataloaders_every_n_epochs={trainer.reload_dataloaders_every_n_epochs}) would train "
                 "every task on the first task's data; set it to 1."
             )
         if trainer.max_epochs != epochs:
-            raise ConfigurationError(f"Trainer(max_epochs={trainer.max_epochs}) must be data.num_epochs, here {epochs}.")
+            raise ConfigurationError(
+                f"Trainer(max_epochs={trainer.max_epochs}) must be data.num_epochs, here {epochs}."
+            )
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:  # type: ignore[override]
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Begin a task in its first epoch; in every epoch, seed what layers draw (dropout, say) from task and epoch."""
-        data, epoch = trainer.datamodule, trainer.current_epoch  # type: ignore[attr-defined]
+        data, epoch = trainer.datamodule, trainer.current_epoch
         task = data.task_of_epoch(epoch)
         pl_module.current_task = task
         if data.begins_task(epoch):
@@ -37,8 +39,8 @@ class TaskBoundary(L.Callback):
             trainer.strategy.setup_optimizers(trainer)
         torch.manual_seed(derive_seed(data.seed, "layers", epoch, trainer.global_rank))
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:  # type: ignore[override]
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Finish a task in its last epoch."""
-        if trainer.datamodule.ends_task(trainer.current_epoch):  # type: ignore[attr-defined]
-            pl_module.method.finish_task(trainer.datamodule.task_of_epoch(trainer.current_epoch))  # type: ignore[attr-defined]
+        if trainer.datamodule.ends_task(trainer.current_epoch):
+            pl_module.method.finish_task(trainer.datamodule.task_of_epoch(trainer.current_epoch))
             pl_module.current_task = None

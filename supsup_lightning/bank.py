@@ -86,7 +86,7 @@ class MaskBank(nn.Module):
         """``sum_i a_i M_i``, ``(weights,)`` float32.
 
         Args:
-            coefficients: ``(masks,)``, in the order of `tasks`; by default ``1 / masks`` each, which reads only `counts`.
+            coefficients: ``(masks,)``, in the order of `tasks`; by default ``1 / masks`` each, read off `counts`.
         """
         if not len(self):
             raise KeyError("The bank is empty: there is no mask to superpose yet.")

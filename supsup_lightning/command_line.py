@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,9 @@ OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
 def run(train: Callable[[], Any]) -> None:
-    """Run a Hydra main function; errors that the user can mend are printed in one piece, others with their traceback."""
+    """Run a Hydra main function; errors that the user can mend are printed as one message, others as a traceback."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra prints errors itself and exits
+    _quieten_lightning()
     try:
         train()
     except KeyboardInterrupt:
@@ -64,8 +66,8 @@ def check_launcher(config: DictConfig) -> None:
     """Raise `ConfigurationError` for a sweep in one process whose jobs would each start processes of their own."""
     if HydraConfig.get().mode == RunMode.MULTIRUN and str(config.trainer.get("strategy", "")).startswith("ddp"):
         raise ConfigurationError(
-            f"trainer.strategy={config.trainer.strategy} starts processes by running the command line again, which a sweep "
-            "(-m) cannot take. Start one command for each job instead, or sweep with one device a job."
+            f"trainer.strategy={config.trainer.strategy} starts processes by running the command line again, "
+            "which a sweep (-m) cannot take. Start one command for each job instead, or sweep with one device a job."
         )
 
 
@@ -76,6 +78,18 @@ def set_aside(*files: Path) -> None:
     for file in files:
         if file.exists():
             file.replace(file.with_name(f"{file.stem}.previous{file.suffix}"))
+
+
+def _quieten_lightning() -> None:
+    """What every run would say and nobody can act on; warnings that matter stay."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (
+        r".*isinstance\(treespec, LeafSpec\)",
+        r"Checkpoint directory .* exists and is not empty",  # a directory is named by its overrides, and used again
+        r"Experiment logs directory .* exists and is not empty",
+        r".*does not have many workers",  # data in memory needs none
+    ):
+        warnings.filterwarnings("ignore", message)
 
 
 def _explain(error: BaseException) -> str | None:
@@ -118,7 +132,7 @@ def _names() -> list[str]:
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in config:
+    for key in map(str, config):
         yield f"{prefix}{key}"
         child = config._get_node(key)
         if isinstance(child, DictConfig):

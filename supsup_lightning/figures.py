@@ -24,17 +24,18 @@ def accuracy_matrix(matrix: Tensor, path: str | Path) -> Path:
     rows = matrix.isfinite().any(1).nonzero().flatten()
     values = matrix[rows].numpy()
     num_rows, num_tasks = values.shape
+    low = float(np.nanmin(values)) if np.isfinite(values).any() else 0.0
     figure = Figure(figsize=(min(12.0, 2.5 + 0.5 * max(num_tasks, 6)), min(9.0, 1.8 + 0.42 * max(num_rows, 3))))
     figure.set_layout_engine("constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     colours = mpl.colormaps["viridis"].with_extremes(bad="white")
-    low = float(np.nanmin(values)) if np.isfinite(values).any() else 0.0
     image = axes.imshow(values, cmap=colours, vmin=min(low, 0.9), vmax=1.0, aspect="auto", interpolation="nearest")
+    shade = min(low, 0.9) + 0.6 * (1.0 - min(low, 0.9))  # from there on, colours are too light for white letters
     if num_tasks <= _MOST_WRITTEN_CELLS:
         for (row, task), value in np.ndenumerate(values):
             if np.isfinite(value):
-                colour = "black" if image.norm(value) > 0.6 else "white"
+                colour = "black" if value > shade else "white"
                 axes.text(task, row, f"{100 * value:.1f}", ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(*_ticks(np.arange(num_tasks)))
     axes.set_yticks(*_ticks(rows.numpy() + 1))

@@ -64,7 +64,9 @@ class Layout:
         """``(..., weights)`` to one view ``(..., *shape)`` a parameter."""
         batch = flat.shape[:-1]
         parts = flat.split(self.sizes, dim=-1)
-        return {name: part.view(*batch, *shape) for name, shape, part in zip(self.names, self.shapes, parts, strict=True)}
+        return {
+            name: part.view(*batch, *shape) for name, shape, part in zip(self.names, self.shapes, parts, strict=True)
+        }
 
     def flatten(self, tensors: Mapping[str, Tensor] | Sequence[Tensor], *, batch_dims: int = 0) -> Tensor:
         """One tensor ``(*batch, *shape)`` a parameter, by name or in order, to ``(*batch, weights)``."""

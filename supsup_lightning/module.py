@@ -7,7 +7,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import SGD, Optimizer
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from supsup_lightning.errors import ConfigurationError
@@ -22,8 +22,8 @@ MakeSchedule = Callable[[Optimizer, int], LRScheduler]
 
 
 def default_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
-    """The best measured on PermutedMNIST with LeNet at 1000 steps (docs/optimizers.md)."""
-    return SGD(parameters, lr=2.0, momentum=0.9, nesterov=True)
+    """The most accurate of those measured whose masks are still told apart by one gradient (docs/optimizers.md)."""
+    return Adam(parameters, lr=1e-3, betas=(0.9, 0.99))
 
 
 class ContinualModule(L.LightningModule):
@@ -58,6 +58,10 @@ class ContinualModule(L.LightningModule):
         self.num_classes: int | None = None  # of a task; known once there is data
         self.current_task: int | None = None  # in training; set by TaskBoundary
         self.test_accuracy: TaskAccuracy | None = None
+        # A bank grows between steps, and every process grows the same: DDP must not broadcast the buffers it began with.
+        self._ddp_params_and_buffers_to_ignore = [
+            f"method.{name}" for name, _ in method.named_buffers() if not name.startswith("network.")
+        ]
         _check_fit(self.scenario, self.inference)
 
     # Set-up: everything that can be wrong is found before the first step.
@@ -69,7 +73,7 @@ class ContinualModule(L.LightningModule):
             ConfigurationError: a network that does not take the images or has fewer outputs than there are classes; an
                 objective that needs superfluous outputs without any.
         """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.trainer.datamodule
         self.num_classes = data.num_classes
         output_size = self._output_size(data.input_shape)
         if output_size < data.num_classes:
@@ -93,12 +97,14 @@ class ContinualModule(L.LightningModule):
             network.train(was_training)
         if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 2:
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ConfigurationError(f"{type(network).__name__} must return (batch, output_size); got {shape} for 2 images.")
+            raise ConfigurationError(
+                f"{type(network).__name__} must return (batch, output_size); got {shape} for 2 images."
+            )
         return output.shape[1]
 
     def configure_optimizers(self) -> Any:
         """A fresh optimizer and schedule over one task."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.trainer.datamodule
         optimizer = self.make_optimizer(self.method.trainable())
         schedule = self.make_schedule(optimizer, -(-data.total_steps // self.trainer.accumulate_grad_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -124,13 +130,15 @@ class ContinualModule(L.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Accuracy of the task in training, which is given, on its validation images."""
+        if self.trainer.sanity_checking:  # before training, when no task has begun
+            return
         images, labels = batch
         right = self._classes(self.method(images, self._task_in_training())) == labels
         self.log("val/accuracy", right.float().mean(), batch_size=len(labels), sync_dist=True)
 
     def on_test_start(self) -> None:
         """Start counting anew."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.trainer.datamodule
         self.test_accuracy = TaskAccuracy(data.num_tasks).to(self.device)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -107,7 +107,9 @@ def table(result: Mapping[str, Any], *, accuracy: TaskAccuracy, sparsity: Tensor
         accuracy: of the final test.
         sparsity: ``(tasks,)``.
     """
-    title = " · ".join(f"{key} {result[key]}" for key in ("scenario", "data", "network", "method", "seed") if key in result)
+    title = " · ".join(
+        f"{key} {result[key]}" for key in ("scenario", "data", "network", "method", "seed") if key in result
+    )
     shown = Table("task", "accuracy", "task found", "sparsity", "bytes", title=title, show_footer=False)
     for column in shown.columns:
         column.justify = "right"
@@ -115,7 +117,13 @@ def table(result: Mapping[str, Any], *, accuracy: TaskAccuracy, sparsity: Tensor
     found = accuracy.compute()["found"].tolist()
     num_tasks = result["num_tasks"]
     rows = [
-        (str(task), f"{value:.4f}", f"{found[task]:.4f}" if hidden else "given", f"{off:.4f}", f"{result['mask_bytes_per_task']:,}")
+        (
+            str(task),
+            f"{value:.4f}",
+            f"{found[task]:.4f}" if hidden else "given",
+            f"{off:.4f}",
+            f"{result['mask_bytes_per_task']:,}",
+        )
         for task, (value, off) in enumerate(zip(result["accuracy_per_task"], sparsity.tolist(), strict=True))
     ]
     if num_tasks > _MOST_TABLE_ROWS:

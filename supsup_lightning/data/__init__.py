@@ -9,9 +9,7 @@ from supsup_lightning.data.sources import MNIST, Digits
 from supsup_lightning.data.streams import Permuted
 
 
-def PermutedDigits(  # noqa: N802 (read as a class, like the others)
-    *, num_tasks: int = 10, input_shape: Sequence[int] = (1, 8, 8), **options
-) -> ContinualDataModule:
+def PermutedDigits(*, num_tasks: int = 10, input_shape: Sequence[int] = (1, 8, 8), **options) -> ContinualDataModule:
     """scikit-learn's 8 x 8 digits under one fixed permutation of the pixels a task. Nothing to download.
 
     With neither ``steps_per_task`` nor ``epochs_per_task``, 400 steps: the images are few and small.
@@ -21,7 +19,7 @@ def PermutedDigits(  # noqa: N802 (read as a class, like the others)
     return ContinualDataModule(Digits(), Permuted(), num_tasks=num_tasks, input_shape=input_shape, **options)
 
 
-def PermutedMNIST(  # noqa: N802
+def PermutedMNIST(
     *, root: str | Path = "data", num_tasks: int = 10, input_shape: Sequence[int] = (1, 28, 28), **options
 ) -> ContinualDataModule:
     """MNIST under one fixed permutation of the pixels a task."""

@@ -66,6 +66,7 @@ class ContinualDataModule(L.LightningDataModule):
         self.validation_share = validation_share
         self.seed = seed
         self._split: dict[str, Images] = {}
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer test batches than processes are fine
 
     # Arithmetic of tasks and epochs.
 
@@ -136,7 +137,7 @@ class ContinualDataModule(L.LightningDataModule):
     def val_dataloader(self) -> BatchLoader:
         """The current task's validation images."""
         epoch = self.trainer.current_epoch if self.trainer else 0
-        return self._in_order("validation", self.task_of_epoch(epoch), _VALIDATION_BATCH)
+        return self.val_loader(self.task_of_epoch(epoch))
 
     def test_dataloader(self) -> list[BatchLoader]:
         """One loader a task."""
@@ -155,15 +156,18 @@ class ContinualDataModule(L.LightningDataModule):
         # Each process takes its share of every batch, so that the number of processes does not change the gradient.
         return BatchLoader(images, list(order[:, rank::world_size].contiguous()))
 
+    def val_loader(self, task: int) -> BatchLoader:
+        """The validation images of any task."""
+        rank, world_size = self._processes()
+        images = self._task("validation", task)
+        return BatchLoader(images, list(torch.arange(len(images))[rank::world_size].split(_VALIDATION_BATCH)))
+
     def test_loader(self, task: int) -> BatchLoader:
         """The test batches of any task."""
-        return self._in_order("test", task, self.batch_size)
-
-    def _in_order(self, half: str, task: int, batch_size: int) -> BatchLoader:
         rank, world_size = self._processes()
-        images = self._task(half, task)
+        images = self._task("test", task)
         # Whole batches go to a process each: how many images decide about a task must not depend on their number.
-        return BatchLoader(images, list(torch.arange(len(images)).split(batch_size))[rank::world_size])
+        return BatchLoader(images, list(torch.arange(len(images)).split(self.batch_size))[rank::world_size])
 
     def _task(self, half: str, task: int) -> Images:
         if not 0 <= task < self.num_tasks:

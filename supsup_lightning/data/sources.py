@@ -89,7 +89,9 @@ class MNIST:
         return [self._folder() / f"{half}-{kind}" for half in ("train", "t10k") for kind in kinds]
 
 
-def _halves(train_pixels: Tensor, train_labels: Tensor, test_pixels: Tensor, test_labels: Tensor) -> tuple[Images, Images]:
+def _halves(
+    train_pixels: Tensor, train_labels: Tensor, test_pixels: Tensor, test_labels: Tensor
+) -> tuple[Images, Images]:
     train = Images.normalised(train_pixels, train_labels)
     return train, Images(test_pixels, test_labels, train.mean, train.std)
 

@@ -13,7 +13,9 @@ from supsup_lightning.seeding import generator
 class Stream(Protocol):
     """Makes a task's images from the data set's; train and test images of a task go through the same stream."""
 
-    def __call__(self, images: Images, *, task: int, seed: int) -> Images: ...
+    def __call__(self, images: Images, *, task: int, seed: int) -> Images:
+        """The images of ``task``, or the same images under another transform."""
+        ...
 
 
 class Permuted:

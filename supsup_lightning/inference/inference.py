@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from supsup_lightning.errors import ConfigurationError, check_choice
-from supsup_lightning.inference.objectives import OBJECTIVES, Objective
+from supsup_lightning.inference.objectives import OBJECTIVES, Objective, entropy
 from supsup_lightning.methods import Method
 
 
@@ -24,7 +24,7 @@ class Inference(ABC):
     def __call__(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """The task of each image: ``(batch, *shape)`` to ``(batch,)`` int64."""
 
-    def check(self, *, output_size: int, num_classes: int) -> None:
+    def check(self, *, output_size: int, num_classes: int) -> None:  # noqa: B027 (most have nothing to check)
         """Raise `ConfigurationError` if this inference cannot work with such a network."""
 
 
@@ -70,15 +70,15 @@ class ConfidenceInference(Inference):
         self.images = images
         self.objective: Objective = OBJECTIVES[objective]
         if temperature != 1:
-            self.objective = partial(self.objective, temperature=temperature)
+            self.objective = partial(entropy, temperature=temperature)
 
     def check(self, *, output_size: int, num_classes: int) -> None:
         """Raise `ConfigurationError` if the objective needs superfluous outputs and the network has none."""
         if self.name == "superfluous" and output_size <= num_classes:
             raise ConfigurationError(
-                f"inference.objective=superfluous needs outputs beyond the classes, but network.output_size={output_size} "
-                f"and the tasks have {num_classes} classes; raise network.output_size (10 x the classes works well), "
-                "or use inference.objective=entropy."
+                f"inference.objective=superfluous needs outputs beyond the classes, but "
+                f"network.output_size={output_size} and the tasks have {num_classes} classes; raise "
+                "network.output_size (10 x the classes works well), or use inference.objective=entropy."
             )
 
     @torch.no_grad()
@@ -86,7 +86,7 @@ class ConfidenceInference(Inference):
         """The task of each image: ``(batch, *shape)`` to ``(batch,)`` int64."""
         if self.images == "each":
             return method.tasks[self.decide_each(method, images, num_classes)]
-        deciding = images if self.images == "batch" else images[: self.images]  # type: ignore[misc]
+        deciding = images if self.images == "batch" else images[: self.images]
         return method.tasks[self.decide(method, deciding, num_classes)].expand(len(images))
 
     @abstractmethod

@@ -26,9 +26,9 @@ def entropy(logits: Tensor, num_classes: int, *, temperature: float = 1.0) -> Te
 def superfluous(logits: Tensor, num_classes: int) -> Tensor:
     """``G``: log-sum-exp of all logits, whose gradient flows only through the superfluous outputs.
 
-    A term without gradient, the log-sum-exp of the classes' logits, is subtracted. It changes no gradient, and makes the
-    value minus the logarithm of the probability that the answer is a class at all: a confidence that tasks can be
-    compared by, as `Exhaustive` does.
+    A term without gradient, the log-sum-exp of the classes' logits, is subtracted. It changes no gradient, and
+    makes the value minus the logarithm of the probability that the answer is a class at all: a confidence that
+    tasks can be compared by, as `Exhaustive` does.
 
     >>> logits = torch.tensor([[0.0, 0.0, 1.0]], requires_grad=True)
     >>> superfluous(logits, 2).sum().backward()

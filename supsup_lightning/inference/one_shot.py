@@ -1,7 +1,7 @@
 """One-shot inference: one gradient of the superposition says which task gains most confidence (section 3.3).
 
-    p(a) = softmax f(x, W * sum_i a_i M_i),   a = 1/k each
-    task = argmax_i  -dO/da_i,                dO/da_i = <dO/dW_a * W, M_i>
+p(a) = softmax f(x, W * sum_i a_i M_i),   a = 1/k each
+task = argmax_i  -dO/da_i,                dO/da_i = <dO/dW_a * W, M_i>
 """
 
 import torch

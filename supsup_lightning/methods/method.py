@@ -46,7 +46,14 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def project(self, gradients: dict[str, Tensor]) -> Tensor:
-        """Gradients of the superposed parameters, each ``(*batch, *shape)``, to those of the coefficients, ``(*batch, k)``."""
+        """From gradients of the superposed parameters to those of the coefficients.
+
+        Args:
+            gradients: by name, ``(*batch, *shape)``.
+
+        Returns:
+            ``(*batch, k)``.
+        """
 
     @abstractmethod
     def sparsity(self) -> Tensor:

@@ -26,7 +26,7 @@ class SupSup(Method):
     """One frozen network, one mask a task.
 
     Args:
-        network: any module. Its masked weights are overwritten with random ones (``weights``); nothing of it is trained.
+        network: any module. Its masked weights are overwritten with random ones (``weights``); none is trained.
         rule: ``threshold`` (on where the score is not negative) or ``topk`` (a fixed share of each layer is on).
         sparsity: with ``topk``, the share of weights switched off, in [0, 1).
         allocation: with ``topk``, how layers share it: ``uniform`` or ``erdos_renyi``.

@@ -1,0 +1,86 @@
+"""What several test files share: a small stream, a method with finished tasks, and the command line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+
+from supsup_lightning import ContinualModule, LeNet, PermutedDigits, SupSup
+
+ROOT = Path(__file__).parent.parent
+DIGITS = (1, 8, 8)
+
+# Few words a run: tests read results, not progress.
+QUIET = ["logger=none", "~callbacks.progress", "~callbacks.figures"]
+TINY = ["data.num_tasks=2", "data.steps_per_task=20", *QUIET]
+
+
+@pytest.fixture
+def digits():
+    """Three permutations of the digits, 40 steps each."""
+    data = PermutedDigits(num_tasks=3, steps_per_task=40)
+    data.setup()
+    return data
+
+
+def random_method(num_tasks: int, *, output_size: int = 20, **options) -> SupSup:
+    """A method over a small network with ``num_tasks`` random masks."""
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 33, bias=False), nn.ReLU(), nn.Linear(33, output_size, bias=False)
+    )
+    method = SupSup(network, **options)
+    for task in range(num_tasks):
+        method.begin_task(task)
+        method.finish_task(task)
+    return method
+
+
+def random_images(count: int, *, seed: int = 0) -> Tensor:
+    """``(count, 1, 8, 8)``."""
+    return torch.randn(count, *DIGITS, generator=torch.Generator().manual_seed(seed))
+
+
+def fit(method, data, *, folder, **options) -> tuple[ContinualModule, L.Trainer]:
+    """Train as a notebook user does."""
+    module = ContinualModule(method, **options)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=data.num_epochs,
+        reload_dataloaders_every_n_epochs=1,
+        callbacks=module.task_callbacks(data),
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, data)
+    return module, trainer
+
+
+def digits_lenet(**options) -> SupSup:
+    """LeNet for the digits."""
+    return SupSup(LeNet(output_size=100, input_shape=DIGITS), **options)
+
+
+def run_cli(*overrides: str, cwd: Path, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+    """Run train.py in a process of its own, as a user does."""
+    command = [sys.executable, str(ROOT / "train.py"), *overrides]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env={**os.environ, **env})
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture
+def mnist_root():
+    """The folder with MNIST's files, where the machine has them."""
+    root = os.environ.get("SUPSUP_DATA", "")
+    if not (Path(root) / "MNIST" / "raw" / "train-images-idx3-ubyte").exists():
+        pytest.skip("MNIST is not here: set SUPSUP_DATA to a folder that holds MNIST/raw")
+    return root

@@ -1,0 +1,218 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+import venv
+
+import pytest
+import torch
+
+from supsup_lightning.command_line import run_name
+from supsup_lightning.methods import SupSup
+from tests.conftest import QUIET, ROOT, TINY, digits_lenet, run_cli
+
+CONTRACT = {
+    "scenario", "data", "network", "method", "seed", "num_tasks", "num_masks", "average_accuracy", "accuracy_per_task",
+    "task_inference_accuracy", "forgetting", "backward_transfer", "sparsity", "mask_bytes_per_task", "model_bytes",
+    "train_seconds", "seconds_per_task", "inference_ms_per_batch", "peak_memory_bytes", "versions",
+}  # fmt: skip
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_a_run_writes_what_the_contract_names(tmp_path):
+    done = run_cli("data.num_tasks=3", "data.steps_per_task=60", "logger=csv", "eval_at=[2]", cwd=tmp_path)
+    (folder,) = (tmp_path / "outputs").iterdir()
+    result = results(folder)
+    assert set(result) == CONTRACT
+    assert (result["scenario"], result["data"], result["network"], result["method"]) == (
+        "gnu",
+        "permuted_digits",
+        "lenet",
+        "supsup",
+    )
+    assert result["num_tasks"] == result["num_masks"] == len(result["accuracy_per_task"]) == 3
+    assert result["average_accuracy"] == pytest.approx(sum(result["accuracy_per_task"]) / 3, abs=1e-6)
+    assert result["average_accuracy"] > 0.5
+    assert result["mask_bytes_per_task"] == (64 * 300 + 300 * 100 + 100 * 100) // 8
+    assert result["model_bytes"] == (folder / "mask_bank.safetensors").stat().st_size
+    rows = (folder / "accuracy_matrix.csv").read_text().splitlines()
+    filled = [[cell != "" for cell in row.split(",")[1:]] for row in rows[1:]]
+    assert filled == [[False] * 3, [True, True, False], [True] * 3]
+    assert (folder / "checkpoints" / "last.ckpt").exists()
+    assert (folder / "figures" / "accuracy_matrix.png").read_bytes()[1:4] == b"PNG"
+    assert (folder / ".hydra" / "config.yaml").exists()
+    assert "train/loss" in (folder / "csv" / "metrics.csv").read_text()
+    assert "task 3/3" in done.stdout
+    assert "task found" in done.stdout
+
+    method = digits_lenet()
+    method.load(folder / "mask_bank.safetensors")
+    assert method.tasks.tolist() == [0, 1, 2]
+
+
+def test_a_sweep_gives_each_job_its_own_results(tmp_path):
+    sweep = ["-m", "network.output_size=25,50", "mask.rule=topk", "mask.sparsity=0.5,0.9", *TINY]
+    run_cli(*sweep, cwd=tmp_path)
+    found = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("outputs/*/results.json")}
+    assert len(found) == 4
+    for name, result in found.items():
+        sparsity = 0.5 if "mask.sparsity=0.5" in name else 0.9
+        assert result["sparsity"] == pytest.approx(sparsity, abs=1e-3)
+    assert {result["mask_bytes_per_task"] for result in found.values()} == {
+        (49200 + 2500) // 8 + 1,
+        (49200 + 5000) // 8,
+    }
+    # Every job is done, so the same sweep has nothing left to do.
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/*/results.json")}
+    assert "nothing left to do" in run_cli(*sweep, "resume=true", cwd=tmp_path).stdout
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/*/results.json")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [["data.steps_per_task=150"], ["data.epochs_per_task=8"]], ids=["steps", "epochs"])
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, length):
+    options = ["data.num_tasks=6", *length, "eval_at=[1,3]", *QUIET, "hydra.run.dir=run"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    run_cli(*options, cwd=whole)
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", *options], cwd=killed)
+    checkpoint = killed / "run" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (checkpoint.exists() and _epochs_done(checkpoint) >= 2):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "run" / "results.json").exists()
+    run_cli(*options, "resume=true", cwd=killed)
+    banks = []
+    for folder in (whole, killed):
+        method: SupSup = digits_lenet()
+        method.load(folder / "run" / "mask_bank.safetensors")
+        banks.append(method.bank)
+    assert torch.equal(banks[0].packed, banks[1].packed)
+    assert len(banks[0]) == 6
+    matrices = [(folder / "run" / "accuracy_matrix.csv").read_text() for folder in (whole, killed)]
+    assert matrices[0] == matrices[1]
+    assert len(results(killed / "run")["seconds_per_task"]) == 6
+
+
+def _epochs_done(checkpoint) -> int:
+    return torch.load(checkpoint, weights_only=True)["epoch"] + 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.num_task=3"], "Did you mean data.num_tasks"),
+        (["netwrok=lenet"], "Did you mean network"),
+        (["data=permuted_digit"], "Did you mean data/permuted_digits"),
+        (["scenario=gg", "inference=one_shot"], "use inference=given"),
+        (["inference=given"], "use inference=one_shot"),
+        (["mask.rule=topk", "mask.sparsity=1.0"], "mask.sparsity=1.0"),
+        (["mask.rule=topk", "mask.sparsity=0.9999"], "leaves no weight"),
+        (["network.output_size=5"], "network.output_size=5 is smaller than the 10 classes"),
+        (["network.output_size=10"], "raise network.output_size"),
+        (["data=permuted_mnist", "data.root=/proc/nowhere"], "data.root=/proc/nowhere and could not be downloaded"),
+        (["optimizer.lr=1e30", "data.steps_per_task=60"], "The loss became"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_mistakes_end_in_one_clear_message(overrides, message, tmp_path, monkeypatch, capsys):
+    import train
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", "data.num_tasks=2", *QUIET, *overrides])
+    with pytest.raises(SystemExit) as stop:
+        train.main()
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1
+    assert message in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.glob("**/results.json"))
+
+
+def test_wandb_offline(tmp_path):
+    run_cli("logger=wandb", "logger.offline=true", *[o for o in TINY if not o.startswith("logger")], cwd=tmp_path)
+    (folder,) = (tmp_path / "outputs").iterdir()
+    assert results(folder)["num_tasks"] == 2
+    assert list(folder.glob("wandb/offline-run-*/run-*.wandb"))
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one(tmp_path):
+    for trainer in ("cpu", "ddp_cpu"):
+        run_cli(
+            f"trainer={trainer}",
+            f"hydra.run.dir={trainer}",
+            "data.num_tasks=2",
+            "data.steps_per_task=100",
+            *QUIET,
+            cwd=tmp_path,
+        )
+    one, two = (results(tmp_path / trainer) for trainer in ("cpu", "ddp_cpu"))
+    assert two["num_masks"] == 2
+    assert two["average_accuracy"] == pytest.approx(one["average_accuracy"], abs=0.02)
+    assert two["task_inference_accuracy"] is not None
+
+
+def test_a_sweep_with_processes_of_its_own_is_refused(tmp_path):
+    done = run_cli("-m", "trainer=ddp_cpu", "seed=0,1", *TINY, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "which a sweep (-m) cannot take" in done.stderr
+
+
+def test_run_names_are_stable_short_and_safe():
+    long = ",".join(f"data.option_{i}={i}" for i in range(40))
+    assert len(run_name(long)) <= 200
+    assert run_name(long) == run_name(long) != run_name(long + "0")
+    assert "/" not in run_name("data.root=/a/b")
+    assert run_name("a=[1,2]") != run_name("a={1,2}")
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_in_an_empty_folder(tmp_path):
+    """Built for real and installed into an environment of its own, which borrows this one's dependencies."""
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=False)
+    site = next(environment.glob("lib/python*/site-packages"))
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--ignore-installed",
+            "--prefix",
+            environment,
+            wheel,
+        ],
+        check=True,
+    )
+    dependencies = next(path for path in map(str, sys.path) if path.endswith("site-packages"))
+    # A .pth file after our own packages in the search order; no editable finder of the checkout among them.
+    (site / "zz_dependencies.pth").write_text(dependencies + "\n")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "callbacks").mkdir()  # a user's own folders must not get in the way
+    (empty / "callbacks" / "__init__.py").write_text("raise ImportError('the wrong callbacks')")
+    command = [environment / "bin" / "python", environment / "bin" / "supsup-train", *TINY]
+    done = subprocess.run(command, cwd=empty, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (empty / "outputs").iterdir()
+    assert results(folder)["num_masks"] == 2
+    where = "import supsup_lightning, supsup_lightning.callbacks as c; print(supsup_lightning.__file__, c.__file__)"
+    shown = subprocess.run(
+        [environment / "bin" / "python", "-c", where], cwd=empty, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.count(str(site)) == 2

@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import OmegaConf, open_dict
+
+import supsup_lightning.command_line  # noqa: F401 (registers the resolver that the configuration uses)
+from tests.conftest import ROOT
+
+FILES = sorted(
+    path.relative_to(ROOT / "conf").with_suffix("").as_posix()
+    for path in (ROOT / "conf").rglob("*.yaml")
+    if path.name != "train.yaml"
+)
+
+
+def composed(*overrides: str, folder: Path):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", overrides=list(overrides), return_hydra_config=True)
+    with open_dict(config.hydra):
+        config.hydra.runtime.output_dir = str(folder)
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config.hydra
+    return config
+
+
+def test_there_are_files_for_the_contract():
+    assert {"scenario/gg", "data/permuted_mnist", "network/fc1024", "trainer/ddp_cpu", "logger/wandb"} <= set(FILES)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_composes_and_instantiates(file, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    group, name = file.split("/", 1)
+    overrides = [f"{group}={name}"]
+    if file == "inference/given":
+        overrides.append("scenario=gg")
+    if name in ("gpu", "ddp") and group == "trainer" and not torch.cuda.is_available():
+        overrides.append("trainer.accelerator=cpu")  # everything but the device
+    if name == "ddp" and not torch.cuda.is_available():
+        overrides.append("trainer.devices=1")
+    config = composed(*overrides, folder=tmp_path)
+    OmegaConf.resolve(config)
+    data, module = instantiate(config.data), instantiate(config.module)
+    callbacks = [instantiate(callback) for callback in config.callbacks.values()]
+    logger = instantiate(config.logger) or False
+    trainer = instantiate(config.trainer, max_epochs=data.num_epochs, callbacks=callbacks, logger=logger)
+    assert module.method.layout.num_weights > 0
+    assert isinstance(module.make_optimizer(module.method.trainable()), torch.optim.Optimizer)
+    assert trainer.reload_dataloaders_every_n_epochs == 1
+    assert trainer.max_epochs == data.num_epochs
+
+
+def test_choices_that_belong_together_come_together(tmp_path):
+    assert composed("scenario=gg", folder=tmp_path).inference._target_ == "supsup_lightning.Given"
+    assert (
+        composed("scenario=gg", "inference=one_shot", folder=tmp_path).inference._target_ == "supsup_lightning.OneShot"
+    )
+    assert composed("optimizer=rmsprop", folder=tmp_path).schedule._target_ == "supsup_lightning.schedules.constant"

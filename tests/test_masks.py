@@ -1,0 +1,101 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.masks import (
+    Threshold,
+    TopK,
+    erdos_renyi_allocation,
+    kaiming_uniform_scores,
+    make_rule,
+    masked_weights,
+    signed_constant_weights,
+    uniform_allocation,
+)
+from supsup_lightning.seeding import generator
+
+RULES = [Threshold(), TopK(sizes=(6, 4), kept=(2, 3))]
+
+
+@given(values=st.lists(st.sampled_from([-2.0, -1.0, 0.0, 1.0, 2.0, 3.0]), min_size=1, max_size=30), data=st.data())
+def test_topk_keeps_exactly_the_largest_also_among_ties(values, data):
+    kept = data.draw(st.integers(1, len(values)))
+    scores = torch.tensor(values)
+    mask = TopK(sizes=(len(values),), kept=(kept,))(scores)
+    by_order = sorted(range(len(values)), key=lambda i: (-abs(values[i]), i))[:kept]
+    assert mask.nonzero().flatten().tolist() == sorted(by_order)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_gradient_goes_straight_through(rule):
+    scores = torch.randn(10, generator=generator(0, "test")).requires_grad_()
+    frozen, direction = torch.randn(10), torch.randn(10)
+    effective = masked_weights(scores, frozen, rule)
+    assert torch.equal(effective, frozen * rule(scores))
+    (effective * direction).sum().backward()
+    assert torch.equal(scores.grad, frozen * direction)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_vmap_over_tasks_equals_a_loop(rule):
+    scores, frozen = torch.randn(3, 10), torch.randn(10)
+
+    def loss(s):
+        return (masked_weights(s, frozen, rule) ** 2).sum() / 2
+
+    gradients = torch.func.vmap(torch.func.grad(loss))(scores)
+    expected = torch.stack([torch.func.grad(loss)(s) for s in scores])
+    assert torch.equal(gradients, expected)
+    assert torch.equal(
+        torch.func.vmap(lambda s: masked_weights(s, frozen, rule), in_dims=1)(scores.T),
+        torch.stack([masked_weights(s, frozen, rule) for s in scores]),
+    )
+
+
+def test_initialisers():
+    shapes = [(20, 50), (10, 20, 3, 3)]
+    scores = kaiming_uniform_scores(shapes, generator(0, "a"))
+    assert scores[:1000].abs().max() <= 1 / 50**0.5
+    assert scores[:1000].abs().max() > 0.95 / 50**0.5
+    assert scores[1000:].abs().max() <= 1 / 180**0.5
+    weights = signed_constant_weights(shapes, generator(0, "a"))
+    torch.testing.assert_close(weights[:1000].abs(), torch.full((1000,), (2 / 50) ** 0.5))
+    torch.testing.assert_close(weights[1000:].abs(), torch.full((1800,), (2 / 180) ** 0.5))
+    assert abs(weights[:1000].sign().mean()) < 0.1
+
+
+@given(sparsity=st.floats(0.5, 0.99))
+def test_erdos_renyi_meets_the_sparsity_and_spares_small_layers(sparsity):
+    shapes = [(300, 784), (100, 300), (100, 100), (64, 32, 3, 3)]
+    kept = erdos_renyi_allocation(shapes, sparsity)
+    sizes = [235200, 30000, 10000, 18432]
+    assert abs(sum(kept) - (1 - sparsity) * sum(sizes)) <= len(shapes)
+    density = [k / s for k, s in zip(kept, sizes, strict=True)]
+    assert density[0] <= density[1] <= density[2] <= 0.5
+    free = [d for d in density if d < 0.4999]  # the others are at the cap
+    if len(free) >= 2 and density[1] < 0.4999:
+        assert density[1] / density[0] == pytest.approx((400 / 30000) / (1084 / 235200), rel=0.02)
+
+
+def test_uniform_allocation_counts_to_the_weight():
+    assert uniform_allocation([(300, 784), (100, 300)], 0.9) == (23520, 3000)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("topk", -0.1, "uniform"), r"mask.sparsity=-0.1 .* \[0, 1\)"),
+        (("topk", 1.0, "uniform"), r"mask.sparsity=1.0 .* \[0, 1\)"),
+        (("threshold", 1.5, "uniform"), r"mask.sparsity=1.5 .* \[0, 1\)"),
+        (("threshold", 0.5, "uniform"), "has no effect with mask.rule=threshold"),
+        (("topk", None, "uniform"), "needs mask.sparsity"),
+        (("topk", 0.999, "uniform"), r"leaves no weight of the layer of shape \(10, 10\)"),
+        (("topk", 0.3, "erdos_renyi"), "at least 0.5"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    rule, sparsity, allocation = options
+    with pytest.raises(ConfigurationError, match=message):
+        make_rule(rule, [(100, 100), (10, 10)], sparsity, allocation)
