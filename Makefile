@@ -6,7 +6,7 @@ READY := .venv/.ready
 .PHONY: demo test lint bench clean
 
 demo: $(READY)
-	$(BIN)/python train.py hydra.run.dir=outputs/demo
+	$(BIN)/python train.py inference.images=each hydra.run.dir=outputs/demo
 
 test: $(READY)
 	$(BIN)/python -m pytest

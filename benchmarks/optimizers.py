@@ -2,9 +2,9 @@
 
     SUPSUP_DATA=<folder with MNIST/raw> python benchmarks/optimizers.py [--tasks 10] [--steps 1000] [--only adam]
 
-Trains PermutedMNIST tasks with LeNet, output_size 100, once for each optimizer below, each with a cosine schedule unless it
-says constant. Prints, on validation images alone: accuracy with the task given; and the share of images that find their
-task among all, each image by itself, by the one-shot gradient of G (superfluous) and H (entropy).
+Trains PermutedMNIST tasks with LeNet, output_size 100, once for each optimizer below, each with a cosine schedule
+unless it says constant. Prints, on validation images alone: accuracy with the task given; and the share of images
+that find their task among all, each image by itself, by the one-shot gradient of G (superfluous) and H (entropy).
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
     python benchmarks/train_step.py [--steps 200] [--json results.json]
 
-Prints, for LeNet 300-100 and FC 1024-1024 on images of 28 x 28, batch 128, the same optimizer: milliseconds of a dense
-step, of a masked step, of the same masked step through `Trainer.fit`, and their ratios. All are timed in turns in one run
-and the median is taken, so that a noisy machine disturbs all of them alike. The images are random: only time is measured.
+Prints, for LeNet 300-100 and FC 1024-1024 on images of 28 x 28, batch 128, the same optimizer: milliseconds of a
+dense step, of a masked step, of the same masked step through `Trainer.fit`, and their ratios. All are timed in turns
+in one run and the median is taken, so that a noisy machine disturbs all of them alike. The images are random: only
+time is measured.
 """
 
 import argparse

@@ -58,7 +58,7 @@ class ContinualModule(L.LightningModule):
         self.num_classes: int | None = None  # of a task; known once there is data
         self.current_task: int | None = None  # in training; set by TaskBoundary
         self.test_accuracy: TaskAccuracy | None = None
-        # A bank grows between steps, and every process grows the same: DDP must not broadcast the buffers it began with.
+        # A bank grows between steps, in every process alike: DDP must not broadcast the buffers that it began with.
         self._ddp_params_and_buffers_to_ignore = [
             f"method.{name}" for name, _ in method.named_buffers() if not name.startswith("network.")
         ]
