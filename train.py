@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def train(config: DictConfig) -> float:
     """Run one job; returns the average accuracy, which sweepers may maximise."""
+    command_line.check_options(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
     results, checkpoint = folder / "results.json", folder / "checkpoints" / "last.ckpt"
     if config.resume and results.exists():
         logger.info("%s exists: nothing left to do.", results)
         return read_json(results)["average_accuracy"]
-    command_line.check_launcher(config)
     if not config.resume:
         command_line.set_aside(results, checkpoint)
 
@@ -44,7 +44,7 @@ def train(config: DictConfig) -> float:
 
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint if config.resume and checkpoint.exists() else None)
     trainer.test(module, datamodule=data, verbose=False)
-    return module.test_accuracy.compute()["accuracy"].mean().item()
+    return module.test_accuracy.compute()[0].mean().item()
 
 
 def main() -> None:

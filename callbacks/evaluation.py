@@ -24,11 +24,11 @@ class EvaluateSeenTasks(L.Callback):
     """
 
     def __init__(self, *, eval_at: Sequence[int] | str = "all") -> None:
-        if isinstance(eval_at, str):
-            if eval_at != "all":
-                raise ConfigurationError(f"eval_at={eval_at!r} is neither a list of numbers of tasks nor all.")
-        elif not all(type(count) is int and count >= 1 for count in eval_at):
-            raise ConfigurationError(f"eval_at={list(eval_at)} must list numbers of learned tasks, from 1 on.")
+        counts = [] if eval_at == "all" else eval_at
+        if not isinstance(counts, Sequence) or not all(type(count) is int and count >= 1 for count in counts):
+            raise ConfigurationError(
+                f"eval_at={eval_at!r} must be a list of numbers of learned tasks, from 1 on, such as [10,100], or all."
+            )
         self.eval_at = eval_at
         self.matrix = torch.empty(0, 0, dtype=torch.float64)
 
@@ -44,13 +44,14 @@ class EvaluateSeenTasks(L.Callback):
         learned = data.task_of_epoch(trainer.current_epoch) + 1
         listed = self.eval_at == "all" or learned in self.eval_at
         if data.ends_task(trainer.current_epoch) and listed and learned < data.num_tasks:
-            accuracy = evaluate_tasks(pl_module, data, range(learned)).compute()["accuracy"]
+            accuracy, _ = evaluate_tasks(pl_module, data, range(learned)).compute()
             self.matrix[learned - 1] = accuracy.cpu()
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """The final test is the last row."""
         assert pl_module.test_accuracy is not None
-        self.matrix[-1] = pl_module.test_accuracy.compute()["accuracy"].cpu()
+        accuracy, _ = pl_module.test_accuracy.compute()
+        self.matrix[-1] = accuracy.cpu()
 
     def state_dict(self) -> dict[str, Any]:
         """The matrix goes into checkpoints."""

@@ -62,8 +62,12 @@ def run(train: Callable[[], Any]) -> None:
         sys.exit(1)
 
 
-def check_launcher(config: DictConfig) -> None:
-    """Raise `ConfigurationError` for a sweep in one process whose jobs would each start processes of their own."""
+def check_options(config: DictConfig) -> None:
+    """Raise `ConfigurationError` for what no part of the run would notice by itself."""
+    if type(config.seed) is not int or config.seed < 0:
+        raise ConfigurationError(f"seed={config.seed!r} must be a whole number from 0 on.")
+    if type(config.resume) is not bool:
+        raise ConfigurationError(f"resume={config.resume!r} must be true or false.")
     if HydraConfig.get().mode == RunMode.MULTIRUN and str(config.trainer.get("strategy", "")).startswith("ddp"):
         raise ConfigurationError(
             f"trainer.strategy={config.trainer.strategy} starts processes by running the command line again, "
@@ -101,6 +105,8 @@ def _explain(error: BaseException) -> str | None:
         return f"{error}{_suggestion(str(error))}"
     if isinstance(error, HydraException):
         return str(error)
+    if type(error).__module__.startswith("wandb."):
+        return f"{error} (logger=wandb; without an account or a network, add logger.offline=true.)"
     return None
 
 
@@ -116,7 +122,7 @@ def _suggestion(message: str) -> str:
     unknown = next((match[1] for pattern in patterns if (match := re.search(pattern, message))), None)
     if unknown is None:
         return ""
-    near = difflib.get_close_matches(unknown, _names(), n=3, cutoff=0.6)
+    near = difflib.get_close_matches(unknown, set(_names()), n=2, cutoff=0.6)
     return f"\nDid you mean {' or '.join(near)}?" if near else ""
 
 

@@ -10,7 +10,8 @@ class TaskAccuracy(Metric):
 
     >>> metric = TaskAccuracy(num_tasks=2)
     >>> metric.update(1, right=torch.tensor([True, False]), found=torch.tensor([True, True]))
-    >>> metric.compute()["accuracy"].tolist(), metric.compute()["found"].tolist()
+    >>> accuracy, found = metric.compute()
+    >>> accuracy.tolist(), found.tolist()
     ([nan, 0.5], [nan, 1.0])
     """
 
@@ -30,9 +31,9 @@ class TaskAccuracy(Metric):
         self.found[task] += found.sum()
         self.images[task] += len(right)
 
-    def compute(self) -> dict[str, Tensor]:
-        """``accuracy`` and ``found``, each ``(tasks,)`` in [0, 1]; NaN for a task that no image was counted of."""
-        return {"accuracy": self.right.double() / self.images, "found": self.found.double() / self.images}
+    def compute(self) -> Tensor:
+        """``(2, tasks)`` in [0, 1]: shares of images predicted right, and whose task is found; NaN without images."""
+        return torch.stack([self.right, self.found]).double() / self.images
 
 
 def forgetting(matrix: Tensor) -> float | None:

@@ -219,8 +219,8 @@ class ContinualModule(L.LightningModule):
 def _check_fit(scenario: Scenario, inference: Inference) -> None:
     if scenario.task_known_at_inference and inference.finds_task:
         raise ConfigurationError(
-            f"In scenario={scenario.name.lower()} the task is known at inference, so inference="
-            f"{type(inference).__name__} has nothing to find; use inference=given, or scenario=gns or gnu."
+            f"In scenario={scenario.name.lower()} the task is known at inference, so there is nothing for "
+            f"{type(inference).__name__} to find; use inference=given, or scenario=gns or gnu."
         )
     if not scenario.task_known_at_inference and not inference.finds_task:
         raise ConfigurationError(

@@ -48,16 +48,15 @@ def results(
         inference_ms_per_batch: finding the task and predicting, mean over the test batches.
         model_bytes: of the mask bank's file, all that is needed beside code and configuration.
     """
-    measured = accuracy.compute()
-    per_task = [round(value, 6) for value in measured["accuracy"].tolist()]
-    found = None if scenario.task_known_at_inference else round(measured["found"].mean().item(), 6)
+    right, found = accuracy.compute()
+    per_task = [round(value, 6) for value in right.tolist()]
     return {
         **run,
         "num_tasks": len(per_task),
         "num_masks": len(method.tasks),
         "average_accuracy": round(sum(per_task) / len(per_task), 6),
         "accuracy_per_task": per_task,
-        "task_inference_accuracy": found,
+        "task_inference_accuracy": None if scenario.task_known_at_inference else round(found.mean().item(), 6),
         "forgetting": forgetting(matrix),
         "backward_transfer": backward_transfer(matrix),
         "sparsity": round(method.sparsity().mean().item(), 6),
@@ -114,7 +113,7 @@ def table(result: Mapping[str, Any], *, accuracy: TaskAccuracy, sparsity: Tensor
     for column in shown.columns:
         column.justify = "right"
     hidden = result["task_inference_accuracy"] is not None
-    found = accuracy.compute()["found"].tolist()
+    found = accuracy.compute()[1].tolist()
     num_tasks = result["num_tasks"]
     rows = [
         (

@@ -113,6 +113,8 @@ def _epochs_done(checkpoint) -> int:
         (["data=permuted_digit"], "Did you mean data/permuted_digits"),
         (["scenario=gg", "inference=one_shot"], "use inference=given"),
         (["inference=given"], "use inference=one_shot"),
+        (["seed=first"], "seed='first' must be a whole number"),
+        (["resume=no"], "resume='no' must be true or false"),
         (["mask.rule=topk", "mask.sparsity=1.0"], "mask.sparsity=1.0"),
         (["mask.rule=topk", "mask.sparsity=0.9999"], "leaves no weight"),
         (["network.output_size=5"], "network.output_size=5 is smaller than the 10 classes"),

@@ -28,13 +28,14 @@ def test_task_accuracy_sums_over_batches():
     metric = TaskAccuracy(2)
     metric.update(0, right=torch.tensor([True, False, False]), found=torch.tensor([True, True, False]))
     metric.update(0, right=torch.tensor([True]), found=torch.tensor([True]))
-    result = metric.compute()
-    assert result["accuracy"][0] == 0.5
-    assert result["found"][0] == 0.75
-    assert result["accuracy"][1].isnan()
+    accuracy, found = metric.compute()
+    assert accuracy[0] == 0.5
+    assert found[0] == 0.75
+    assert accuracy[1].isnan()
+    assert TaskAccuracy(1).compute().shape == (2, 1)
 
 
-@pytest.mark.parametrize("eval_at", ["every", [0], [1.5]])
+@pytest.mark.parametrize("eval_at", ["every", [0], [1.5], 3])
 def test_bad_eval_at_is_refused(eval_at):
     with pytest.raises(ConfigurationError, match="eval_at="):
         EvaluateSeenTasks(eval_at=eval_at)
