@@ -23,12 +23,11 @@ def train(config: DictConfig) -> float:
     """Run one job; returns the average accuracy, which sweepers may maximise."""
     command_line.check_options(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    results, checkpoint = folder / "results.json", folder / "checkpoints" / "last.ckpt"
+    results = folder / "results.json"
     if config.resume and results.exists():
         logger.info("%s exists: nothing left to do.", results)
         return read_json(results)["average_accuracy"]
-    if not config.resume:
-        command_line.set_aside(results, checkpoint)
+    checkpoint = command_line.checkpoint_to_resume(config, folder / "checkpoints" / "last.ckpt")
 
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data)
@@ -38,11 +37,14 @@ def train(config: DictConfig) -> float:
         max_epochs=data.num_epochs,
         callbacks=[instantiate(callback) for callback in config.callbacks.values()],
         logger=instantiate(config.logger) or False,
+        enable_progress_bar="progress" in config.callbacks,
+        enable_checkpointing="checkpoint" in config.callbacks,
     )
     for listener in trainer.loggers:
         listener.log_hyperparams(OmegaConf.to_container(config, resolve=True))
 
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint if config.resume and checkpoint.exists() else None)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    command_line.check_finished(trainer, data)
     trainer.test(module, datamodule=data, verbose=False)
     return module.test_accuracy.compute()[0].mean().item()
 

@@ -44,7 +44,8 @@ class EvaluateSeenTasks(L.Callback):
         learned = data.task_of_epoch(trainer.current_epoch) + 1
         listed = self.eval_at == "all" or learned in self.eval_at
         if data.ends_task(trainer.current_epoch) and listed and learned < data.num_tasks:
-            accuracy, _ = evaluate_tasks(pl_module, data, range(learned)).compute()
+            with trainer.precision_plugin.test_step_context():  # as in the final test
+                accuracy, _ = evaluate_tasks(pl_module, data, range(learned)).compute()
             self.matrix[learned - 1] = accuracy.cpu()
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
@@ -60,6 +61,11 @@ class EvaluateSeenTasks(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The matrix comes back from a checkpoint."""
         self.matrix = state_dict["matrix"]
+
+
+def accuracy_matrix(trainer: L.Trainer) -> torch.Tensor | None:
+    """The matrix of the trainer's `EvaluateSeenTasks`, if it has one."""
+    return next((c.matrix for c in trainer.callbacks if isinstance(c, EvaluateSeenTasks)), None)
 
 
 @torch.no_grad()

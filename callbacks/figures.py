@@ -6,7 +6,7 @@ import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
 from supsup_lightning import figures
-from supsup_lightning.callbacks.evaluation import EvaluateSeenTasks
+from supsup_lightning.callbacks.evaluation import accuracy_matrix
 
 
 class DrawFigures(L.Callback):
@@ -21,10 +21,10 @@ class DrawFigures(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw, in the first process."""
-        evaluation = next((c for c in trainer.callbacks if isinstance(c, EvaluateSeenTasks)), None)
-        if not trainer.is_global_zero or evaluation is None:
+        matrix = accuracy_matrix(trainer)
+        if not trainer.is_global_zero or matrix is None:
             return
-        path = figures.accuracy_matrix(evaluation.matrix, self.folder / "accuracy_matrix.png")
+        path = figures.accuracy_matrix(matrix, self.folder / "accuracy_matrix.png")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("accuracy_matrix", [str(path)])

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from supsup_lightning.errors import TrainingDiverged
+from supsup_lightning.module import ContinualModule
 
 
 class LossGuard(L.Callback):
-    """Raises `TrainingDiverged`, naming task and step, once a loss is NaN or infinite and before its mask is committed.
+    """Raises `TrainingDiverged`, naming task and step, before the mask of a diverged training is committed.
+
+    That is: once a loss is NaN or infinite, or what is trained is, as a mask of NaN scores has a perfectly finite loss.
 
     Args:
-        every_n_steps: losses are looked at so many at once, as each look makes an accelerator wait.
+        every_n_steps: they are looked at every so many steps, as each look makes an accelerator wait.
     """
 
     def __init__(self, *, every_n_steps: int = 50) -> None:
@@ -26,7 +29,7 @@ class LossGuard(L.Callback):
         self.losses.clear()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: ContinualModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the loss; look at the kept ones now and then, and after the epoch's last."""
         self.losses.append(outputs["loss"] if isinstance(outputs, Mapping) else outputs)
@@ -36,12 +39,18 @@ class LossGuard(L.Callback):
         self.losses.clear()
         bad = (~losses.isfinite()).nonzero()
         if len(bad):
-            data = trainer.datamodule
             position = int(bad[0])
-            step = (trainer.current_epoch % data.epochs_per_task) * data.steps_per_epoch
-            step += batch_idx + 1 - len(losses) + position
-            task = data.task_of_epoch(trainer.current_epoch)
-            raise TrainingDiverged(
-                f"The loss became {losses[position].item()} in task {task} at its step {step}. The {task} tasks "
-                "before it are kept. Lower the learning rate (optimizer.lr) and start afresh."
-            )
+            step = batch_idx + 1 - len(losses) + position
+            raise _diverged(trainer, f"The loss became {losses[position].item()}", step)
+        if not all(parameter.isfinite().all() for parameter in pl_module.method.trainable()):
+            raise _diverged(trainer, "The scores became NaN or infinite", batch_idx)
+
+
+def _diverged(trainer: L.Trainer, what: str, step_in_epoch: int) -> TrainingDiverged:
+    data, epoch = trainer.datamodule, trainer.current_epoch
+    task = data.task_of_epoch(epoch)
+    step = (epoch % data.epochs_per_task) * data.steps_per_epoch + step_in_epoch
+    return TrainingDiverged(
+        f"{what} in task {task} at its step {step}. The {task} tasks before it are kept. Lower the learning rate "
+        "(optimizer.lr) and start afresh."
+    )

@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from supsup_lightning.module import ContinualModule
+
 _SECONDS_BETWEEN_REFRESHES = 0.2
 
 
@@ -45,14 +47,15 @@ class TaskProgress(ProgressBar):
         self._open(data.num_epochs * data.steps_per_epoch, completed=self._first_epoch * data.steps_per_epoch)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: ContinualModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Refresh a few times a second; between refreshes this costs nothing."""
         if self._progress is None or monotonic() - self._refreshed < _SECONDS_BETWEEN_REFRESHES:
             return
         data = trainer.datamodule
         done = trainer.current_epoch * data.steps_per_epoch + batch_idx + 1
-        status = f"batch accuracy {_batch_accuracy(outputs):.3f}  {self._tasks_per_minute(data, done):.1f} tasks/min"
+        accuracy = _batch_accuracy(pl_module, outputs)
+        status = f"batch accuracy {accuracy:.3f}  {self._tasks_per_minute(data, done):.1f} tasks/min"
         task = data.task_of_epoch(trainer.current_epoch)
         self._update(done, f"training task {task + 1}/{data.num_tasks}", status)
 
@@ -134,10 +137,10 @@ class TaskProgress(ProgressBar):
         return 60 * steps / data.total_steps / max(1e-9, monotonic() - self._began)
 
 
-def _batch_accuracy(outputs: Any) -> float:
+def _batch_accuracy(module: ContinualModule, outputs: Any) -> float:
     if not isinstance(outputs, Mapping):
         return float("nan")
-    return (outputs["logits"].argmax(1) == outputs["labels"]).float().mean().item()
+    return (module.classes(outputs["logits"]) == outputs["labels"]).float().mean().item()
 
 
 def _clock(seconds: float) -> str:

@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 
 from supsup_lightning import report
-from supsup_lightning.callbacks.evaluation import EvaluateSeenTasks
+from supsup_lightning.callbacks.evaluation import accuracy_matrix
+from supsup_lightning.files import set_aside
 from supsup_lightning.module import ContinualModule
 
 
@@ -28,11 +29,19 @@ class WriteResults(L.Callback):
         self.seconds: dict[int, float] = {}  # of training, by task
         self.test_seconds: list[float] = []
         self._started = 0.0
+        self._training_began = False
 
     @property
     def bank_path(self) -> Path:
         """Of the mask bank."""
         return self.folder / "mask_bank.safetensors"
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Set aside what an earlier run of the same directory left; a resumed run goes on with it."""
+        self._training_began = True
+        if trainer.is_global_zero and trainer.ckpt_path is None:
+            for name in ("results.json", "accuracy_matrix.csv", "mask_bank.safetensors", "checkpoints/last.ckpt"):
+                set_aside(self.folder / name)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -51,8 +60,11 @@ class WriteResults(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: ContinualModule, exception: BaseException) -> None:
         """Keep the finished masks of a training that broke off."""
-        if len(pl_module.method.tasks):
+        finished = len(pl_module.method.tasks)
+        if finished and self._training_began:
             self._save_bank(trainer, pl_module)
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+            Console().print(f"stopped; {finished} finished tasks are kept, and resume=true goes on from there")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the times of an earlier test."""
@@ -67,11 +79,6 @@ class WriteResults(L.Callback):
         _wait_for_accelerator()
         self.test_seconds.append(perf_counter() - self._started)
 
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
-        """Bring the counts of all processes together: every process has to take part."""
-        assert pl_module.test_accuracy is not None
-        pl_module.test_accuracy.compute()
-
     def on_test_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Write results.json and accuracy_matrix.csv, tell the loggers, and print the table."""
         if not trainer.is_global_zero:
@@ -79,8 +86,9 @@ class WriteResults(L.Callback):
         assert pl_module.test_accuracy is not None
         self._save_bank(trainer, pl_module)
         num_tasks = len(pl_module.test_accuracy.images)
-        evaluation = next((c for c in trainer.callbacks if isinstance(c, EvaluateSeenTasks)), None)
-        matrix = evaluation.matrix if evaluation else torch.full((num_tasks, num_tasks), torch.nan)
+        matrix = accuracy_matrix(trainer)
+        if matrix is None:
+            matrix = torch.full((num_tasks, num_tasks), torch.nan)
         result = report.results(
             run=self.run,
             scenario=pl_module.scenario,

@@ -18,6 +18,8 @@ class TaskBoundary(L.Callback):
         """Raise `ConfigurationError` where the trainer would not serve each task its own data."""
         if stage != "fit":
             return
+        if trainer.datamodule is None:
+            raise ConfigurationError("Give the Trainer a ContinualDataModule: trainer.fit(model, data).")
         epochs = trainer.datamodule.num_epochs
         if trainer.reload_dataloaders_every_n_epochs != 1:
             raise ConfigurationError(
@@ -27,6 +29,10 @@ class TaskBoundary(L.Callback):
         if trainer.max_epochs != epochs:
             raise ConfigurationError(
                 f"Trainer(max_epochs={trainer.max_epochs}) must be data.num_epochs, here {epochs}."
+            )
+        if trainer.max_steps != -1:
+            raise ConfigurationError(
+                f"Trainer(max_steps={trainer.max_steps}) would end a task half way; use data.steps_per_task instead."
             )
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:

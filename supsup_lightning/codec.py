@@ -1,7 +1,8 @@
 """The mask bank's file: a safetensors file, readable from any language.
 
-Tensors ``packed`` ``(masks, ceil(weights / 8))`` uint8 and ``tasks`` ``(masks,)`` int64, and ``weights.<name>`` where
-the base weights are stored too; the header's metadata holds what identifies the network, the seed and the mask rule.
+Tensors ``packed`` ``(masks, ceil(weights / 8))`` uint8 and ``tasks`` ``(masks,)`` int64, and ``parameters.<name>``
+for the network's own that no seed regrows; the header's metadata holds what identifies the network, the seed and the
+mask rule.
 """
 
 from collections.abc import Mapping
@@ -24,14 +25,14 @@ class StoredBank(NamedTuple):
     packed: Tensor
     tasks: Tensor
     identity: dict[str, str]
-    weights: dict[str, Tensor]
+    parameters: dict[str, Tensor]
 
 
 def write(
-    path: str | Path, *, packed: Tensor, tasks: Tensor, identity: Mapping[str, str], weights: Mapping[str, Tensor]
+    path: str | Path, *, packed: Tensor, tasks: Tensor, identity: Mapping[str, str], parameters: Mapping[str, Tensor]
 ) -> None:
     """Write a bank, under a temporary name first: a kill leaves the former file or the new one, never a part."""
-    tensors = {"packed": packed, "tasks": tasks, **{f"weights.{name}": value for name, value in weights.items()}}
+    tensors = {"packed": packed, "tasks": tasks, **{f"parameters.{name}": value for name, value in parameters.items()}}
     with replacing(path) as temporary:
         contents = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         temporary.write_bytes(save(contents, metadata={"format": FORMAT, **identity}))
@@ -47,5 +48,6 @@ def read(path: str | Path) -> StoredBank:
         raise DataError(f"The mask bank {path} cannot be read: {error}.") from error
     if metadata.pop("format", None) != FORMAT:
         raise DataError(f"{path} is not a mask bank of format {FORMAT}.")
-    weights = {key.removeprefix("weights."): value for key, value in tensors.items() if key.startswith("weights.")}
-    return StoredBank(tensors["packed"], tensors["tasks"], metadata, weights)
+    prefix = "parameters."
+    parameters = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    return StoredBank(tensors["packed"], tensors["tasks"], metadata, parameters)

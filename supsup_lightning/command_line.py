@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
+from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from supsup_lightning.errors import ConfigurationError, SupSupError
+from supsup_lightning.data import ContinualDataModule
+from supsup_lightning.errors import ConfigurationError, DataError, SupSupError
 
 logger = logging.getLogger(__name__)
 
@@ -75,13 +78,21 @@ def check_options(config: DictConfig) -> None:
         )
 
 
-def set_aside(*files: Path) -> None:
-    """Rename what an earlier run of the same directory left, so that a fresh one is not taken for it."""
-    if int(os.environ.get("LOCAL_RANK", 0)):
-        return
-    for file in files:
-        if file.exists():
-            file.replace(file.with_name(f"{file.stem}.previous{file.suffix}"))
+def checkpoint_to_resume(config: DictConfig, path: Path) -> Path | None:
+    """``path``, if the run is to go on from it and it exists. Raises `DataError` if it is damaged."""
+    if not config.resume or not path.exists():
+        return None
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"The checkpoint {path} is damaged; delete it and run without resume=true to start afresh.")
+    return path
+
+
+def check_finished(trainer: Trainer, data: ContinualDataModule) -> None:
+    """Raise `SupSupError` if something (a callback, say) ended training early: its test would not be the run's."""
+    if trainer.current_epoch < data.num_epochs:
+        raise SupSupError(
+            f"Training stopped after {trainer.current_epoch} of {data.num_epochs} epochs; add resume=true to go on."
+        )
 
 
 def _quieten_lightning() -> None:
@@ -90,7 +101,6 @@ def _quieten_lightning() -> None:
     for message in (
         r".*isinstance\(treespec, LeafSpec\)",
         r"Checkpoint directory .* exists and is not empty",  # a directory is named by its overrides, and used again
-        r"Experiment logs directory .* exists and is not empty",
         r".*does not have many workers",  # data in memory needs none
     ):
         warnings.filterwarnings("ignore", message)
@@ -122,19 +132,26 @@ def _suggestion(message: str) -> str:
     unknown = next((match[1] for pattern in patterns if (match := re.search(pattern, message))), None)
     if unknown is None:
         return ""
-    near = difflib.get_close_matches(unknown, set(_names()), n=2, cutoff=0.6)
+    names = _names()
+    near = [name for name in names if name.rsplit(".", 1)[-1] == unknown]
+    near = near or difflib.get_close_matches(unknown, names, n=2, cutoff=0.6)
     return f"\nDid you mean {' or '.join(near)}?" if near else ""
 
 
 def _names() -> list[str]:
-    """All options, as a.b.c, of the default configuration, and all configuration files, as group/name."""
+    """Options as a.b.c, under the groups chosen on this command line, groups, and their files as group/name."""
     GlobalHydra.instance().clear()
     with initialize_config_module("supsup_lightning.conf", version_base="1.3"):
-        config = compose("train")
         loader: ConfigLoader = GlobalHydra.instance().config_loader()
-        groups = loader.list_groups("")
-        files = [f"{group}/{name}" for group in groups for name in loader.get_group_options(group, ObjectType.CONFIG)]
-    return [*_keys(config), *groups, *files]
+        files = {group: loader.get_group_options(group, ObjectType.CONFIG) for group in loader.list_groups("")}
+        chosen = [
+            argument
+            for argument in sys.argv[1:]
+            if (parts := argument.partition("="))[0] in files and parts[2] in files[parts[0]]
+        ]
+        config = compose("train", overrides=chosen)
+    names = [*_keys(config), *files, *(f"{group}/{name}" for group in files for name in files[group])]
+    return list(dict.fromkeys(name for name in names if name.rsplit(".", 1)[-1] not in ("_target_", "_partial_")))
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -225,6 +225,8 @@ def make_rule(name: str, shapes: Sequence[Shape], sparsity: float | None, alloca
                 f"mask.sparsity={sparsity} has no effect with mask.rule=threshold, where the signs of the scores "
                 "decide; use mask.rule=topk, or leave mask.sparsity out."
             )
+        if allocation != "uniform":
+            raise ConfigurationError(f"mask.allocation={allocation} has no effect with mask.rule=threshold; use topk.")
         return Threshold()
     if sparsity is None:
         raise ConfigurationError("mask.rule=topk needs mask.sparsity, the share of weights switched off, in [0, 1).")

@@ -73,7 +73,11 @@ class ContinualModule(L.LightningModule):
             ConfigurationError: a network that does not take the images or has fewer outputs than there are classes; an
                 objective that needs superfluous outputs without any.
         """
+        if stage == "predict":
+            return
         data = self.trainer.datamodule
+        if data is None:
+            raise ConfigurationError("Give the Trainer a ContinualDataModule: trainer.fit(model, data).")
         self.num_classes = data.num_classes
         output_size = self._output_size(data.input_shape)
         if output_size < data.num_classes:
@@ -105,8 +109,12 @@ class ContinualModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """A fresh optimizer and schedule over one task."""
         data = self.trainer.datamodule
-        optimizer = self.make_optimizer(self.method.trainable())
-        schedule = self.make_schedule(optimizer, -(-data.total_steps // self.trainer.accumulate_grad_batches))
+        try:
+            optimizer = self.make_optimizer(self.method.trainable())
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"The optimizer's options do not work: {error}.") from error
+        steps_per_epoch = -(-data.steps_per_epoch // self.trainer.accumulate_grad_batches)
+        schedule = self.make_schedule(optimizer, steps_per_epoch * data.epochs_per_task)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def task_callbacks(self, data: L.LightningDataModule) -> list[L.Callback]:
@@ -123,8 +131,9 @@ class ContinualModule(L.LightningModule):
         logits = self.method(images, self._task_in_training())
         loss = cross_entropy(logits, labels)
         # Each `self.log` costs about as much as the rest of Lightning's loop, so only where a logger takes the value.
-        if self.trainer.loggers and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
-            accuracy = (self._classes(logits) == labels).float().mean()
+        every = self.trainer.log_every_n_steps
+        if self.trainer.loggers and every and (self.global_step + 1) % every == 0:
+            accuracy = (self.classes(logits) == labels).float().mean()
             self.log_dict({"train/loss": loss.detach(), "train/accuracy": accuracy}, batch_size=len(labels))
         return {"loss": loss, "logits": logits.detach(), "labels": labels}
 
@@ -133,7 +142,7 @@ class ContinualModule(L.LightningModule):
         if self.trainer.sanity_checking:  # before training, when no task has begun
             return
         images, labels = batch
-        right = self._classes(self.method(images, self._task_in_training())) == labels
+        right = self.classes(self.method(images, self._task_in_training())) == labels
         self.log("val/accuracy", right.float().mean(), batch_size=len(labels), sync_dist=True)
 
     def on_test_start(self) -> None:
@@ -146,6 +155,11 @@ class ContinualModule(L.LightningModule):
         assert self.test_accuracy is not None
         self.evaluate(batch, task=dataloader_idx, accuracy=self.test_accuracy)
 
+    def on_test_epoch_end(self) -> None:
+        """Bring the counts of all processes together: every one has to take part."""
+        assert self.test_accuracy is not None
+        self.test_accuracy.compute()
+
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, Tensor]:
         """Task and label of each image, as `infer`."""
         return self.infer(batch[0] if isinstance(batch, (tuple, list)) else batch)
@@ -157,7 +171,7 @@ class ContinualModule(L.LightningModule):
         images, labels = batch
         if self.scenario.task_known_at_inference:
             found = torch.ones_like(labels, dtype=torch.bool)
-            right = self._classes(self.method(images, task)) == labels
+            right = self.classes(self.method(images, task)) == labels
         else:
             tasks, predicted = self.infer(images)
             found = tasks == task
@@ -181,6 +195,7 @@ class ContinualModule(L.LightningModule):
         """
         if self.num_classes is None or not len(self.method.tasks):
             raise ConfigurationError("There is no finished task to infer; train first, or load a mask bank.")
+        images = images.to(self.device)
         was_training = self.training
         self.eval()  # a superposition must not enter a normalisation's running statistics
         try:
@@ -188,12 +203,12 @@ class ContinualModule(L.LightningModule):
             labels = torch.empty_like(tasks)
             for task in tasks.unique().tolist():
                 rows = tasks == task
-                labels[rows] = self._classes(self.method(images[rows], task))
+                labels[rows] = self.classes(self.method(images[rows], task))
         finally:
             self.train(was_training)
         return tasks, labels
 
-    def _classes(self, logits: Tensor) -> Tensor:
+    def classes(self, logits: Tensor) -> Tensor:
         """``(batch, output_size)`` to ``(batch,)``: superfluous outputs are never an answer."""
         return logits[:, : self.num_classes].argmax(1)
 

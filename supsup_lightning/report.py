@@ -3,7 +3,6 @@
 import csv
 import json
 import platform
-import resource
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -14,6 +13,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from supsup_lightning import __version__
 from supsup_lightning.files import replacing
 from supsup_lightning.methods import Method
 from supsup_lightning.metrics import TaskAccuracy, backward_transfer, forgetting
@@ -22,7 +22,7 @@ from supsup_lightning.scenario import Scenario
 # A table of more tasks shows the first and the last of them.
 _MOST_TABLE_ROWS = 40
 
-_VERSIONS_OF = ("supsup-lightning", "torch", "lightning", "torchvision", "torchmetrics", "hydra-core")
+_VERSIONS_OF = ("torch", "lightning", "torchvision", "torchmetrics", "hydra-core")
 
 
 def results(
@@ -66,14 +66,22 @@ def results(
         "seconds_per_task": [round(seconds, 4) for seconds in seconds_per_task],
         "inference_ms_per_batch": round(inference_ms_per_batch, 4),
         "peak_memory_bytes": peak_memory_bytes(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS_OF}},
+        "versions": {
+            "supsup-lightning": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in _VERSIONS_OF},
+        },
     }
 
 
-def peak_memory_bytes() -> int:
+def peak_memory_bytes() -> int | None:
     """Most memory held so far: of the accelerator where there is one, of the process otherwise."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -8,9 +8,14 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 
 from supsup_lightning import ContinualModule, LeNet, PermutedDigits, SupSup
+
+# Examples are cheap, but a busy machine is not even: no test may fail for being slow.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 ROOT = Path(__file__).parent.parent
 DIGITS = (1, 8, 8)

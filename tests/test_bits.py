@@ -56,7 +56,7 @@ def test_weighted_sum_against_a_loop(weights, masks, seed):
     torch.testing.assert_close(bits.weighted_sum(bits.pack(mask), coefficients, weights), expected)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(masks=st.integers(1, 9), tile=st.integers(1, 60))
 def test_products_do_not_depend_on_the_tiles(masks, tile):
     mask = random_masks(masks, 99, seed=3)

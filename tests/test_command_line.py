@@ -45,7 +45,7 @@ def test_a_run_writes_what_the_contract_names(tmp_path):
     assert (folder / "checkpoints" / "last.ckpt").exists()
     assert (folder / "figures" / "accuracy_matrix.png").read_bytes()[1:4] == b"PNG"
     assert (folder / ".hydra" / "config.yaml").exists()
-    assert "train/loss" in (folder / "csv" / "metrics.csv").read_text()
+    assert "train/loss" in (folder / "csv" / "version_0" / "metrics.csv").read_text()
     assert "task 3/3" in done.stdout
     assert "task found" in done.stdout
 
@@ -116,11 +116,17 @@ def _epochs_done(checkpoint) -> int:
         (["seed=first"], "seed='first' must be a whole number"),
         (["resume=no"], "resume='no' must be true or false"),
         (["mask.rule=topk", "mask.sparsity=1.0"], "mask.sparsity=1.0"),
-        (["mask.rule=topk", "mask.sparsity=0.9999"], "leaves no weight"),
+        (["mask.rule=topk", "mask.sparsity=0.99999"], "leaves no weight"),
         (["network.output_size=5"], "network.output_size=5 is smaller than the 10 classes"),
         (["network.output_size=10"], "raise network.output_size"),
         (["data=permuted_mnist", "data.root=/proc/nowhere"], "data.root=/proc/nowhere and could not be downloaded"),
-        (["optimizer.lr=1e30", "data.steps_per_task=60"], "The loss became"),
+        (["optimizer.lr=-1"], "Invalid learning rate"),
+        (["lr=0.1"], "Did you mean optimizer.lr"),
+        (["optimizer=sgd", "optimizer.momentm=0.5"], "Did you mean optimizer.momentum"),
+        (
+            ["optimizer=sgd", "optimizer.lr=1e38", "optimizer.weight_decay=9", "data.steps_per_task=60"],
+            "The scores became NaN or infinite in task 0 at its step 49",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -137,6 +143,67 @@ def test_mistakes_end_in_one_clear_message(overrides, message, tmp_path, monkeyp
     assert message in error
     assert "Traceback" not in error
     assert not list(tmp_path.glob("**/results.json"))
+
+
+def test_a_rerun_sets_the_former_results_aside_only_once_it_trains(tmp_path):
+    options = [*TINY, "hydra.run.dir=run"]
+    run_cli(*options, cwd=tmp_path)
+    before = results(tmp_path / "run")
+    assert "smaller than the 10 classes" in run_cli(*options, "network.output_size=5", cwd=tmp_path, check=False).stderr
+    assert results(tmp_path / "run") == before
+    run_cli(*options, "seed=1", cwd=tmp_path)
+    assert json.loads((tmp_path / "run" / "results.previous.json").read_text()) == before
+    assert results(tmp_path / "run")["seed"] == 1
+
+
+def test_a_resume_with_other_options_is_refused_and_loses_nothing(tmp_path):
+    options = ["data.num_tasks=3", "data.steps_per_task=20", "hydra.run.dir=run", *QUIET]
+    run_cli(*options, cwd=tmp_path)
+    (tmp_path / "run" / "results.json").unlink()  # as if killed before the test ended
+    bank = (tmp_path / "run" / "mask_bank.safetensors").read_bytes()
+    for change, message in {
+        "seed=1": "seed '0' there, '1' here",
+        "data.num_tasks=6": "data.num_tasks=3 there, 6 here",
+        "data.steps_per_task=10": "data.steps_per_task=20 there, 10 here",
+        "mask.rule=topk mask.sparsity=0.5": "rule 'threshold' there, 'topk' here",
+    }.items():
+        done = run_cli(*options, *change.split(), "resume=true", cwd=tmp_path, check=False)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+        assert (tmp_path / "run" / "mask_bank.safetensors").read_bytes() == bank
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: len(whole) // 2])
+    done = run_cli(*options, "resume=true", cwd=tmp_path, check=False)
+    assert "last.ckpt is damaged" in done.stderr
+    checkpoint.write_bytes(whole)
+    run_cli(*options, "resume=true", cwd=tmp_path)  # nothing but the test is left to do
+    assert results(tmp_path / "run")["num_masks"] == 3
+
+
+def test_an_interrupt_keeps_finished_tasks_and_is_no_result(tmp_path):
+    options = ["data.num_tasks=50", "data.steps_per_task=50", "hydra.run.dir=run", *QUIET]
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", *options], cwd=tmp_path, stdout=subprocess.PIPE)
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not checkpoint.exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "finished tasks are kept, and resume=true goes on" in output.decode().replace("\n", " ")
+    assert not (tmp_path / "run" / "results.json").exists()
+    method = digits_lenet()
+    method.load(tmp_path / "run" / "mask_bank.safetensors")
+    assert 1 <= len(method.bank) < 50
+
+
+def test_mixed_precision_runs_and_keeps_old_tasks(tmp_path):
+    run_cli(
+        "trainer=amp", "trainer.accelerator=cpu", "scenario=gg", "hydra.run.dir=run", *TINY, "eval_at=all", cwd=tmp_path
+    )
+    assert results(tmp_path / "run")["forgetting"] == 0
 
 
 def test_wandb_offline(tmp_path):
@@ -159,8 +226,15 @@ def test_two_processes_learn_as_one(tmp_path):
         )
     one, two = (results(tmp_path / trainer) for trainer in ("cpu", "ddp_cpu"))
     assert two["num_masks"] == 2
-    assert two["average_accuracy"] == pytest.approx(one["average_accuracy"], abs=0.02)
-    assert two["task_inference_accuracy"] is not None
+    assert two["average_accuracy"] == pytest.approx(one["average_accuracy"], abs=0.01)
+    assert two["task_inference_accuracy"] == pytest.approx(one["task_inference_accuracy"], abs=0.01)
+    banks = []
+    for trainer in ("cpu", "ddp_cpu"):
+        method = digits_lenet()
+        method.load(tmp_path / trainer / "mask_bank.safetensors")
+        banks.append(torch.stack([method.bank.get(task) for task in range(2)]))
+    # Sums in another order: rounding turns some scores near 0. Other data or another order would turn a tenth of them.
+    assert (banks[0] != banks[1]).float().mean() < 0.01
 
 
 def test_a_sweep_with_processes_of_its_own_is_refused(tmp_path):

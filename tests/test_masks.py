@@ -90,6 +90,7 @@ def test_uniform_allocation_counts_to_the_weight():
         (("topk", 1.0, "uniform"), r"mask.sparsity=1.0 .* \[0, 1\)"),
         (("threshold", 1.5, "uniform"), r"mask.sparsity=1.5 .* \[0, 1\)"),
         (("threshold", 0.5, "uniform"), "has no effect with mask.rule=threshold"),
+        (("threshold", None, "erdos_renyi"), "mask.allocation=erdos_renyi has no effect"),
         (("topk", None, "uniform"), "needs mask.sparsity"),
         (("topk", 0.999, "uniform"), r"leaves no weight of the layer of shape \(10, 10\)"),
         (("topk", 0.3, "erdos_renyi"), "at least 0.5"),

@@ -109,7 +109,7 @@ def test_scenarios_count_as_they_say():
     def counts(scenario, inference, task):
         module = ContinualModule(method, inference=inference, scenario=scenario)
         module.num_classes = 2
-        module._classes = lambda logits: torch.zeros(len(logits), dtype=torch.int64)
+        module.classes = lambda logits: torch.zeros(len(logits), dtype=torch.int64)
         accuracy = TaskAccuracy(3)
         module.evaluate((images, labels), task=task, accuracy=accuracy)
         return tuple(accuracy.compute()[:, task].tolist())

@@ -1,6 +1,7 @@
 """The continual-learning DataModule: which task's data is served at which epoch."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import lightning as L
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from supsup_lightning.data.images import BatchLoader, Images
 from supsup_lightning.data.sources import Source
 from supsup_lightning.data.streams import Stream
-from supsup_lightning.errors import ConfigurationError, DataError
+from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
 from supsup_lightning.seeding import generator
 
 # Without effect on results, as validation counts images one by one; large, because each batch costs loop overhead.
@@ -129,6 +130,26 @@ class ContinualDataModule(L.LightningDataModule):
             "test": test,
         }
 
+    # What a checkpoint was trained on; to go on with anything else would make other masks without a word.
+
+    def state_dict(self) -> dict[str, Any]:
+        """The options that masks depend on, into checkpoints."""
+        names = ("num_tasks", "batch_size", "steps_per_task", "epochs_per_task", "validation_share", "seed")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raise `MismatchError` if a checkpoint was made with other options."""
+        differences = [
+            f"data.{name}={state_dict.get(name)} there, {value} here"
+            for name, value in self.state_dict().items()
+            if state_dict.get(name) != value
+        ]
+        if differences:
+            raise MismatchError(
+                f"The checkpoint was made with other data options: {'; '.join(differences)}. "
+                "Use the same, or start afresh."
+            )
+
     def train_dataloader(self) -> BatchLoader:
         """The current task's training batches, in an order drawn from (seed, task, epoch)."""
         epoch = self.trainer.current_epoch if self.trainer else 0
@@ -172,6 +193,9 @@ class ContinualDataModule(L.LightningDataModule):
     def _task(self, half: str, task: int) -> Images:
         if not 0 <= task < self.num_tasks:
             raise ConfigurationError(f"Task {task} is not in a stream of data.num_tasks={self.num_tasks}.")
+        if not self._split:
+            self.prepare_data()
+            self.setup()
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if self._split[half].pixels.device != device:
             self._split[half] = self._split[half].to(device)

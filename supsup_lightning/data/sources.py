@@ -62,8 +62,11 @@ class MNIST:
 
     def prepare(self) -> None:
         """Download through torchvision if a file is absent."""
-        if all(path.exists() for path in self._files()):
-            return
+        try:
+            if all(path.exists() for path in self._files()):
+                return
+        except OSError as error:
+            raise DataError(f"data.root={self.root} cannot be read ({error}); check its permissions.") from error
         logger.warning("%s is not in data.root=%s: downloading it there.", self.dataset.__name__, self.root)
         try:
             self.dataset(self.root, download=True)

@@ -20,6 +20,4 @@ class Exhaustive(ConfidenceInference):
 
     def _objectives(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """``(k, batch)``."""
-        with torch.autocast(images.device.type, enabled=False):
-            values = [self.objective(method(images, task).float(), num_classes) for task in method.tasks.tolist()]
-        return torch.stack(values)
+        return torch.stack([self.objective(method(images, task), num_classes) for task in method.tasks.tolist()])

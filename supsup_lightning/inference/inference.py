@@ -84,10 +84,13 @@ class ConfidenceInference(Inference):
     @torch.no_grad()
     def __call__(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """The task of each image: ``(batch, *shape)`` to ``(batch,)`` int64."""
-        if self.images == "each":
-            return method.tasks[self.decide_each(method, images, num_classes)]
-        deciding = images if self.images == "batch" else images[: self.images]
-        return method.tasks[self.decide(method, deciding, num_classes)].expand(len(images))
+        # Differences between tasks are small next to bfloat16's steps, so autocast stays out.
+        with torch.autocast(images.device.type, enabled=False):
+            images = images.float()
+            if self.images == "each":
+                return method.tasks[self.decide_each(method, images, num_classes)]
+            deciding = images if self.images == "batch" else images[: self.images]
+            return method.tasks[self.decide(method, deciding, num_classes)].expand(len(images))
 
     @abstractmethod
     def decide(self, method: Method, images: Tensor, num_classes: int) -> Tensor:

@@ -44,10 +44,7 @@ def confidence_gain_each(method: Method, images: Tensor, num_classes: int, objec
 
 def _mean_objective(method: Method, num_classes: int, objective: Objective):
     def value(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-        # Differences between tasks are small next to bfloat16's steps, so autocast stays out.
-        with torch.autocast(images.device.type, enabled=False):
-            logits = functional_call(method.network, parameters, (images,))
-            return objective(logits.float(), num_classes).mean()
+        return objective(functional_call(method.network, parameters, (images,)), num_classes).mean()
 
     return value
 

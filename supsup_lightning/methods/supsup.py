@@ -1,6 +1,7 @@
 """SupSup: a task is a binary mask over the frozen weights of one network (section 3 of the paper)."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from supsup_lightning import codec
 from supsup_lightning.bank import MaskBank
-from supsup_lightning.errors import MismatchError, check_choice
+from supsup_lightning.errors import ConfigurationError, MismatchError, check_choice
 from supsup_lightning.layout import Layout, MaskRule, at_least_two_dimensions
 from supsup_lightning.masks import (
     ALLOCATIONS,
@@ -33,12 +34,13 @@ class SupSup(Method):
         weights: the base weights: ``signed_constant`` or ``kaiming_normal``, regrown from the seed; ``keep`` leaves the
             network's own (pretrained, say).
         is_masked: which parameters are masked, from name and tensor; by default those of two or more dimensions.
-        store_weights: put the network's parameters into checkpoints and bank files. Otherwise they hold a checksum
-            that refuses another network.
+        store_weights: put the masked weights into checkpoints and bank files, too. Otherwise these hold a checksum
+            that refuses other weights. Parameters that are not masked (biases, say) are small and always stored.
         seed: of weights and scores.
 
     Raises:
-        ConfigurationError: an option out of its range, or a network without a weight to mask.
+        ConfigurationError: an option out of its range, or a network without a weight to mask, or with running
+            statistics.
 
     >>> method = SupSup(nn.Linear(4, 2, bias=False))
     >>> method.begin_task(0)
@@ -67,6 +69,7 @@ class SupSup(Method):
         check_choice("mask.rule", rule, ("threshold", "topk"))
         check_choice("mask.allocation", allocation, tuple(ALLOCATIONS))
         check_choice("method.weights", weights, (*WEIGHT_INITIALISERS, "keep"))
+        _refuse_running_statistics(network)
         self.network = network.requires_grad_(False)
         self.layout = Layout.of(network, is_masked)
         self.rule = make_rule(rule, self.layout.shapes, sparsity, allocation)
@@ -78,27 +81,29 @@ class SupSup(Method):
 
         if weights != "keep":
             drawn = WEIGHT_INITIALISERS[weights](self.layout.shapes, generator(seed, "weights"))
-            self._set_network(self.layout.split(drawn))
-        self.register_buffer("frozen", self._flat_network(), persistent=False)
+            self._set_parameters(self.layout.split(drawn))
+        self.register_buffer("frozen", self._flat_weights(), persistent=False)
         self.identity = {
-            "network": self._checksum(),
+            "seed": str(seed),
             "rule": rule,
             "sparsity": str(sparsity),
             "allocation": allocation if rule == "topk" else "none",
             "weights": weights,
-            "seed": str(seed),
+            "network": self._checksum(),
         }
-        self._stored_identity: dict[str, str] | None = None
-        self._register_state_dict_hook(_leave_out_network)
-        self.register_load_state_dict_pre_hook(_fill_in_network)
-        self.register_load_state_dict_post_hook(_check_loaded)
+        self._register_state_dict_hook(_leave_out_masked_weights)
+        self.register_load_state_dict_pre_hook(_check_and_fill_in)
+        self.register_load_state_dict_post_hook(_read_off_network)
 
     # A task's life.
 
     def begin_task(self, task: int) -> None:
         """Fresh scores, drawn from (seed, task)."""
         if task in self.bank:
-            raise KeyError(f"Task {task} is finished; its mask is in the bank.")
+            raise ConfigurationError(
+                f"Task {task} is finished and its mask is in the bank. To train anew, make a new method; to go "
+                "on, resume from a checkpoint (ckpt_path); to train this task again, `bank.remove` it first."
+            )
         fresh = kaiming_uniform_scores(self.layout.shapes, generator(self.seed, "scores", task))
         with torch.no_grad():
             self.scores.copy_(fresh)
@@ -148,83 +153,104 @@ class SupSup(Method):
         return self.bank.packed.shape[1]
 
     def save(self, path: str | Path) -> None:
-        """Write the bank, with what identifies network, seed and rule; and the weights, under ``store_weights``."""
-        weights = dict(self.network.named_parameters()) if self.store_weights else {}
-        codec.write(path, packed=self.bank.packed, tasks=self.bank.tasks, identity=self.identity, weights=weights)
+        """Write the bank, what identifies network, seed and rule, and the parameters that no seed regrows."""
+        parameters = {name: p for name, p in self.network.named_parameters() if self._is_stored(name)}
+        codec.write(path, packed=self.bank.packed, tasks=self.bank.tasks, identity=self.identity, parameters=parameters)
 
     def load(self, path: str | Path) -> None:
         """Replace the bank by a file's. Raises `MismatchError` if it was made with another network, seed or rule."""
         stored = codec.read(path)
-        if not stored.weights:
-            self._check_identity(stored.identity, str(path))
-        else:
-            self._check_identity({**stored.identity, "network": self.identity["network"]}, str(path))
-            self._set_network(stored.weights)
-            self._adopt_network()
-            self._check_identity(stored.identity, str(path))
+        self._check_identity(stored.identity, f"The mask bank {path}", stored.parameters)
+        self._set_parameters(stored.parameters)
         self.bank.load_state_dict({"packed": stored.packed, "tasks": stored.tasks})
+        _read_off_network(self)
 
     def get_extra_state(self) -> dict[str, Any]:
         """The identity of network, seed and rule, and the task in training; into `state_dict`."""
         return {"identity": self.identity, "task_in_training": self.task_in_training}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Counterpart of `get_extra_state`; the identity is checked once the network's parameters are loaded too."""
-        self._stored_identity = state["identity"]
+        """From `state_dict`; the identity was checked before anything was loaded."""
         self.task_in_training = state["task_in_training"]
 
     # The network, which is only ever read.
 
-    def _set_network(self, values: dict[str, Tensor]) -> None:
+    def _is_stored(self, name: str) -> bool:
+        """Masked weights regrow from their seed (or come with the network); other parameters are small and stored."""
+        return self.store_weights or name not in self.layout.names
+
+    def _set_parameters(self, values: Mapping[str, Tensor]) -> None:
         parameters = dict(self.network.named_parameters())
         with torch.no_grad():
             for name, value in values.items():
                 parameters[name].copy_(value)
 
-    def _flat_network(self) -> Tensor:
+    def _flat_weights(self) -> Tensor:
         parameters = dict(self.network.named_parameters())
         return self.layout.flatten({name: parameters[name].detach() for name in self.layout.names})
 
-    def _adopt_network(self) -> None:
-        self.frozen.copy_(self._flat_network())
-        self.identity["network"] = self._checksum()
-
-    def _checksum(self) -> str:
-        """SHA-256 over names, shapes and values of all parameters, the unmasked ones included, and which are masked."""
-        digest = hashlib.sha256(repr(self.layout.names).encode())
-        for name, parameter in self.network.named_parameters():
-            digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    def _checksum(self, weights: Mapping[str, Tensor] | None = None) -> str:
+        """SHA-256 over names and shapes of all parameters, which are masked, and the masked ones' values."""
+        parameters = dict(self.network.named_parameters())
+        shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+        digest = hashlib.sha256(repr((self.layout.names, shapes)).encode())
+        for name in self.layout.names:
+            weight = (weights or parameters)[name]
+            digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def _check_identity(self, stored: dict[str, str], source: str) -> None:
+    def _check_identity(self, stored: Mapping[str, str], source: str, parameters: Mapping[str, Tensor]) -> None:
+        """Raise `MismatchError` unless ``stored`` is this configuration; with weights of its own, they may differ."""
+        shapes = {name: p.shape for name, p in self.network.named_parameters()}
+        fits = all(name in shapes and shapes[name] == value.shape for name, value in parameters.items())
+        own_weights = fits and all(name in parameters for name in self.layout.names)
+        expected = {**self.identity, "network": self._checksum(parameters) if own_weights else self.identity["network"]}
         differences = [
             f"{key} {stored.get(key)!r} there, {value!r} here"
-            for key, value in self.identity.items()
+            if key != "network"
+            else "another network or other weights"
+            for key, value in expected.items()
             if stored.get(key) != value
         ]
-        if differences:
+        if differences or not fits:
             raise MismatchError(
-                f"{source} does not belong to this configuration: {'; '.join(differences)}. "
+                f"{source} does not belong to this configuration: {'; '.join(differences) or 'another network'}. "
                 "Use the network, seed and mask options that it was made with, or start afresh without it."
             )
 
 
-def _leave_out_network(module: SupSup, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
-    """The weights regrow from their seed; only the checksum is stored."""
-    if not module.store_weights:
-        for name, _ in module.network.named_parameters():
+def _leave_out_masked_weights(module: SupSup, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    """They regrow from their seed; only their checksum is stored."""
+    for name, _ in module.network.named_parameters():
+        if not module._is_stored(name):
             del state_dict[f"{prefix}network.{name}"]
 
 
-def _fill_in_network(module: SupSup, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """What was left out is what this module has, so that strict loading finds every key."""
+def _check_and_fill_in(module: SupSup, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Refuse a foreign state before any of it is loaded; then put in what was left out, for strict loading."""
+    network = f"{prefix}network."
+    parameters = {
+        name: state_dict[network + name]
+        for name, _ in module.network.named_parameters()
+        if network + name in state_dict
+    }
+    extra = state_dict.get(f"{prefix}_extra_state")
+    if extra is not None:
+        module._check_identity(extra["identity"], "The checkpoint", parameters)
     for name, parameter in module.network.named_parameters():
-        state_dict.setdefault(f"{prefix}network.{name}", parameter)
+        state_dict.setdefault(network + name, parameter)
 
 
-def _check_loaded(module: SupSup, _: Any) -> None:
-    if module._stored_identity is not None:
-        module._adopt_network()
-        stored, module._stored_identity = module._stored_identity, None
-        module._check_identity(stored, "The checkpoint")
+def _read_off_network(module: SupSup, _: Any = None) -> None:
+    """What is derived from the network's parameters follows them."""
+    module.frozen.copy_(module._flat_weights())
+    module.identity["network"] = module._checksum()
+
+
+def _refuse_running_statistics(network: nn.Module) -> None:
+    for name, layer in network.named_modules():
+        if getattr(layer, "running_mean", None) is not None:
+            raise ConfigurationError(
+                f"The layer {name} ({type(layer).__name__}) keeps running statistics, which tasks would overwrite "
+                "for one another; give it track_running_stats=False, so that it normalises by the batch."
+            )
