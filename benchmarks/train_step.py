@@ -97,7 +97,7 @@ class FitClock(L.Callback):
 
 
 def lightning_loop(method: SupSup, data: ContinualDataModule) -> float:
-    """Milliseconds a step of a whole task through `Trainer.fit`, with what a run has but its evaluations of old tasks."""
+    """Milliseconds a step of a whole task through `Trainer.fit`, all of a run but evaluations of old tasks."""
     module = ContinualModule(method)
     clock = FitClock()
     with tempfile.TemporaryDirectory() as folder:

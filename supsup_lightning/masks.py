@@ -2,7 +2,8 @@
 
 forward    effective = W * 1[s >= 0]            (threshold)
            effective = W * 1[|s| among largest] (top-k, a count a layer)
-backward   d effective / d s = W                (straight-through: the step is taken for the identity)
+backward   d effective / d s = W           (threshold: the step is taken for the identity of s)
+           d effective / d s = W * sign(s)  (top-k: the step is taken for the identity of |s|)
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,11 @@ class Rule(Protocol):
     """A map from scores ``(..., weights)`` to a mask of zeros and ones of the same shape and dtype."""
 
     def __call__(self, scores: Tensor) -> Tensor:
-        """Works along the last dimension."""
+        """The mask; works along the last dimension."""
+        ...
+
+    def importance(self, scores: Tensor) -> Tensor:
+        """What decides whether a weight is on, and what the gradient goes straight through to; differentiable."""
         ...
 
 
@@ -39,6 +44,10 @@ class Threshold:
         """Zeros and ones, ``(..., weights)``."""
         # In place on a copy: on CPUs 15 times faster than `torch.where` (torch 2.14, 275,200 weights).
         return scores.detach().clone().ge_(0)
+
+    def importance(self, scores: Tensor) -> Tensor:
+        """The scores themselves."""
+        return scores
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,10 @@ class TopK:
         """Zeros and ones, ``(..., weights)``."""
         layers = scores.detach().split(self.sizes, dim=-1)
         return torch.cat([_largest(layer, kept) for layer, kept in zip(layers, self.kept, strict=True)], dim=-1)
+
+    def importance(self, scores: Tensor) -> Tensor:
+        """Absolute scores."""
+        return scores.abs()
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:
@@ -108,7 +121,7 @@ class _MaskedWeights(torch.autograd.Function):
 
 
 def masked_weights(scores: Tensor, frozen: Tensor, rule: Rule) -> Tensor:
-    """``W * mask(scores)``, through which the gradient reaches the scores as if the mask were the scores themselves.
+    """``W * mask(scores)``, through which the gradient reaches the scores as if the mask were their importance.
 
     Args:
         scores: ``(..., weights)`` float.
@@ -123,7 +136,7 @@ def masked_weights(scores: Tensor, frozen: Tensor, rule: Rule) -> Tensor:
     >>> scores.grad
     tensor([3., 4.])
     """
-    return _MaskedWeights.apply(scores, frozen, rule)
+    return _MaskedWeights.apply(rule.importance(scores), frozen, rule)
 
 
 # Initialisers: one flat vector over all layers, drawn on the CPU so that every device gets the same.

@@ -35,7 +35,8 @@ def test_the_gradient_goes_straight_through(rule):
     effective = masked_weights(scores, frozen, rule)
     assert torch.equal(effective, frozen * rule(scores))
     (effective * direction).sum().backward()
-    assert torch.equal(scores.grad, frozen * direction)
+    slope = scores.detach().sign() if isinstance(rule, TopK) else 1  # of |s| and of s
+    assert torch.equal(scores.grad, frozen * direction * slope)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -36,11 +36,16 @@ class Record(L.Callback):
             self.logits.append(pl_module.method(self.images, 0))
 
 
-def test_golden_loss_of_four_steps():
+@pytest.mark.parametrize(
+    ("options", "golden"),
+    [({}, [4.81669, 4.260407, 3.699783, 2.86435]), ({"rule": "topk", "sparsity": 0.5}, [4.961874, 3.96529, 3.129582, 2.07839])],
+    ids=["threshold", "topk"],
+)
+def test_golden_loss_of_four_steps(options, golden):
     """Any change of these numbers is a change of the method: of its initialisation, gradients, data or optimizer."""
     data = PermutedDigits(num_tasks=1, steps_per_task=4)
     data.setup()
-    method = digits_lenet()
+    method = digits_lenet(**options)
     method.begin_task(0)
     optimizer = torch.optim.SGD(method.trainable(), lr=1.0, momentum=0.9)
     losses = []
@@ -50,7 +55,17 @@ def test_golden_loss_of_four_steps():
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses == pytest.approx([4.81669, 4.260407, 3.699783, 2.86435], rel=1e-4)
+    assert losses == pytest.approx(golden, rel=1e-4)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "erdos_renyi"])
+def test_topk_learns_at_exactly_its_sparsity(allocation, tmp_path):
+    data = PermutedDigits(num_tasks=1, steps_per_task=150)
+    method = digits_lenet(rule="topk", sparsity=0.6, allocation=allocation)
+    module, trainer = fit(method, data, folder=tmp_path, scenario=GG, inference=Given())
+    trainer.test(module, data, verbose=False)
+    assert module.test_accuracy.compute()[0, 0] > 0.85
+    assert method.sparsity().item() == pytest.approx(0.6, abs=1e-3)
 
 
 def test_training_is_reproducible_and_old_tasks_keep_their_logits_bit_for_bit(tmp_path):
