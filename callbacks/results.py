@@ -88,7 +88,8 @@ class WriteResults(L.Callback):
         num_tasks = len(pl_module.test_accuracy.images)
         matrix = accuracy_matrix(trainer)
         if matrix is None:
-            matrix = torch.full((num_tasks, num_tasks), torch.nan)
+            matrix = torch.full((num_tasks, num_tasks), torch.nan, dtype=torch.float64)
+            matrix[-1] = pl_module.test_accuracy.compute()[0].cpu()
         result = report.results(
             run=self.run,
             scenario=pl_module.scenario,

@@ -99,6 +99,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, length):
     matrices = [(folder / "run" / "accuracy_matrix.csv").read_text() for folder in (whole, killed)]
     assert matrices[0] == matrices[1]
     assert len(results(killed / "run")["seconds_per_task"]) == 6
+    assert not list(killed.rglob("*.previous*"))  # only a fresh start sets former results aside
 
 
 def _epochs_done(checkpoint) -> int:

@@ -38,7 +38,10 @@ class Record(L.Callback):
 
 @pytest.mark.parametrize(
     ("options", "golden"),
-    [({}, [4.81669, 4.260407, 3.699783, 2.86435]), ({"rule": "topk", "sparsity": 0.5}, [4.961874, 3.96529, 3.129582, 2.07839])],
+    [
+        ({}, [4.81669, 4.260407, 3.699783, 2.86435]),
+        ({"rule": "topk", "sparsity": 0.5}, [4.961874, 3.96529, 3.129582, 2.07839]),
+    ],
     ids=["threshold", "topk"],
 )
 def test_golden_loss_of_four_steps(options, golden):
