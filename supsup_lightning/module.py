@@ -156,9 +156,10 @@ class ContinualModule(L.LightningModule):
         self.evaluate(batch, task=dataloader_idx, accuracy=self.test_accuracy)
 
     def on_test_epoch_end(self) -> None:
-        """Bring the counts of all processes together: every one has to take part."""
+        """Log the averages over tasks; every process has to take part, as their counts are brought together."""
         assert self.test_accuracy is not None
-        self.test_accuracy.compute()
+        accuracy, found = self.test_accuracy.compute().float()
+        self.log_dict({"test/accuracy": accuracy.mean(), "test/task_found": found.mean()})
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, Tensor]:
         """Task and label of each image, as `infer`."""

@@ -32,7 +32,9 @@ def test_task_accuracy_sums_over_batches():
     assert accuracy[0] == 0.5
     assert found[0] == 0.75
     assert accuracy[1].isnan()
-    assert TaskAccuracy(1).compute().shape == (2, 1)
+    single = TaskAccuracy(1)
+    single.update(0, right=torch.tensor([True]), found=torch.tensor([True]))
+    assert single.compute().shape == (2, 1)  # torchmetrics squeezes tensors of one element
 
 
 @pytest.mark.parametrize("eval_at", ["every", [0], [1.5], 3])
