@@ -105,7 +105,7 @@ def test_the_notebook_lines_learn_and_find_tasks(tmp_path, monkeypatch):
         callbacks=model.task_callbacks(data), max_epochs=data.num_epochs, reload_dataloaders_every_n_epochs=1
     )
     trainer.fit(model, data)
-    (logged,) = trainer.test(model, data)
+    logged = trainer.test(model, data)[0]
     accuracy, found = model.test_accuracy.compute()
     assert logged == {"test/accuracy": pytest.approx(accuracy.mean()), "test/task_found": pytest.approx(1.0)}
     assert accuracy.mean() > 0.9
