@@ -74,8 +74,10 @@ def evaluate_tasks(module: ContinualModule, data: Any, tasks: Iterable[int]) -> 
     accuracy = TaskAccuracy(data.num_tasks).to(module.device)
     was_training = module.training
     module.eval()
-    for task in tasks:
-        for batch in data.test_loader(task):
-            module.evaluate(batch, task=task, accuracy=accuracy)
-    module.train(was_training)
+    try:
+        for task in tasks:
+            for batch in data.test_loader(task):
+                module.evaluate(batch, task=task, accuracy=accuracy)
+    finally:
+        module.train(was_training)
     return accuracy

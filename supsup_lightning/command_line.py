@@ -25,8 +25,6 @@ from omegaconf import DictConfig, OmegaConf
 from supsup_lightning.data import ContinualDataModule
 from supsup_lightning.errors import ConfigurationError, DataError, SupSupError
 
-logger = logging.getLogger(__name__)
-
 # File systems allow 255 bytes in a name; some of that is left for what is put around it.
 _LONGEST_NAME = 200
 
