@@ -1,0 +1,72 @@
+"""The reduced ResNet-18 of Gradient Episodic Memory (Lopez-Paz & Ranzato 2017), for images of 32 x 32."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class GEMResNet18(nn.Sequential):
+    """ResNet-18 with a third of the usual channels, for small images, whose only parameters are weights.
+
+    The stem is one 3 x 3 convolution with stride 1 and no max-pooling follows it, so that images of 32 x 32 keep
+    their resolution up to the second stage. There are no biases, and BatchNorm has neither gain nor bias.
+
+    Args:
+        output_size: outputs; those beyond the classes are superfluous.
+        input_shape: of one image, ``(channels, height, width)``. Only the channels matter: the network pools over
+            whatever height and width are left, 1/8 of the image's.
+        base_channels: of the first stage; the next three have 2, 4 and 8 times as many. GEM has 20, ResNet-18 has 64.
+
+    >>> network = GEMResNet18(output_size=5)
+    >>> sum(parameter.numel() for parameter in network.parameters())
+    1090940
+    """
+
+    def __init__(self, *, output_size: int, input_shape: Sequence[int] = (3, 32, 32), base_channels: int = 20) -> None:
+        first, second, third, fourth = (base_channels * multiple for multiple in (1, 2, 4, 8))
+        super().__init__(
+            nn.Conv2d(input_shape[0], first, kernel_size=3, padding=1, bias=False),  # (batch, first, height, width)
+            nn.BatchNorm2d(first, affine=False),
+            nn.ReLU(),
+            BasicBlock(first, first, stride=1),
+            BasicBlock(first, first, stride=1),
+            BasicBlock(first, second, stride=2),  # (batch, second, height/2, width/2)
+            BasicBlock(second, second, stride=1),
+            BasicBlock(second, third, stride=2),
+            BasicBlock(third, third, stride=1),
+            BasicBlock(third, fourth, stride=2),  # (batch, fourth, height/8, width/8)
+            BasicBlock(fourth, fourth, stride=1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(fourth, output_size, bias=False),
+        )
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut: ``(batch, inputs, h, w)`` to ``(batch, outputs, h/stride, w/stride)``.
+
+    Args:
+        inputs: channels that come in.
+        outputs: channels that go out.
+        stride: of the first convolution, and of the shortcut.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs, affine=False),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs, affine=False),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False),
+                nn.BatchNorm2d(outputs, affine=False),
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``relu(residual + shortcut)``."""
+        return (self.residual(images) + self.shortcut(images)).relu()
