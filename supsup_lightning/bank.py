@@ -1,4 +1,4 @@
-"""The finished masks, one bit a weight."""
+"""The finished tasks: masks, one bit a weight, and what normalisation layers measured."""
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ class MaskBank(nn.Module):
     Attributes:
         packed: ``(masks, ceil(weights / 8))`` uint8, in the order in which masks were added.
         tasks: ``(masks,)`` int64, the task of each row.
+        statistics: ``(masks, statistics)`` float32, the running statistics of normalisation layers, a row a task.
         counts: ``(weights,)`` int32, in how many masks a weight is on: the mean mask without unpacking the bank.
 
     >>> bank = MaskBank(3)
@@ -24,13 +25,15 @@ class MaskBank(nn.Module):
 
     packed: Tensor
     tasks: Tensor
+    statistics: Tensor
     counts: Tensor
 
-    def __init__(self, num_weights: int) -> None:
+    def __init__(self, num_weights: int, num_statistics: int = 0) -> None:
         super().__init__()
         self.num_weights = num_weights
         self.register_buffer("packed", torch.empty(0, -(-num_weights // 8), dtype=torch.uint8))
         self.register_buffer("tasks", torch.empty(0, dtype=torch.int64))
+        self.register_buffer("statistics", torch.empty(0, num_statistics))
         self.register_buffer("counts", torch.zeros(num_weights, dtype=torch.int32), persistent=False)
 
     def __len__(self) -> int:
@@ -39,8 +42,8 @@ class MaskBank(nn.Module):
     def __contains__(self, task: int) -> bool:
         return bool((self.tasks == task).any())
 
-    def add(self, task: int, mask: Tensor) -> None:
-        """Store ``mask`` ``(weights,)`` as the mask of ``task``.
+    def add(self, task: int, mask: Tensor, statistics: Tensor | None = None) -> None:
+        """Store ``mask`` ``(weights,)`` and ``statistics`` ``(statistics,)``, where there are any, of ``task``.
 
         Raises:
             KeyError: the task has a mask already; `remove` it first.
@@ -49,7 +52,12 @@ class MaskBank(nn.Module):
             raise KeyError(f"Task {task} has a mask already; remove it first.")
         if mask.shape != (self.num_weights,):
             raise ValueError(f"A mask of this bank has shape ({self.num_weights},); got {tuple(mask.shape)}.")
+        num_statistics = self.statistics.shape[1]
+        row = self.statistics.new_empty(0) if statistics is None else statistics.detach().to(self.statistics)
+        if row.shape != (num_statistics,):
+            raise ValueError(f"A task of this bank has ({num_statistics},) statistics; got {tuple(row.shape)}.")
         mask = mask.to(self.counts.device, torch.bool)
+        self.statistics = torch.cat([self.statistics, row.unsqueeze(0)])
         self.packed = torch.cat([self.packed, bits.pack(mask).unsqueeze(0)])
         self.tasks = torch.cat([self.tasks, self.tasks.new_tensor([task])])
         self.counts += mask
@@ -58,12 +66,16 @@ class MaskBank(nn.Module):
         """The mask of ``task``, ``(weights,)`` bool. Raises `KeyError` if it has none."""
         return bits.unpack(self.packed[self._row(task)], self.num_weights)
 
+    def get_statistics(self, task: int) -> Tensor:
+        """A copy of the statistics of ``task``, ``(statistics,)``. Raises `KeyError` if it has none."""
+        return self.statistics[self._row(task)].clone()
+
     def remove(self, task: int) -> None:
         """Forget the mask of ``task``. Raises `KeyError` if it has none."""
         row = self._row(task)
         self.counts -= bits.unpack(self.packed[row], self.num_weights).int()
         kept = torch.arange(len(self), device=self.packed.device) != row
-        self.packed, self.tasks = self.packed[kept], self.tasks[kept]
+        self.packed, self.tasks, self.statistics = self.packed[kept], self.tasks[kept], self.statistics[kept]
 
     def merge(self, other: "MaskBank") -> None:
         """Add every mask of ``other``, as from training on several machines.
@@ -71,16 +83,22 @@ class MaskBank(nn.Module):
         Raises:
             KeyError: a task has a mask in both banks and the two differ. Nothing is merged then.
         """
-        if other.num_weights != self.num_weights:
+        if other.num_weights != self.num_weights or other.statistics.shape[1] != self.statistics.shape[1]:
             raise MismatchError(f"A bank over {other.num_weights} weights cannot join one over {self.num_weights}.")
-        mine = dict(zip(self.tasks.tolist(), self.packed, strict=True))
-        theirs = dict(zip(other.tasks.tolist(), other.packed.to(self.packed.device), strict=True))
-        clashes = [task for task, row in theirs.items() if task in mine and not torch.equal(row, mine[task])]
+        clashes = [
+            task
+            for task in other.tasks.tolist()
+            if task in self
+            and not (
+                torch.equal(self.get(task), other.get(task).to(self.packed.device))
+                and torch.equal(self.get_statistics(task), other.get_statistics(task).to(self.packed.device))
+            )
+        ]
         if clashes:
             raise KeyError(f"Tasks {clashes} have different masks in the two banks; remove one of each first.")
-        for task, row in theirs.items():
-            if task not in mine:
-                self.add(task, bits.unpack(row, self.num_weights))
+        for task in other.tasks.tolist():
+            if task not in self:
+                self.add(task, other.get(task), other.get_statistics(task))
 
     def superpose(self, coefficients: Tensor | None = None) -> Tensor:
         """``sum_i a_i M_i``, ``(weights,)`` float32.
@@ -110,15 +128,16 @@ class MaskBank(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         # Buffers grow, so loading first takes on the stored number of masks; the default would refuse the size.
-        packed = state_dict.get(prefix + "packed")
-        if packed is not None:
-            if packed.shape[1] != self.packed.shape[1]:
+        for name in ("packed", "statistics", "tasks"):
+            stored, own = state_dict.get(prefix + name), getattr(self, name)
+            if stored is None:
+                continue
+            if stored.shape[1:] != own.shape[1:]:
                 raise MismatchError(
-                    f"The stored bank has {packed.shape[1]} bytes a mask, this network needs {self.packed.shape[1]}: "
-                    "it was made with another network."
+                    f"The stored bank holds {tuple(stored.shape[1:])} {name} a task, this network has "
+                    f"{tuple(own.shape[1:])}: it was made with another network."
                 )
-            self.packed = self.packed.new_empty(packed.shape)
-            self.tasks = self.tasks.new_empty(len(packed))
+            setattr(self, name, own.new_empty(stored.shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.counts.copy_(self._count())
 

@@ -1,7 +1,8 @@
-"""All masked weights of a network as one flat vector: where each parameter lies in it."""
+"""All masked weights of a network as one flat vector: which parameters, and where each lies in it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from math import prod
 
 import torch
@@ -12,9 +13,52 @@ from supsup_lightning.errors import ConfigurationError
 MaskRule = Callable[[str, Tensor], bool]
 
 
-def at_least_two_dimensions(name: str, parameter: Tensor) -> bool:
-    """The default rule for what is masked: weights of linear, convolution and attention layers, not biases or gains."""
-    return parameter.ndim >= 2
+@dataclass(frozen=True)
+class ByName:
+    """Which parameters are masked: a rule over names and number of dimensions.
+
+    By default the weights of linear, convolution, recurrent and attention layers, and neither biases nor gains.
+
+    Attributes:
+        include: patterns of names, as in a shell (``*`` stands for anything); one of them has to match.
+        exclude: patterns of which none may match.
+        min_dimensions: a parameter of fewer dimensions is not masked.
+
+    >>> is_masked = ByName(exclude=("head.*",))
+    >>> is_masked("body.weight", torch.zeros(2, 2)), is_masked("body.bias", torch.zeros(2))
+    (True, False)
+    >>> is_masked("head.weight", torch.zeros(2, 2))
+    False
+    """
+
+    include: Sequence[str] = ("*",)
+    exclude: Sequence[str] = ()
+    min_dimensions: int = 2
+
+    def __post_init__(self) -> None:
+        for option in ("include", "exclude"):
+            if isinstance(getattr(self, option), str):
+                raise ConfigurationError(
+                    f"mask.{option}={getattr(self, option)!r} must be a list of patterns, such as [layer1.*,*.weight]."
+                )
+
+    def __call__(self, name: str, parameter: Tensor) -> bool:
+        """Whether this parameter is masked."""
+        return (
+            parameter.ndim >= self.min_dimensions
+            and any(fnmatchcase(name, pattern) for pattern in self.include)
+            and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
+        )
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raise `ConfigurationError` for a pattern that matches none of a network's names: it is mistyped."""
+        for option in ("include", "exclude"):
+            for pattern in getattr(self, option):
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    raise ConfigurationError(
+                        f"mask.{option}: the pattern {pattern!r} matches no parameter of the network; "
+                        f"it has {', '.join(names)}."
+                    )
 
 
 @dataclass(frozen=True)
@@ -24,7 +68,7 @@ class Layout:
     One flat vector keeps a task's scores one tensor, a mask one row of bits, and a training step a few large
     operations instead of a few per layer.
 
-    >>> layout = Layout.of(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    >>> layout = Layout.of(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), ByName())
     >>> layout.names, layout.sizes, layout.num_weights
     (('0.weight', '2.weight'), (12, 6), 18)
     >>> {name: tuple(view.shape) for name, view in layout.split(torch.zeros(18)).items()}
@@ -35,20 +79,34 @@ class Layout:
     shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, network: nn.Module, is_masked: MaskRule = at_least_two_dimensions) -> "Layout":
-        """The layout of the parameters for which ``is_masked(name, parameter)`` holds.
+    def of(cls, network: nn.Module, is_masked: MaskRule) -> "Layout":
+        """The layout of the parameters for which ``is_masked(name, parameter)`` holds; tied ones count once.
 
         Raises:
-            ConfigurationError: no parameter is masked.
+            ConfigurationError: no parameter is masked, or the rule names one that does not exist.
         """
+        if isinstance(is_masked, ByName):
+            is_masked.check([name for name, _ in network.named_parameters()])
         masked = {name: tuple(p.shape) for name, p in network.named_parameters() if is_masked(name, p)}
         if not masked:
             every = ", ".join(f"{name} {tuple(p.shape)}" for name, p in network.named_parameters()) or "none"
             raise ConfigurationError(
                 f"No parameter of {type(network).__name__} is masked (its parameters: {every}). "
-                "Masks need at least one weight with two or more dimensions, or another rule for what is masked."
+                "Masks need at least one weight of mask.min_dimensions or more dimensions that mask.include names "
+                "and mask.exclude does not."
             )
         return cls(tuple(masked), tuple(masked.values()))
+
+    @classmethod
+    def of_running_statistics(cls, network: nn.Module) -> "Layout":
+        """The layout of the buffers that normalisation layers change in training; empty where there are none."""
+        buffers = {
+            f"{layer}.{name}" if layer else name: tuple(buffer.shape)
+            for layer, module in network.named_modules()
+            if getattr(module, "running_mean", None) is not None
+            for name, buffer in module.named_buffers(recurse=False)
+        }
+        return cls(tuple(buffers), tuple(buffers.values()))
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -63,12 +121,13 @@ class Layout:
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """``(..., weights)`` to one view ``(..., *shape)`` a parameter."""
         batch = flat.shape[:-1]
-        parts = flat.split(self.sizes, dim=-1)
+        parts = flat.split(self.sizes, dim=-1) if self.names else ()
         return {
-            name: part.view(*batch, *shape) for name, shape, part in zip(self.names, self.shapes, parts, strict=True)
+            name: part.view((*batch, *shape)) for name, shape, part in zip(self.names, self.shapes, parts, strict=True)
         }
 
     def flatten(self, tensors: Mapping[str, Tensor] | Sequence[Tensor], *, batch_dims: int = 0) -> Tensor:
         """One tensor ``(*batch, *shape)`` a parameter, by name or in order, to ``(*batch, weights)``."""
         parts = [tensors[name] for name in self.names] if isinstance(tensors, Mapping) else list(tensors)
-        return torch.cat([part.flatten(batch_dims) for part in parts], dim=-1)
+        # A reshape, as `flatten` would take the last batch dimension for a scalar's.
+        return torch.cat([part.reshape(*part.shape[:batch_dims], -1) for part in parts], dim=-1)

@@ -175,13 +175,22 @@ def uniform_allocation(shapes: Sequence[Shape], sparsity: float) -> tuple[int, .
     >>> uniform_allocation([(10, 10), (5, 4)], 0.9)
     (10, 2)
     """
-    return _kept(shapes, [1 - sparsity] * len(shapes), sparsity)
+    return _kept(shapes, [1 - sparsity] * len(shapes), f"mask.sparsity={sparsity}")
+
+
+def erdos_renyi_densities(shapes: Sequence[Shape], budget: float) -> list[float]:
+    """Density ``min(0.5, b (out + in) / (out in kh kw))`` of each layer for the budget ``b`` (the paper's section 4.1).
+
+    Small layers keep a larger share. The original calls ``b`` sparsity, although more of it is denser.
+
+    >>> erdos_renyi_densities([(20, 20, 3, 3), (5, 160)], 1.0)
+    [0.011111111111111112, 0.20625]
+    """
+    return [min(0.5, budget * ((s[0] + s[1]) / prod(s) if len(s) > 1 else 1.0)) for s in shapes]
 
 
 def erdos_renyi_allocation(shapes: Sequence[Shape], sparsity: float) -> tuple[int, ...]:
-    """Small layers keep a larger share: density ``min(0.5, b (out + in) / (out in kh kw))`` in each layer.
-
-    The budget ``b`` is solved for, such that the share ``sparsity`` of all weights is off. (The original sets ``b``.)
+    """`erdos_renyi_densities` for the budget with which the share ``sparsity`` of all weights is off.
 
     Raises:
         ConfigurationError: ``sparsity`` below 0.5, which the cap of 0.5 on each layer's density cannot reach.
@@ -196,25 +205,21 @@ def erdos_renyi_allocation(shapes: Sequence[Shape], sparsity: float) -> tuple[in
         )
     sizes = [prod(s) for s in shapes]
     target = (1 - sparsity) * sum(sizes)
-
-    def densities(budget: float) -> list[float]:
-        ratios = [(s[0] + s[1]) / prod(s) if len(s) > 1 else 1.0 for s in shapes]
-        return [min(0.5, budget * ratio) for ratio in ratios]
-
     low, high = 0.0, float(max(sizes))
     for _ in range(100):  # bisection of an increasing function, to the last bit of a float
         middle = (low + high) / 2
-        reached = sum(size * density for size, density in zip(sizes, densities(middle), strict=True))
+        densities = erdos_renyi_densities(shapes, middle)
+        reached = sum(size * density for size, density in zip(sizes, densities, strict=True))
         low, high = (middle, high) if reached < target else (low, middle)
-    return _kept(shapes, densities(high), sparsity)
+    return _kept(shapes, erdos_renyi_densities(shapes, high), f"mask.sparsity={sparsity}")
 
 
-def _kept(shapes: Sequence[Shape], densities: Sequence[float], sparsity: float) -> tuple[int, ...]:
+def _kept(shapes: Sequence[Shape], densities: Sequence[float], option: str) -> tuple[int, ...]:
     kept = tuple(round(density * prod(shape)) for density, shape in zip(densities, shapes, strict=True))
     for shape, count in zip(shapes, kept, strict=True):
         if count == 0:
             raise ConfigurationError(
-                f"mask.sparsity={sparsity} leaves no weight of the layer of shape {tuple(shape)}; lower it"
+                f"{option} leaves no weight of the layer of shape {tuple(shape)}; keep more of them"
                 " (or try mask.allocation=erdos_renyi, which spares small layers)."
             )
     return kept
@@ -224,24 +229,37 @@ ALLOCATIONS = {"uniform": uniform_allocation, "erdos_renyi": erdos_renyi_allocat
 WEIGHT_INITIALISERS = {"signed_constant": signed_constant_weights, "kaiming_normal": kaiming_normal_weights}
 
 
-def make_rule(name: str, shapes: Sequence[Shape], sparsity: float | None, allocation: str) -> Rule:
-    """The mask rule of the options ``mask.rule``, ``mask.sparsity`` and ``mask.allocation``.
+def make_rule(
+    name: str, shapes: Sequence[Shape], *, sparsity: float | None, allocation: str, budget: float | None
+) -> Rule:
+    """The mask rule of the options ``mask.rule``, ``mask.sparsity``, ``mask.allocation`` and ``mask.budget``.
 
     Raises:
         ConfigurationError: an option that is unknown, out of its range, missing, or without effect.
     """
     if sparsity is not None and not 0 <= sparsity < 1:
         raise ConfigurationError(f"mask.sparsity={sparsity} is the share of weights switched off; it lies in [0, 1).")
+    if budget is not None and not budget > 0:
+        raise ConfigurationError(f"mask.budget={budget} must be positive; the paper's are 1, 2, 4, 8, 16 and 32.")
     if name == "threshold":
-        if sparsity is not None:
-            raise ConfigurationError(
-                f"mask.sparsity={sparsity} has no effect with mask.rule=threshold, where the signs of the scores "
-                "decide; use mask.rule=topk, or leave mask.sparsity out."
-            )
+        for option, value in (("sparsity", sparsity), ("budget", budget)):
+            if value is not None:
+                raise ConfigurationError(
+                    f"mask.{option}={value} has no effect with mask.rule=threshold, where the signs of the scores "
+                    f"decide; use mask.rule=topk, or leave mask.{option} out."
+                )
         if allocation != "uniform":
             raise ConfigurationError(f"mask.allocation={allocation} has no effect with mask.rule=threshold; use topk.")
         return Threshold()
-    if sparsity is None:
-        raise ConfigurationError("mask.rule=topk needs mask.sparsity, the share of weights switched off, in [0, 1).")
+    if budget is not None and allocation != "erdos_renyi":
+        raise ConfigurationError(f"mask.budget={budget} is for mask.allocation=erdos_renyi; or give mask.sparsity.")
+    if (sparsity is None) == (budget is None):
+        raise ConfigurationError(
+            f"mask.rule=topk needs mask.sparsity, the share of weights switched off, in [0, 1), or with "
+            f"mask.allocation=erdos_renyi mask.budget, and not both; got sparsity={sparsity}, budget={budget}."
+        )
     sizes = tuple(prod(shape) for shape in shapes)
-    return TopK(sizes, ALLOCATIONS[allocation](shapes, sparsity))
+    if sparsity is not None:
+        return TopK(sizes, ALLOCATIONS[allocation](shapes, sparsity))
+    assert budget is not None
+    return TopK(sizes, _kept(shapes, erdos_renyi_densities(shapes, budget), f"mask.budget={budget}"))

@@ -87,17 +87,31 @@ def test_uniform_allocation_counts_to_the_weight():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("topk", -0.1, "uniform"), r"mask.sparsity=-0.1 .* \[0, 1\)"),
-        (("topk", 1.0, "uniform"), r"mask.sparsity=1.0 .* \[0, 1\)"),
-        (("threshold", 1.5, "uniform"), r"mask.sparsity=1.5 .* \[0, 1\)"),
-        (("threshold", 0.5, "uniform"), "has no effect with mask.rule=threshold"),
-        (("threshold", None, "erdos_renyi"), "mask.allocation=erdos_renyi has no effect"),
-        (("topk", None, "uniform"), "needs mask.sparsity"),
-        (("topk", 0.999, "uniform"), r"leaves no weight of the layer of shape \(10, 10\)"),
-        (("topk", 0.3, "erdos_renyi"), "at least 0.5"),
+        ({"rule": "topk", "sparsity": -0.1}, r"mask.sparsity=-0.1 .* \[0, 1\)"),
+        ({"rule": "topk", "sparsity": 1.0}, r"mask.sparsity=1.0 .* \[0, 1\)"),
+        ({"rule": "threshold", "sparsity": 1.5}, r"mask.sparsity=1.5 .* \[0, 1\)"),
+        ({"rule": "threshold", "sparsity": 0.5}, "sparsity=0.5 has no effect with mask.rule=threshold"),
+        ({"rule": "threshold", "budget": 4}, "budget=4 has no effect with mask.rule=threshold"),
+        ({"rule": "threshold", "allocation": "erdos_renyi"}, "mask.allocation=erdos_renyi has no effect"),
+        ({"rule": "topk"}, "needs mask.sparsity"),
+        ({"rule": "topk", "sparsity": 0.999}, r"leaves no weight of the layer of shape \(10, 10\)"),
+        ({"rule": "topk", "sparsity": 0.3, "allocation": "erdos_renyi"}, "at least 0.5"),
+        ({"rule": "topk", "budget": 4}, "mask.budget=4 is for mask.allocation=erdos_renyi"),
+        ({"rule": "topk", "budget": 4, "sparsity": 0.9, "allocation": "erdos_renyi"}, "and not both"),
+        ({"rule": "topk", "budget": -1, "allocation": "erdos_renyi"}, "mask.budget=-1 must be positive"),
+        ({"rule": "topk", "budget": 1e-9, "allocation": "erdos_renyi"}, "mask.budget=1e-09 leaves no weight"),
     ],
 )
 def test_bad_options_are_refused(options, message):
-    rule, sparsity, allocation = options
+    options = {"sparsity": None, "allocation": "uniform", "budget": None, **options}
     with pytest.raises(ConfigurationError, match=message):
-        make_rule(rule, [(100, 100), (10, 10)], sparsity, allocation)
+        make_rule(options.pop("rule"), [(100, 100), (10, 10)], **options)
+
+
+def test_a_budget_gives_each_layer_the_papers_density():
+    shapes = [(20, 3, 3, 3), (160, 80, 3, 3), (5, 160)]
+    rule = make_rule("topk", shapes, sparsity=None, allocation="erdos_renyi", budget=16)
+    # min(0.5, b (out + in) / (out in kh kw)): the middle layer is the only one below the cap
+    assert rule.kept == (270, round(16 * 240 / (160 * 80 * 9) * 160 * 80 * 9), 400)
+    mask = rule(torch.randn(sum(rule.sizes), generator=torch.Generator().manual_seed(0)))
+    assert mask.sum() == sum(rule.kept)

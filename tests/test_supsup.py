@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from supsup_lightning import SupSup
+from supsup_lightning import ByName, SupSup
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
 from tests.conftest import random_images, random_method
 
@@ -136,15 +138,164 @@ def test_parameters_that_are_not_masked_come_back_with_the_masks(tmp_path):
         assert torch.equal(fresh(images, 0), method(images, 0))
 
 
-def test_running_statistics_are_refused_as_tasks_would_share_them():
-    with pytest.raises(ConfigurationError, match=r"layer 2 \(BatchNorm1d\) .* track_running_stats=False"):
-        SupSup(network_with_biases(nn.BatchNorm1d(16)))
-    method = SupSup(network_with_biases(nn.BatchNorm1d(16, track_running_stats=False)))
-    images = random_images(6)
-    logits = []
+def normalised_method(**options) -> SupSup:
+    """Batch normalisation after a linear layer; two tasks that saw differently scaled images."""
+    method = SupSup(network_with_biases(nn.BatchNorm1d(16)), **options)
     for task in range(2):
-        method.begin_task(task)
-        method(images, task).sum().backward()
-        method.finish_task(task)
-        logits.append(method(images, 0))
-    assert torch.equal(*logits)
+        train_briefly(method, task, scale=1 + 4 * task)
+    return method
+
+
+def train_briefly(method: SupSup, task: int, *, scale: float) -> None:
+    method.begin_task(task)
+    method.train()
+    for step in range(5):
+        method(random_images(32, seed=step) * scale + task, task).sum().backward()
+    method.finish_task(task)
+    method.eval()
+
+
+def test_running_statistics_belong_to_a_task_and_are_those_of_a_network_of_its_own():
+    method = normalised_method()
+    for task, scale in enumerate((1, 5)):
+        alone = network_with_biases(nn.BatchNorm1d(16))
+        alone.load_state_dict(
+            {**alone.state_dict(), **method.layout.split(method.bank.get(task) * method.frozen)}, strict=False
+        )
+        with torch.no_grad():
+            alone[1].bias.copy_(method.network[1].bias)
+            for step in range(5):
+                alone(random_images(32, seed=step) * scale + task)
+        kept = method.effective(task)
+        torch.testing.assert_close(kept["2.running_mean"], alone[2].running_mean)
+        torch.testing.assert_close(kept["2.running_var"], alone[2].running_var)
+        assert kept["2.num_batches_tracked"] == 5
+    assert method.task_bytes() == -(-method.layout.num_weights // 8) + 4 * (16 + 16 + 1)
+
+
+def test_later_tasks_and_training_mode_leave_logits_of_a_normalised_task_alone_bit_for_bit():
+    method = SupSup(network_with_biases(nn.BatchNorm1d(16)))
+    images = random_images(6)
+    train_briefly(method, 0, scale=1)
+    before = method(images, 0)
+    train_briefly(method, 1, scale=9)
+    method.train()
+    method(images * 7, 0)  # a layer in training mode changes what it is given: a copy
+    method.eval()
+    assert torch.equal(method(images, 0), before)
+    assert method.network[2].num_batches_tracked == 0  # nor is the network's own ever changed
+    with pytest.raises(KeyError, match="Task 2 has no mask"):
+        method(images, 2)
+
+
+def test_statistics_are_in_checkpoints_and_banks_and_merge(tmp_path):
+    method = normalised_method()
+    method.save(tmp_path / "bank.safetensors")
+    images = random_images(5)
+    for load in ("state", "file", "merge"):
+        fresh = SupSup(network_with_biases(nn.BatchNorm1d(16))).eval()
+        fresh._set_parameters({"1.bias": method.network[1].bias, "4.bias": method.network[4].bias})
+        if load == "state":
+            fresh.load_state_dict(method.state_dict())
+        elif load == "file":
+            fresh.load(tmp_path / "bank.safetensors")
+        else:
+            fresh.bank.merge(method.bank)
+        assert all(torch.equal(fresh(images, task), method(images, task)) for task in range(2))
+    other = SupSup(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Identity(), nn.ReLU(), nn.Linear(16, 20)))
+    with pytest.raises(MismatchError):
+        other.load_state_dict(method.state_dict())
+
+
+def test_a_checkpoint_in_the_middle_of_a_task_goes_on_with_its_statistics():
+    whole, broken = (SupSup(network_with_biases(nn.BatchNorm1d(16))) for _ in range(2))
+    broken.load_state_dict(whole.state_dict())
+    for method in (whole, broken):
+        method.begin_task(0)
+        method(random_images(8), 0)
+    resumed = SupSup(network_with_biases(nn.BatchNorm1d(16)))
+    resumed.load_state_dict(broken.state_dict())
+    for method in (whole, resumed):
+        method(random_images(8, seed=1), 0)
+        method.finish_task(0)
+    assert torch.equal(whole.bank.statistics, resumed.bank.statistics)
+
+
+def test_a_superposition_is_normalised_by_the_batch():
+    method = normalised_method()
+    images = random_images(12)
+    logits = method.forward_superposed(method.superposed(), images)
+    layers = network_with_biases(nn.BatchNorm1d(16, track_running_stats=False))
+    layers.load_state_dict(
+        {
+            **layers.state_dict(),
+            **method.superposed(),
+            "1.bias": method.network[1].bias,
+            "4.bias": method.network[4].bias,
+        }
+    )
+    torch.testing.assert_close(logits, layers(images))
+
+
+def test_a_layer_that_changes_a_buffer_of_its_own_is_refused():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return x
+
+    method = SupSup(network_with_biases(Counts()))
+    method.begin_task(0)
+    method(random_images(2), 0)
+    with pytest.raises(ConfigurationError, match="Training changed the network's buffer 2.calls"):
+        method.finish_task(0)
+
+
+def test_constant_buffers_come_back_with_the_masks(tmp_path):
+    class Projection(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("directions", torch.randn(64, 32))
+            self.head = nn.Linear(32, 20, bias=False)
+
+        def forward(self, x):
+            return self.head(x.flatten(1) @ self.directions)
+
+    method = SupSup(Projection())
+    method.begin_task(0)
+    method.finish_task(0)
+    method.save(tmp_path / "bank.safetensors")
+    fresh = SupSup(Projection())
+    fresh.load(tmp_path / "bank.safetensors")
+    assert torch.equal(fresh(random_images(3), 0), method(random_images(3), 0))
+
+
+def test_names_say_what_is_masked():
+    network = network_with_biases(nn.LayerNorm(16))
+    assert SupSup(network, is_masked=ByName(exclude=["4.*"])).layout.names == ("1.weight",)
+    assert SupSup(network, is_masked=ByName(include=["*.bias"], min_dimensions=1)).layout.names == (
+        "1.bias",
+        "2.bias",
+        "4.bias",
+    )
+    with pytest.raises(
+        ConfigurationError, match=r"mask.exclude: the pattern 'head\.\*' matches no parameter .* 1.weight"
+    ):
+        SupSup(network, is_masked=ByName(exclude=["head.*"]))
+    with pytest.raises(ConfigurationError, match="mask.exclude='head' must be a list"):
+        ByName(exclude="head")
+    with pytest.raises(ConfigurationError, match="No parameter of Sequential is masked"):
+        SupSup(network, is_masked=ByName(min_dimensions=5))
+
+
+def test_parts_add_up_to_a_tasks_bytes_and_weights():
+    method = SupSup(network_with_biases(nn.BatchNorm1d(16)), rule="topk", sparsity=0.75)
+    parts = {part.name: part for part in method.parts()}
+    assert math.ceil(sum(part.task_bytes for part in parts.values())) == method.task_bytes()
+    assert parts["1.weight"].kept == "mask"
+    assert parts["1.weight"].density == 0.25
+    assert parts["1.bias"] == ("1.bias", (16,), "frozen", None, 0)
+    assert parts["2.running_mean"].kept == "statistics"

@@ -10,6 +10,8 @@ from supsup_lightning.methods import Method
 class Exhaustive(ConfidenceInference):
     """The task under whose own mask the objective is lowest."""
 
+    superimposes = False
+
     def decide(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """The lowest mean over the images."""
         return self._objectives(method, images, num_classes).mean(1).argmin()

@@ -16,13 +16,18 @@ class Inference(ABC):
 
     Attributes:
         finds_task: the answer comes from the images; otherwise it has to be given.
+        superimposes_single_images: one image by itself passes through a superposition.
     """
 
     finds_task: bool
+    superimposes_single_images = False
 
     @abstractmethod
     def __call__(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
-        """The task of each image: ``(batch, *shape)`` to ``(batch,)`` int64."""
+        """The task of each image: ``(batch, *shape)`` to ``(batch,)`` int64.
+
+        ``num_classes`` is that of the task with most of them: no task has a class from there on.
+        """
 
     def check(self, *, output_size: int, num_classes: int) -> None:  # noqa: B027 (most have nothing to check)
         """Raise `ConfigurationError` if this inference cannot work with such a network."""
@@ -53,6 +58,7 @@ class ConfidenceInference(Inference):
     """
 
     finds_task = True
+    superimposes = True
 
     def __init__(self, objective: str = "superfluous", *, images: int | str = 1, temperature: float = 1.0) -> None:
         check_choice("inference.objective", objective, tuple(OBJECTIVES))
@@ -67,6 +73,7 @@ class ConfidenceInference(Inference):
                 f"inference.temperature={temperature} has no effect with inference.objective={objective}; use entropy."
             )
         self.name = objective
+        self.superimposes_single_images = self.superimposes and images in (1, "each")
         self.images = images
         self.objective: Objective = OBJECTIVES[objective]
         if temperature != 1:
@@ -86,7 +93,7 @@ class ConfidenceInference(Inference):
         """The task of each image: ``(batch, *shape)`` to ``(batch,)`` int64."""
         # Differences between tasks are small next to bfloat16's steps, so autocast stays out.
         with torch.autocast(images.device.type, enabled=False):
-            images = images.float()
+            images = images.float() if images.is_floating_point() else images
             if self.images == "each":
                 return method.tasks[self.decide_each(method, images, num_classes)]
             deciding = images if self.images == "batch" else images[: self.images]

@@ -6,7 +6,7 @@ task = argmax_i  -dO/da_i,                dO/da_i = <dO/dW_a * W, M_i>
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from supsup_lightning.inference.inference import ConfidenceInference
 from supsup_lightning.inference.objectives import Objective
@@ -44,7 +44,7 @@ def confidence_gain_each(method: Method, images: Tensor, num_classes: int, objec
 
 def _mean_objective(method: Method, num_classes: int, objective: Objective):
     def value(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-        return objective(functional_call(method.network, parameters, (images,)), num_classes).mean()
+        return objective(method.forward_superposed(parameters, images), num_classes).mean()
 
     return value
 

@@ -2,9 +2,28 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.func import functional_call
+
+
+class Part(NamedTuple):
+    """What a task keeps of one parameter or buffer of the network.
+
+    Attributes:
+        name: as in the network.
+        shape: of it.
+        kept: ``mask``, ``statistics`` (its own values) or ``frozen`` (nothing: all tasks share it).
+        density: share of a mask's weights that are on.
+        task_bytes: that one more task adds.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kept: str
+    density: float | None
+    task_bytes: float
 
 
 class Method(nn.Module, ABC):
@@ -33,7 +52,10 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def effective(self, task: int) -> dict[str, Tensor]:
-        """Parameters by name for ``task``, in training or finished. Raises `KeyError` for any other task."""
+        """Parameters by name for ``task``, in training or finished, and the buffers that are the task's own.
+
+        Raises `KeyError` for any other task: to answer with another task's normalisation would be a guess.
+        """
 
     @property
     @abstractmethod
@@ -55,6 +77,15 @@ class Method(nn.Module, ABC):
             ``(*batch, k)``.
         """
 
+    def forward_superposed(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+        """Logits ``(batch, output_size)`` under parameters from `superposed`, differentiable in them."""
+        return functional_call(self.network, parameters, (images,))
+
+    @property
+    def normalises_superpositions_by_batch(self) -> bool:
+        """Whether `forward_superposed` takes means over the batch, which therefore decides with."""
+        return False
+
     @abstractmethod
     def sparsity(self) -> Tensor:
         """Measured share of weights that each finished task switches off, ``(k,)``."""
@@ -62,6 +93,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def task_bytes(self) -> int:
         """Bytes that one more task adds to what is kept."""
+
+    @abstractmethod
+    def parts(self) -> list[Part]:
+        """What a task keeps, by parameter and buffer; the bytes add up to `task_bytes` (rounded up)."""
 
     @abstractmethod
     def save(self, path: str | Path) -> None:

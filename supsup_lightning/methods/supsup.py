@@ -1,17 +1,18 @@
 """SupSup: a task is a binary mask over the frozen weights of one network (section 3 of the paper)."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from supsup_lightning import codec
 from supsup_lightning.bank import MaskBank
 from supsup_lightning.errors import ConfigurationError, MismatchError, check_choice
-from supsup_lightning.layout import Layout, MaskRule, at_least_two_dimensions
+from supsup_lightning.layout import ByName, Layout, MaskRule
 from supsup_lightning.masks import (
     ALLOCATIONS,
     WEIGHT_INITIALISERS,
@@ -19,28 +20,31 @@ from supsup_lightning.masks import (
     make_rule,
     masked_weights,
 )
-from supsup_lightning.methods.method import Method
+from supsup_lightning.methods.method import Method, Part
 from supsup_lightning.seeding import generator
 
 
 class SupSup(Method):
-    """One frozen network, one mask a task.
+    """One frozen network, one mask a task; normalisation layers keep their running statistics for each task.
+
+    A superposition belongs to no task, so it is normalised by the statistics of the batch at hand.
 
     Args:
         network: any module. Its masked weights are overwritten with random ones (``weights``); none is trained.
         rule: ``threshold`` (on where the score is not negative) or ``topk`` (a fixed share of each layer is on).
         sparsity: with ``topk``, the share of weights switched off, in [0, 1).
         allocation: with ``topk``, how layers share it: ``uniform`` or ``erdos_renyi``.
+        budget: in place of ``sparsity`` with ``erdos_renyi``: the paper's ``b``, more of it is denser.
         weights: the base weights: ``signed_constant`` or ``kaiming_normal``, regrown from the seed; ``keep`` leaves the
             network's own (pretrained, say).
-        is_masked: which parameters are masked, from name and tensor; by default those of two or more dimensions.
+        is_masked: which parameters are masked: `ByName`, by default those of two or more dimensions, or any function
+            of name and tensor.
         store_weights: put the masked weights into checkpoints and bank files, too. Otherwise these hold a checksum
             that refuses other weights. Parameters that are not masked (biases, say) are small and always stored.
         seed: of weights and scores.
 
     Raises:
-        ConfigurationError: an option out of its range, or a network without a weight to mask, or with running
-            statistics.
+        ConfigurationError: an option out of its range, or a network without a weight to mask.
 
     >>> method = SupSup(nn.Linear(4, 2, bias=False))
     >>> method.begin_task(0)
@@ -52,6 +56,7 @@ class SupSup(Method):
     """
 
     frozen: Tensor
+    statistics: Tensor
 
     def __init__(
         self,
@@ -60,8 +65,9 @@ class SupSup(Method):
         rule: str = "threshold",
         sparsity: float | None = None,
         allocation: str = "uniform",
+        budget: float | None = None,
         weights: str = "signed_constant",
-        is_masked: MaskRule = at_least_two_dimensions,
+        is_masked: MaskRule = ByName(),  # noqa: B008 (immutable)
         store_weights: bool = False,
         seed: int = 0,
     ) -> None:
@@ -69,13 +75,14 @@ class SupSup(Method):
         check_choice("mask.rule", rule, ("threshold", "topk"))
         check_choice("mask.allocation", allocation, tuple(ALLOCATIONS))
         check_choice("method.weights", weights, (*WEIGHT_INITIALISERS, "keep"))
-        _refuse_running_statistics(network)
         self.network = network.requires_grad_(False)
         self.layout = Layout.of(network, is_masked)
-        self.rule = make_rule(rule, self.layout.shapes, sparsity, allocation)
+        self.statistics_layout = Layout.of_running_statistics(network)
+        self.rule = make_rule(rule, self.layout.shapes, sparsity=sparsity, allocation=allocation, budget=budget)
         self.seed = seed
         self.store_weights = store_weights
-        self.bank = MaskBank(self.layout.num_weights)
+        self._regrown = {*_aliases(network, self.layout.names), *self.statistics_layout.names}
+        self.bank = MaskBank(self.layout.num_weights, self.statistics_layout.num_weights)
         self.scores = nn.Parameter(torch.zeros(self.layout.num_weights))
         self.task_in_training: int | None = None
 
@@ -83,11 +90,14 @@ class SupSup(Method):
             drawn = WEIGHT_INITIALISERS[weights](self.layout.shapes, generator(seed, "weights"))
             self._set_parameters(self.layout.split(drawn))
         self.register_buffer("frozen", self._flat_weights(), persistent=False)
+        self.register_buffer("statistics", self._fresh_statistics())  # of the task in training
+        self._constants = {name: buffer.clone() for name, buffer in self._constant_buffers()}
         self.identity = {
             "seed": str(seed),
             "rule": rule,
             "sparsity": str(sparsity),
             "allocation": allocation if rule == "topk" else "none",
+            "budget": str(budget),
             "weights": weights,
             "network": self._checksum(),
         }
@@ -107,13 +117,27 @@ class SupSup(Method):
         fresh = kaiming_uniform_scores(self.layout.shapes, generator(self.seed, "scores", task))
         with torch.no_grad():
             self.scores.copy_(fresh)
+        self.statistics.copy_(self._fresh_statistics())
         self.task_in_training = task
 
     def finish_task(self, task: int) -> None:
-        """Commit the mask of the scores to the bank."""
+        """Commit the mask of the scores, and the running statistics, to the bank.
+
+        Raises:
+            ConfigurationError: training changed a buffer of the network that is no running statistic.
+        """
         if task != self.task_in_training:
             raise KeyError(f"Task {task} is not in training (task {self.task_in_training} is).")
-        self.bank.add(task, self.rule(self.scores) > 0)
+        for name, buffer in self._constant_buffers():
+            if not torch.equal(buffer, self._constants[name].to(buffer.device)):
+                raise ConfigurationError(
+                    f"Training changed the network's buffer {name}. Tasks would overwrite it for one another: only the "
+                    "running statistics of normalisation layers (running_mean, running_var) are kept for each task."
+                )
+        if torch.distributed.is_initialized():  # each process has seen its share of every batch
+            torch.distributed.all_reduce(self.statistics)
+            self.statistics /= torch.distributed.get_world_size()
+        self.bank.add(task, self.rule(self.scores) > 0, self.statistics)
         self.task_in_training = None
 
     def trainable(self) -> list[nn.Parameter]:
@@ -121,10 +145,18 @@ class SupSup(Method):
         return [self.scores]
 
     def effective(self, task: int) -> dict[str, Tensor]:
-        """``W * M_task``: differentiable in the scores while the task is in training, from the bank afterwards."""
+        """``W * M_task``: differentiable in the scores while the task is in training, from the bank afterwards.
+
+        With the task's running statistics: those in training are updated in place, finished ones are copies.
+        """
         if task == self.task_in_training:
-            return self.layout.split(masked_weights(self.scores, self.frozen, self.rule))
-        return self.layout.split(self.bank.get(task) * self.frozen)
+            weights = masked_weights(self.scores, self.frozen, self.rule)
+            # `.data`: layers update their parts in place, each under a version counter of its own.
+            statistics = {name: part.data for name, part in self.statistics_layout.split(self.statistics).items()}
+        else:
+            weights = self.bank.get(task) * self.frozen
+            statistics = self.statistics_layout.split(self.bank.get_statistics(task))
+        return {**self.layout.split(weights), **statistics}
 
     # Superposition.
 
@@ -136,6 +168,16 @@ class SupSup(Method):
     def superposed(self, coefficients: Tensor | None = None) -> dict[str, Tensor]:
         """``W * sum_i a_i M_i``."""
         return self.layout.split(self.bank.superpose(coefficients) * self.frozen)
+
+    def forward_superposed(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+        """Logits; a normalisation layer without running statistics takes the batch's, in evaluation as well."""
+        without: dict[str, Any] = dict.fromkeys(self.statistics_layout.names)
+        return functional_call(self.network, {**parameters, **without}, (images,))
+
+    @property
+    def normalises_superpositions_by_batch(self) -> bool:
+        """Where there are running statistics, which are a task's own."""
+        return bool(self.statistics_layout.names)
 
     def project(self, gradients: dict[str, Tensor]) -> Tensor:
         """``dO/da_i = <dO/dW_a * W, M_i>``: one inner product a mask, ``(*batch, k)``."""
@@ -149,20 +191,41 @@ class SupSup(Method):
         return self.bank.sparsity()
 
     def task_bytes(self) -> int:
-        """One bit a weight."""
-        return self.bank.packed.shape[1]
+        """One bit a weight, and the normalisation layers' statistics in float32."""
+        return self.bank.packed.shape[1] + self.bank.statistics.shape[1] * self.bank.statistics.itemsize
+
+    def parts(self) -> list[Part]:
+        """Parameters and statistics in the network's order; the density is that of task 0's mask before training."""
+        scores = kaiming_uniform_scores(self.layout.shapes, generator(self.seed, "scores", 0))
+        masks = self.layout.split(self.rule(scores))
+        parts = []
+        for name, tensor in self.network.state_dict().items():
+            kept, density, task_bytes = "frozen", None, 0.0
+            if name in masks:
+                kept, density, task_bytes = "mask", masks[name].mean().item(), tensor.numel() / 8
+            elif name in self.statistics_layout.names:
+                kept, task_bytes = "statistics", float(tensor.numel() * self.statistics.itemsize)
+            parts.append(Part(name, tuple(tensor.shape), kept, density, task_bytes))
+        return parts
 
     def save(self, path: str | Path) -> None:
-        """Write the bank, what identifies network, seed and rule, and the parameters that no seed regrows."""
-        parameters = {name: p for name, p in self.network.named_parameters() if self._is_stored(name)}
-        codec.write(path, packed=self.bank.packed, tasks=self.bank.tasks, identity=self.identity, parameters=parameters)
+        """Write the bank, what identifies network, seed and rule, and what no seed regrows."""
+        parameters = {name: p for name, p in self.network.state_dict().items() if self._is_stored(name)}
+        codec.write(
+            path,
+            packed=self.bank.packed,
+            tasks=self.bank.tasks,
+            statistics=self.bank.statistics,
+            identity=self.identity,
+            parameters=parameters,
+        )
 
     def load(self, path: str | Path) -> None:
         """Replace the bank by a file's. Raises `MismatchError` if it was made with another network, seed or rule."""
         stored = codec.read(path)
         self._check_identity(stored.identity, f"The mask bank {path}", stored.parameters)
         self._set_parameters(stored.parameters)
-        self.bank.load_state_dict({"packed": stored.packed, "tasks": stored.tasks})
+        self.bank.load_state_dict({name: getattr(stored, name) for name in ("packed", "tasks", "statistics")})
         _read_off_network(self)
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -176,14 +239,26 @@ class SupSup(Method):
     # The network, which is only ever read.
 
     def _is_stored(self, name: str) -> bool:
-        """Masked weights regrow from their seed (or come with the network); other parameters are small and stored."""
-        return self.store_weights or name not in self.layout.names
+        """Masked weights regrow from their seed (or come with the network), as fresh statistics do.
+
+        All else, biases and constant buffers, is small and stored.
+        """
+        return self.store_weights or name not in self._regrown
 
     def _set_parameters(self, values: Mapping[str, Tensor]) -> None:
-        parameters = dict(self.network.named_parameters())
-        with torch.no_grad():
-            for name, value in values.items():
-                parameters[name].copy_(value)
+        own = self.network.state_dict()
+        for name, value in values.items():
+            own[name].copy_(value)
+
+    def _fresh_statistics(self) -> Tensor:
+        """What the network came with: zeros and ones, or a pretrained network's; ``(statistics,)``."""
+        if not self.statistics_layout.names:
+            return self.frozen.new_empty(0)
+        buffers = dict(self.network.named_buffers())
+        return self.statistics_layout.flatten({name: buffers[name].float() for name in self.statistics_layout.names})
+
+    def _constant_buffers(self) -> list[tuple[str, Tensor]]:
+        return [(name, b) for name, b in self.network.named_buffers() if name not in self.statistics_layout.names]
 
     def _flat_weights(self) -> Tensor:
         parameters = dict(self.network.named_parameters())
@@ -201,7 +276,7 @@ class SupSup(Method):
 
     def _check_identity(self, stored: Mapping[str, str], source: str, parameters: Mapping[str, Tensor]) -> None:
         """Raise `MismatchError` unless ``stored`` is this configuration; with weights of its own, they may differ."""
-        shapes = {name: p.shape for name, p in self.network.named_parameters()}
+        shapes = {name: p.shape for name, p in self.network.state_dict().items()}
         fits = all(name in shapes and shapes[name] == value.shape for name, value in parameters.items())
         own_weights = fits and all(name in parameters for name in self.layout.names)
         expected = {**self.identity, "network": self._checksum(parameters) if own_weights else self.identity["network"]}
@@ -221,7 +296,7 @@ class SupSup(Method):
 
 def _leave_out_masked_weights(module: SupSup, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
     """They regrow from their seed; only their checksum is stored."""
-    for name, _ in module.network.named_parameters():
+    for name in module.network.state_dict():
         if not module._is_stored(name):
             del state_dict[f"{prefix}network.{name}"]
 
@@ -229,28 +304,24 @@ def _leave_out_masked_weights(module: SupSup, state_dict: dict[str, Any], prefix
 def _check_and_fill_in(module: SupSup, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Refuse a foreign state before any of it is loaded; then put in what was left out, for strict loading."""
     network = f"{prefix}network."
-    parameters = {
-        name: state_dict[network + name]
-        for name, _ in module.network.named_parameters()
-        if network + name in state_dict
-    }
+    own = module.network.state_dict()
+    parameters = {name: state_dict[network + name] for name in own if network + name in state_dict}
     extra = state_dict.get(f"{prefix}_extra_state")
     if extra is not None:
         module._check_identity(extra["identity"], "The checkpoint", parameters)
-    for name, parameter in module.network.named_parameters():
-        state_dict.setdefault(network + name, parameter)
+    for name, value in own.items():
+        state_dict.setdefault(network + name, value)
 
 
 def _read_off_network(module: SupSup, _: Any = None) -> None:
     """What is derived from the network's parameters follows them."""
     module.frozen.copy_(module._flat_weights())
+    module._constants = {name: buffer.clone() for name, buffer in module._constant_buffers()}
     module.identity["network"] = module._checksum()
 
 
-def _refuse_running_statistics(network: nn.Module) -> None:
-    for name, layer in network.named_modules():
-        if getattr(layer, "running_mean", None) is not None:
-            raise ConfigurationError(
-                f"The layer {name} ({type(layer).__name__}) keeps running statistics, which tasks would overwrite "
-                "for one another; give it track_running_stats=False, so that it normalises by the batch."
-            )
+def _aliases(network: nn.Module, names: Sequence[str]) -> list[str]:
+    """All names of these parameters: tied ones have several."""
+    parameters = dict(network.named_parameters())
+    masked = {id(parameters[name]) for name in names}
+    return [name for name, p in network.named_parameters(remove_duplicate=False) if id(p) in masked]
