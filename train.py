@@ -11,17 +11,22 @@ import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from supsup_lightning import command_line
-from supsup_lightning.report import read_json
+from supsup_lightning.report import masked_table, read_json
 
 logger = logging.getLogger(__name__)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def train(config: DictConfig) -> float:
+def train(config: DictConfig) -> float | None:
     """Run one job; returns the average accuracy, which sweepers may maximise."""
     command_line.check_options(config)
+    if config.print_masked:
+        L.seed_everything(config.seed, workers=True, verbose=False)
+        Console().print(masked_table(instantiate(config.method)))
+        return None
     folder = Path(HydraConfig.get().runtime.output_dir)
     results = folder / "results.json"
     if config.resume and results.exists():

@@ -49,7 +49,7 @@ class LossGuard(L.Callback):
 def _diverged(trainer: L.Trainer, what: str, step_in_epoch: int) -> TrainingDiverged:
     data, epoch = trainer.datamodule, trainer.current_epoch
     task = data.task_of_epoch(epoch)
-    step = (epoch % data.epochs_per_task) * data.steps_per_epoch + step_in_epoch
+    step = (epoch % data.epochs_per_task) * int(trainer.num_training_batches) + step_in_epoch
     return TrainingDiverged(
         f"{what} in task {task} at its step {step}. The {task} tasks before it are kept. Lower the learning rate "
         "(optimizer.lr) and start afresh."

@@ -41,10 +41,9 @@ class TaskProgress(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the bar, from where a resumed run goes on."""
-        data = trainer.datamodule
         self._first_epoch = trainer.current_epoch
         self._began = monotonic()
-        self._open(data.num_epochs * data.steps_per_epoch, completed=self._first_epoch * data.steps_per_epoch)
+        self._open(trainer.datamodule.num_epochs, completed=self._first_epoch)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: ContinualModule, outputs: Any, batch: Any, batch_idx: int
@@ -53,11 +52,11 @@ class TaskProgress(ProgressBar):
         if self._progress is None or monotonic() - self._refreshed < _SECONDS_BETWEEN_REFRESHES:
             return
         data = trainer.datamodule
-        done = trainer.current_epoch * data.steps_per_epoch + batch_idx + 1
+        epochs = trainer.current_epoch + (batch_idx + 1) / int(trainer.num_training_batches)
         accuracy = _batch_accuracy(pl_module, outputs)
-        status = f"batch accuracy {accuracy:.3f}  {self._tasks_per_minute(data, done):.1f} tasks/min"
+        status = f"batch accuracy {accuracy:.3f}  {self._tasks_per_minute(data, epochs):.1f} tasks/min"
         task = data.task_of_epoch(trainer.current_epoch)
-        self._update(done, f"training task {task + 1}/{data.num_tasks}", status)
+        self._update(epochs, f"training task {task + 1}/{data.num_tasks}", status)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """One line for a finished task."""
@@ -65,7 +64,7 @@ class TaskProgress(ProgressBar):
         if not self._enabled or not data.ends_task(trainer.current_epoch):
             return
         task = data.task_of_epoch(trainer.current_epoch)
-        rate = self._tasks_per_minute(data, (trainer.current_epoch + 1) * data.steps_per_epoch)
+        rate = self._tasks_per_minute(data, trainer.current_epoch + 1)
         minutes_left = (data.num_tasks - task - 1) / rate
         accuracy = trainer.callback_metrics.get("val/accuracy")
         line = f"task {task + 1}/{data.num_tasks}"
@@ -110,7 +109,7 @@ class TaskProgress(ProgressBar):
 
     # Drawing.
 
-    def _open(self, total: int, *, completed: int = 0) -> None:
+    def _open(self, total: float, *, completed: float = 0) -> None:
         if self._enabled and self.console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
@@ -119,10 +118,11 @@ class TaskProgress(ProgressBar):
                 TimeRemainingColumn(),
             )
             self._progress = Progress(*columns, console=self.console, transient=True)
-            self._bar = self._progress.add_task("", total=total, completed=completed, status="")
+            self._bar = self._progress.add_task("", total=total, status="")
+            self._progress.update(self._bar, completed=completed)
             self._progress.start()
 
-    def _update(self, done: int, description: str, status: str) -> None:
+    def _update(self, done: float, description: str, status: str) -> None:
         assert self._progress is not None
         self._refreshed = monotonic()
         self._progress.update(self._bar, completed=done, description=description, status=status)
@@ -132,15 +132,15 @@ class TaskProgress(ProgressBar):
             self._progress.stop()
             self._progress = None
 
-    def _tasks_per_minute(self, data: Any, steps_done: int) -> float:
-        steps = steps_done - self._first_epoch * data.steps_per_epoch
-        return 60 * steps / data.total_steps / max(1e-9, monotonic() - self._began)
+    def _tasks_per_minute(self, data: Any, epochs_done: float) -> float:
+        tasks = (epochs_done - self._first_epoch) / data.epochs_per_task
+        return 60 * tasks / max(1e-9, monotonic() - self._began)
 
 
 def _batch_accuracy(module: ContinualModule, outputs: Any) -> float:
-    if not isinstance(outputs, Mapping):
+    if not isinstance(outputs, Mapping) or module.current_task is None:
         return float("nan")
-    return (module.classes(outputs["logits"]) == outputs["labels"]).float().mean().item()
+    return (module.classes(outputs["logits"], module.current_task) == outputs["labels"]).float().mean().item()
 
 
 def _clock(seconds: float) -> str:

@@ -99,6 +99,8 @@ class WriteResults(L.Callback):
             seconds_per_task=[self.seconds[task] for task in sorted(self.seconds)],
             inference_ms_per_batch=1000 * sum(self.test_seconds) / len(self.test_seconds),
             model_bytes=self.bank_path.stat().st_size,
+            num_classes=pl_module.num_classes,
+            skipped_images=trainer.datamodule.num_skipped(),
         )
         report.write_matrix(self.folder / "accuracy_matrix.csv", matrix)
         report.write_json(self.folder / "results.json", result)  # last: its presence says that the run is complete
@@ -107,6 +109,8 @@ class WriteResults(L.Callback):
             logger.log_metrics(numbers, step=trainer.global_step)
         console = Console()
         console.print(report.table(result, accuracy=pl_module.test_accuracy, sparsity=pl_module.method.sparsity()))
+        if result["skipped_images"]:
+            console.print(f"{result['skipped_images']} images could not be read and were left out", style="yellow")
         console.print(f"results in {self.folder}", soft_wrap=True)
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from supsup_lightning.bank import MaskBank
-from supsup_lightning.data import ContinualDataModule, PermutedDigits, PermutedMNIST
+from supsup_lightning.data import ContinualDataModule, DataModuleSequence, PermutedDigits, PermutedMNIST
 from supsup_lightning.inference import Binary, Exhaustive, Given, Inference, OneShot
+from supsup_lightning.layout import ByName
 from supsup_lightning.methods import Method, SupSup
 from supsup_lightning.module import ContinualModule
-from supsup_lightning.networks import FullyConnected, LeNet
+from supsup_lightning.networks import FullyConnected, GEMResNet18, LeNet, ResNet50
 from supsup_lightning.scenario import GG, GNS, GNU, Scenario
 
 try:
@@ -20,10 +21,13 @@ __all__ = [
     "GNS",
     "GNU",
     "Binary",
+    "ByName",
     "ContinualDataModule",
     "ContinualModule",
+    "DataModuleSequence",
     "Exhaustive",
     "FullyConnected",
+    "GEMResNet18",
     "Given",
     "Inference",
     "LeNet",
@@ -32,6 +36,7 @@ __all__ = [
     "OneShot",
     "PermutedDigits",
     "PermutedMNIST",
+    "ResNet50",
     "Scenario",
     "SupSup",
 ]

@@ -44,11 +44,22 @@ def run_name(overrides: str) -> str:
     return name
 
 
+def unless(other: Any, value: Any) -> Any:
+    """``value``, unless ``other`` is given: for options that take one another's place.
+
+    >>> unless(None, 1000), unless(8, 1000)
+    (1000, None)
+    """
+    return value if other is None else None
+
+
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+OmegaConf.register_new_resolver("unless", unless, replace=True)
 
 
 def run(train: Callable[[], Any]) -> None:
     """Run a Hydra main function; errors that the user can mend are printed as one message, others as a traceback."""
+    sys.path.append(os.getcwd())  # modules of the current folder can be named in a `_target_`
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra prints errors itself and exits
     _quieten_lightning()
     try:
@@ -67,8 +78,15 @@ def check_options(config: DictConfig) -> None:
     """Raise `ConfigurationError` for what no part of the run would notice by itself."""
     if type(config.seed) is not int or config.seed < 0:
         raise ConfigurationError(f"seed={config.seed!r} must be a whole number from 0 on.")
-    if type(config.resume) is not bool:
-        raise ConfigurationError(f"resume={config.resume!r} must be true or false.")
+    for option in ("resume", "print_masked"):
+        if type(config[option]) is not bool:
+            raise ConfigurationError(f"{option}={config[option]!r} must be true or false.")
+    pretrained = next((name for name in ("weights", "pretrained") if config.network.get(name)), None)
+    if pretrained is not None and config.method.get("weights", "keep") != "keep":
+        raise ConfigurationError(
+            f"network.{pretrained}={config.network[pretrained]} would be overwritten with random weights by "
+            f"method.weights={config.method.weights}; add method.weights=keep."
+        )
     if HydraConfig.get().mode == RunMode.MULTIRUN and str(config.trainer.get("strategy", "")).startswith("ddp"):
         raise ConfigurationError(
             f"trainer.strategy={config.trainer.strategy} starts processes by running the command line again, "

@@ -21,7 +21,7 @@ class TrainingDiverged(SupSupError, ArithmeticError):
     """The loss became NaN or infinite."""
 
 
-def check_choice(option: str, value: object, choices: tuple[str, ...]) -> None:
+def check_choice(option: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise `ConfigurationError` unless ``value`` is one of ``choices``."""
     if value not in choices:
-        raise ConfigurationError(f"{option}={value!r} is not known; choose one of {', '.join(choices)}.")
+        raise ConfigurationError(f"{option}={value!r} is not known; choose one of {', '.join(map(str, choices))}.")

@@ -1,15 +1,18 @@
 """The LightningModule: one frozen network, a method that makes tasks of it, and an inference that finds them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from supsup_lightning.data import TaskDataModule
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference import Inference, OneShot
 from supsup_lightning.methods import Method
@@ -55,7 +58,7 @@ class ContinualModule(L.LightningModule):
         self.scenario = scenario
         self.make_optimizer = optimizer
         self.make_schedule = schedule
-        self.num_classes: int | None = None  # of a task; known once there is data
+        self.num_classes: tuple[int, ...] = ()  # of each task; known once there is data
         self.current_task: int | None = None  # in training; set by TaskBoundary
         self.test_accuracy: TaskAccuracy | None = None
         # A bank grows between steps, in every process alike: DDP must not broadcast the buffers that it began with.
@@ -71,49 +74,75 @@ class ContinualModule(L.LightningModule):
 
         Raises:
             ConfigurationError: a network that does not take the images or has fewer outputs than there are classes; an
-                objective that needs superfluous outputs without any.
+                objective that needs superfluous outputs without any; one image to decide where the batch has to.
         """
         if stage == "predict":
             return
         data = self.trainer.datamodule
-        if data is None:
-            raise ConfigurationError("Give the Trainer a ContinualDataModule: trainer.fit(model, data).")
-        self.num_classes = data.num_classes
-        output_size = self._output_size(data.input_shape)
-        if output_size < data.num_classes:
+        if not isinstance(data, TaskDataModule):
             raise ConfigurationError(
-                f"network.output_size={output_size} is smaller than the {data.num_classes} classes of a task; "
-                f"raise it to at least {data.num_classes}."
+                f"The Trainer has the data {type(data).__name__}, which knows no tasks; give it a ContinualDataModule: "
+                "trainer.fit(model, data). (DataModuleSequence makes tasks of LightningDataModules.)"
             )
-        self.inference.check(output_size=output_size, num_classes=data.num_classes)
+        self.num_classes = tuple(data.num_classes)
+        example = data.example().to(self.device)
+        output_size = self._output_size(example)
+        largest = max(self.num_classes)
+        if output_size < largest:
+            task = self.num_classes.index(largest)
+            raise ConfigurationError(
+                f"network.output_size={output_size} is smaller than the {largest} classes of task {task}; "
+                f"raise it to at least {largest}."
+            )
+        self.inference.check(output_size=output_size, num_classes=largest)
+        self._check_superposition(example)
 
-    def _output_size(self, input_shape: tuple[int, ...]) -> int:
-        network, was_training = self.method.network, self.method.network.training
-        try:
-            with torch.no_grad():
-                output = network.eval()(torch.zeros(2, *input_shape, device=self.device))
-        except RuntimeError as error:
-            raise ConfigurationError(
-                f"{type(network).__name__} does not take images of data.input_shape={list(input_shape)}: {error}. "
-                "Give the network the same input_shape as the data."
-            ) from error
-        finally:
-            network.train(was_training)
-        if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 2:
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ConfigurationError(
-                f"{type(network).__name__} must return (batch, output_size); got {shape} for 2 images."
-            )
+    def _output_size(self, example: Tensor) -> int:
+        network = self.method.network
+        shape = list(example.shape[1:])
+        for training in (True, False):
+            try:
+                with torch.no_grad(), torch.random.fork_rng(devices=[]), _in_mode(network, training):
+                    # Copies of the buffers, as layers in training mode change them.
+                    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+                    output = functional_call(network, buffers, (example,))
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                raise ConfigurationError(
+                    f"{type(network).__name__} does not take inputs of shape {shape} ({error}). "
+                    f"Give the network the same input_shape as the data, data.input_shape={shape}."
+                ) from error
+            if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(example):
+                got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+                raise ConfigurationError(
+                    f"{type(network).__name__} must return (batch, output_size) in training and in evaluation; "
+                    f"got {got} for {len(example)} inputs of shape {shape}."
+                )
         return output.shape[1]
+
+    def _check_superposition(self, example: Tensor) -> None:
+        """A single image has no statistics for a layer that has one value a channel."""
+        if not (self.inference.superimposes_single_images and self.method.normalises_superpositions_by_batch):
+            return
+        parameters: dict[str, Tensor] = dict(self.method.network.named_parameters())
+        try:
+            with torch.no_grad(), _in_mode(self.method.network, False):
+                self.method.forward_superposed(parameters, example[:1])
+        except ValueError as error:
+            raise ConfigurationError(
+                f"A superposition of {type(self.method.network).__name__} is normalised by the statistics of the "
+                f"images that decide, and one image has none ({error}). Use inference.images=batch or a number from "
+                "2 on, or inference=exhaustive, which superimposes nothing."
+            ) from error
 
     def configure_optimizers(self) -> Any:
         """A fresh optimizer and schedule over one task."""
         data = self.trainer.datamodule
+        task = data.task_of_epoch(self.trainer.current_epoch)
         try:
             optimizer = self.make_optimizer(self.method.trainable())
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"The optimizer's options do not work: {error}.") from error
-        steps_per_epoch = -(-data.steps_per_epoch // self.trainer.accumulate_grad_batches)
+        steps_per_epoch = -(-data.steps_per_epoch(task) // self.trainer.accumulate_grad_batches)
         schedule = self.make_schedule(optimizer, steps_per_epoch * data.epochs_per_task)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -128,12 +157,13 @@ class ContinualModule(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Cross-entropy over all outputs, superfluous ones included, under the mask of the task in training."""
         images, labels = batch
-        logits = self.method(images, self._task_in_training())
+        task = self._task_in_training()
+        logits = self.method(images, task)
         loss = cross_entropy(logits, labels)
         # Each `self.log` costs about as much as the rest of Lightning's loop, so only where a logger takes the value.
         every = self.trainer.log_every_n_steps
         if self.trainer.loggers and every and (self.global_step + 1) % every == 0:
-            accuracy = (self.classes(logits) == labels).float().mean()
+            accuracy = (self.classes(logits, task) == labels).float().mean()
             self.log_dict({"train/loss": loss.detach(), "train/accuracy": accuracy}, batch_size=len(labels))
         return {"loss": loss, "logits": logits.detach(), "labels": labels}
 
@@ -142,7 +172,8 @@ class ContinualModule(L.LightningModule):
         if self.trainer.sanity_checking:  # before training, when no task has begun
             return
         images, labels = batch
-        right = self.classes(self.method(images, self._task_in_training())) == labels
+        task = self._task_in_training()
+        right = self.classes(self.method(images, task), task) == labels
         self.log("val/accuracy", right.float().mean(), batch_size=len(labels), sync_dist=True)
 
     def on_test_start(self) -> None:
@@ -172,7 +203,7 @@ class ContinualModule(L.LightningModule):
         images, labels = batch
         if self.scenario.task_known_at_inference:
             found = torch.ones_like(labels, dtype=torch.bool)
-            right = self.classes(self.method(images, task)) == labels
+            right = self.classes(self.method(images, task), task) == labels
         else:
             tasks, predicted = self.infer(images)
             found = tasks == task
@@ -194,24 +225,24 @@ class ContinualModule(L.LightningModule):
         Raises:
             ConfigurationError: an inference that finds no task, or no finished task to find.
         """
-        if self.num_classes is None or not len(self.method.tasks):
+        if not self.num_classes or not len(self.method.tasks):
             raise ConfigurationError("There is no finished task to infer; train first, or load a mask bank.")
         images = images.to(self.device)
         was_training = self.training
         self.eval()  # a superposition must not enter a normalisation's running statistics
         try:
-            tasks = self.inference(self.method, images, self.num_classes)
+            tasks = self.inference(self.method, images, max(self.num_classes))
             labels = torch.empty_like(tasks)
             for task in tasks.unique().tolist():
                 rows = tasks == task
-                labels[rows] = self.classes(self.method(images[rows], task))
+                labels[rows] = self.classes(self.method(images[rows], task), task)
         finally:
             self.train(was_training)
         return tasks, labels
 
-    def classes(self, logits: Tensor) -> Tensor:
-        """``(batch, output_size)`` to ``(batch,)``: superfluous outputs are never an answer."""
-        return logits[:, : self.num_classes].argmax(1)
+    def classes(self, logits: Tensor, task: int) -> Tensor:
+        """``(batch, output_size)`` to ``(batch,)``: an output that is no class of the task is never an answer."""
+        return logits[:, : self.num_classes[task]].argmax(1)
 
     def _task_in_training(self) -> int:
         if self.current_task is None:
@@ -230,6 +261,18 @@ class ContinualModule(L.LightningModule):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """From `state_dict`."""
         self.num_classes = state["num_classes"]
+
+
+@contextmanager
+def _in_mode(network: nn.Module, training: bool) -> Iterator[None]:
+    """The network in training or evaluation mode; each of its modules gets its own mode back."""
+    modes = {module: module.training for module in network.modules()}
+    network.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in modes.items():
+            module.training = was_training
 
 
 def _check_fit(scenario: Scenario, inference: Inference) -> None:

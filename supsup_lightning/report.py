@@ -6,11 +6,12 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from supsup_lightning import __version__
@@ -35,6 +36,8 @@ def results(
     seconds_per_task: Sequence[float],
     inference_ms_per_batch: float,
     model_bytes: int,
+    num_classes: Sequence[int],
+    skipped_images: int = 0,
 ) -> dict[str, Any]:
     """The contents of results.json.
 
@@ -47,6 +50,8 @@ def results(
         seconds_per_task: of training alone.
         inference_ms_per_batch: finding the task and predicting, mean over the test batches.
         model_bytes: of the mask bank's file, all that is needed beside code and configuration.
+        num_classes: of each task.
+        skipped_images: image files left out because they could not be read.
     """
     right, found = accuracy.compute()
     per_task = [round(value, 6) for value in right.tolist()]
@@ -56,6 +61,7 @@ def results(
         "num_masks": len(method.tasks),
         "average_accuracy": round(sum(per_task) / len(per_task), 6),
         "accuracy_per_task": per_task,
+        "num_classes": list(num_classes),
         "task_inference_accuracy": None if scenario.task_known_at_inference else round(found.mean().item(), 6),
         "forgetting": forgetting(matrix),
         "backward_transfer": backward_transfer(matrix),
@@ -66,6 +72,7 @@ def results(
         "seconds_per_task": [round(seconds, 4) for seconds in seconds_per_task],
         "inference_ms_per_batch": round(inference_ms_per_batch, 4),
         "peak_memory_bytes": peak_memory_bytes(),
+        "skipped_images": skipped_images,
         "versions": {
             "supsup-lightning": __version__,
             "python": platform.python_version(),
@@ -104,6 +111,28 @@ def write_matrix(path: str | Path, matrix: Tensor) -> None:
         writer.writerow(["tasks_learned", *(f"task_{task}" for task in range(matrix.shape[1]))])
         for learned, row in enumerate(matrix.tolist(), start=1):
             writer.writerow([learned, *("" if value != value else f"{value:.6f}" for value in row)])
+
+
+def masked_table(method: Method) -> Table:
+    """What a task keeps of each parameter and buffer of the network, and how many bytes that takes."""
+    shown = Table(Column("parameter", overflow="fold"), "shape", "kept a task")
+    for name in ("density", "bytes a task"):
+        shown.add_column(name, justify="right")
+    parts = method.parts()
+    for part in parts:
+        shown.add_row(
+            part.name,
+            " x ".join(map(str, part.shape)) or "1",
+            {"mask": "mask", "statistics": "statistics", "frozen": "nothing (frozen)"}[part.kept],
+            "" if part.density is None else f"{part.density:.4f}",
+            f"{part.task_bytes:,.1f}" if part.task_bytes else "",
+        )
+    shown.add_section()
+    masked = [part for part in parts if part.density is not None]
+    weights = sum(prod(part.shape) for part in masked)
+    density = sum(prod(part.shape) * (part.density or 0) for part in masked) / weights
+    shown.add_row("all", f"{weights:,} masked", "", f"{density:.4f}", f"{method.task_bytes():,}", style="bold")
+    return shown
 
 
 def table(result: Mapping[str, Any], *, accuracy: TaskAccuracy, sparsity: Tensor) -> Table:

@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
 from torch import Tensor, nn
 
 from supsup_lightning import ContinualModule, LeNet, PermutedDigits, SupSup
@@ -48,6 +51,20 @@ def random_method(num_tasks: int, *, output_size: int = 20, **options) -> SupSup
 def random_images(count: int, *, seed: int = 0) -> Tensor:
     """``(count, 1, 8, 8)``."""
     return torch.randn(count, *DIGITS, generator=torch.Generator().manual_seed(seed))
+
+
+def two_classes_of_images(folder: Path, *, per_class: int = 10, classes: Sequence[str] = ("dark", "light")) -> Path:
+    """A tree of 12 x 10 colour images, a folder a class, each class of another brightness, and labels.csv beside it."""
+    draw = np.random.default_rng(0)
+    lines = ["path,label"]
+    for place, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for number in range(per_class):
+            pixels = draw.integers(0, 60, (10, 12, 3)) + place * 190 // max(1, len(classes) - 1)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number}.png")
+            lines.append(f"{name}/{number}.png,{name}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return folder
 
 
 def fit(method, data, *, folder, **options) -> tuple[ContinualModule, L.Trainer]:

@@ -5,13 +5,20 @@ import pytest
 import torch
 
 from supsup_lightning import ContinualDataModule, PermutedDigits, PermutedMNIST
-from supsup_lightning.data import Digits, Permuted
+from supsup_lightning.data import Digits, Permuted, Reading
 from supsup_lightning.errors import ConfigurationError, DataError
 
 
+def permuted_digits() -> Permuted:
+    stream = Permuted(Digits())
+    stream.load(Path(), Reading())
+    return stream
+
+
 def order_of(seed: int, task: int) -> tuple[int, ...]:
-    images, _ = Digits().load()
-    return tuple(Permuted()(images, task=task, seed=seed).transform.order.tolist())
+    transform = permuted_digits().task(task, seed=seed).train.transform
+    transform(torch.zeros(1, 64))
+    return tuple(transform.order.tolist())
 
 
 def test_permutations_are_independent_across_seeds_and_tasks():
@@ -22,25 +29,23 @@ def test_permutations_are_independent_across_seeds_and_tasks():
 
 
 def test_batches_are_normalised_permuted_images(digits):
-    train, _ = Digits().load()
+    train, test = Digits().load(Path(), Reading())
     images, labels = next(iter(digits.test_loader(1)))
-    raw = digits._split["test"].pixels[:128].float()
+    raw = test.store.pixels[:128].float()
     expected = ((raw - train.mean) / train.std).flatten(1)[:, list(order_of(0, 1))].view(128, 1, 8, 8)
     torch.testing.assert_close(images, expected)
-    assert torch.equal(labels, digits._split["test"].labels[:128])
-    pixels = train.pixels.float()
+    assert torch.equal(labels, test.labels[:128])
+    pixels = train.store.pixels.float()
     torch.testing.assert_close(train.mean.item(), pixels.mean().item())
     torch.testing.assert_close(train.std.item(), pixels.std(correction=0).item())
 
 
 def test_the_validation_split_is_of_the_training_images_and_no_other(digits):
-    split = digits._split
-    assert len(split["train"]) + len(split["validation"]) == 1437
-    assert len(split["validation"]) == 72
-    assert len(split["test"]) == 360
-    together = torch.cat([split["train"].pixels, split["validation"].pixels]).flatten(1)
-    train, _ = Digits().load()
-    assert sorted(map(tuple, together.tolist())) == sorted(map(tuple, train.pixels.flatten(1).tolist()))
+    training, validation = digits._halves(0)
+    assert len(training) + len(validation) == 1437
+    assert len(validation) == 72
+    assert len(digits._task(0).test) == 360
+    assert sorted([*training.positions.tolist(), *validation.positions.tolist()]) == list(range(1437))
 
 
 def test_a_number_of_steps_is_one_epoch_of_that_many_full_batches(digits):
@@ -49,7 +54,7 @@ def test_a_number_of_steps_is_one_epoch_of_that_many_full_batches(digits):
     assert len(loader) == len(batches) == 40
     assert all(len(images) == 128 for images, _ in batches)
     seen = torch.cat(loader.order)
-    counts = seen.bincount(minlength=len(digits._split["train"]))
+    counts = seen.bincount(minlength=len(digits._halves(0)[0]))
     assert counts.max() - counts.min() <= 1  # pass after pass, each image once
 
 
@@ -60,8 +65,7 @@ def test_epochs_and_tasks():
     assert [data.task_of_epoch(e) for e in (0, 3, 4, 11)] == [0, 0, 1, 2]
     assert [data.begins_task(e) for e in (0, 3, 4)] == [True, False, True]
     assert [data.ends_task(e) for e in (0, 3, 4)] == [False, True, False]
-    assert data.steps_per_epoch == 1365 // 128
-    assert data.total_steps == 40
+    assert data.steps_per_epoch(0) == 1365 // 128
     first, second = data.train_loader(0, epoch=0), data.train_loader(0, epoch=1)
     assert not torch.equal(first.order[0], second.order[0])
     assert torch.equal(first.order[0], data.train_loader(0, epoch=0).order[0])
@@ -71,12 +75,12 @@ def test_processes_share_every_batch(digits, monkeypatch):
     whole = digits.train_loader(0)
     shares = []
     for rank in range(2):
-        monkeypatch.setattr(digits, "_processes", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(digits, "processes", lambda rank=rank: (rank, 2))
         shares.append(digits.train_loader(0))
     for batch, one, two in zip(whole.order, *(share.order for share in shares), strict=True):
         assert sorted(batch.tolist()) == sorted([*one.tolist(), *two.tolist()])
         assert len(one) == len(two) == 64
-    monkeypatch.setattr(digits, "_processes", lambda: (0, 3))
+    monkeypatch.setattr(digits, "processes", lambda: (0, 3))
     with pytest.raises(ConfigurationError, match="data.batch_size=128 does not divide by 3 processes"):
         digits.train_loader(0)
 
@@ -98,9 +102,8 @@ def test_bad_options_are_refused(options, message):
 
 def test_a_wrong_input_shape_is_refused():
     data = PermutedDigits(input_shape=(1, 28, 28))
-    with pytest.raises(
-        ConfigurationError, match=r"data.input_shape=\[1, 28, 28\], but the images have shape \[1, 8, 8\]"
-    ):
+    message = r"data.input_shape=\[1, 28, 28\], but the images of task 0 have shape \[1, 8, 8\]; .* data.resize=true"
+    with pytest.raises(ConfigurationError, match=message):
         data.setup()
 
 
@@ -109,11 +112,12 @@ def test_mnist_is_read_whole(mnist_root):
     data.prepare_data()
     data.setup()
     assert isinstance(data, ContinualDataModule)
-    assert len(data._split["train"]) == 57000
-    assert len(data._split["test"]) == 10000
-    assert data._split["train"].mean.item() == pytest.approx(0.1307 * 255, abs=0.02)
-    assert data._split["train"].std.item() == pytest.approx(0.3081 * 255, abs=0.02)
-    assert data.train_loader(0).images.pixels.dtype == torch.uint8
+    images = data.train_loader(0).images
+    assert len(images) == 57000
+    assert len(data._task(0).test) == 10000
+    assert images.mean.item() == pytest.approx(0.1307 * 255, abs=0.02)
+    assert images.std.item() == pytest.approx(0.3081 * 255, abs=0.02)
+    assert images.store.pixels.dtype == torch.uint8
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "unreadable"])

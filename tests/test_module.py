@@ -127,8 +127,8 @@ def test_scenarios_count_as_they_say():
 
     def counts(scenario, inference, task):
         module = ContinualModule(method, inference=inference, scenario=scenario)
-        module.num_classes = 2
-        module.classes = lambda logits: torch.zeros(len(logits), dtype=torch.int64)
+        module.num_classes = (2, 2, 2)
+        module.classes = lambda logits, task: torch.zeros(len(logits), dtype=torch.int64)
         accuracy = TaskAccuracy(3)
         module.evaluate((images, labels), task=task, accuracy=accuracy)
         return tuple(accuracy.compute()[:, task].tolist())
@@ -142,7 +142,7 @@ def test_scenarios_count_as_they_say():
 def test_infer_mixed_batches_and_leaves_the_mode_alone():
     method = random_method(4)
     module = ContinualModule(method, inference=OneShot(images="each"))
-    module.num_classes = 10
+    module.num_classes = (10,) * 4
     images = random_images(12)
     module.train()
     tasks, labels = module.infer(images)
@@ -192,7 +192,11 @@ def test_an_inference_that_does_not_fit_the_scenario_is_refused(scenario, infere
             OneShot("superfluous"),
             "network.output_size=10 and the tasks have 10 classes",
         ),
-        (lambda: SupSup(LeNet(output_size=20)), OneShot(), r"does not take images of data.input_shape=\[1, 8, 8\]"),
+        (
+            lambda: SupSup(LeNet(output_size=20)),
+            OneShot(),
+            r"LeNet does not take inputs of shape \[1, 8, 8\] .* data.input_shape=\[1, 8, 8\]",
+        ),
     ],
 )
 def test_a_network_that_does_not_fit_is_refused_before_training(method, inference, message, tmp_path):

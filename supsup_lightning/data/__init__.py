@@ -1,29 +1,69 @@
-"""Continual-learning data: a source (whole data set in memory) and a stream (how it becomes tasks)."""
+"""Continual-learning data: data sets (sources), how they become tasks (streams), and DataModules that serve them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
+from supsup_lightning.data.augment import CropFlip
 from supsup_lightning.data.datamodule import ContinualDataModule
+from supsup_lightning.data.datasets import Datasets
+from supsup_lightning.data.folders import ImageCSV, ImageFolder
 from supsup_lightning.data.images import Images
-from supsup_lightning.data.sources import MNIST, Digits
-from supsup_lightning.data.streams import Permuted
+from supsup_lightning.data.sequence import DataModuleSequence
+from supsup_lightning.data.sources import (
+    CIFAR10,
+    CIFAR100,
+    KMNIST,
+    MNIST,
+    Digits,
+    FashionMNIST,
+    Reading,
+    Source,
+    halves,
+)
+from supsup_lightning.data.streams import Domains, Mixed, Permuted, Rotated, Split, Stream, Task, Whole
+from supsup_lightning.data.tasks import TaskDataModule
 
 
-def PermutedDigits(*, num_tasks: int = 10, input_shape: Sequence[int] = (1, 8, 8), **options) -> ContinualDataModule:
+def PermutedDigits(*, num_tasks: int = 10, **options) -> ContinualDataModule:
     """scikit-learn's 8 x 8 digits under one fixed permutation of the pixels a task. Nothing to download.
 
     With neither ``steps_per_task`` nor ``epochs_per_task``, 400 steps: the images are few and small.
     """
     if options.get("steps_per_task") is None and options.get("epochs_per_task") is None:
         options["steps_per_task"] = 400
-    return ContinualDataModule(Digits(), Permuted(), num_tasks=num_tasks, input_shape=input_shape, **options)
+    return ContinualDataModule(Permuted(Digits()), num_tasks=num_tasks, **options)
 
 
-def PermutedMNIST(
-    *, root: str | Path = "data", num_tasks: int = 10, input_shape: Sequence[int] = (1, 28, 28), **options
-) -> ContinualDataModule:
+def PermutedMNIST(*, root: str | Path = "data", num_tasks: int = 10, **options) -> ContinualDataModule:
     """MNIST under one fixed permutation of the pixels a task."""
-    return ContinualDataModule(MNIST(root), Permuted(), num_tasks=num_tasks, input_shape=input_shape, **options)
+    return ContinualDataModule(Permuted(MNIST()), root=root, num_tasks=num_tasks, **options)
 
 
-__all__ = ["MNIST", "ContinualDataModule", "Digits", "Images", "Permuted", "PermutedDigits", "PermutedMNIST"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "KMNIST",
+    "MNIST",
+    "ContinualDataModule",
+    "CropFlip",
+    "DataModuleSequence",
+    "Datasets",
+    "Digits",
+    "Domains",
+    "FashionMNIST",
+    "ImageCSV",
+    "ImageFolder",
+    "Images",
+    "Mixed",
+    "Permuted",
+    "PermutedDigits",
+    "PermutedMNIST",
+    "Reading",
+    "Rotated",
+    "Source",
+    "Split",
+    "Stream",
+    "Task",
+    "TaskDataModule",
+    "Whole",
+    "halves",
+]

@@ -1,37 +1,46 @@
-"""The continual-learning DataModule: which task's data is served at which epoch."""
+"""The continual-learning DataModule over a stream: which task's images are served at which epoch."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from supsup_lightning.data.images import BatchLoader, Images
-from supsup_lightning.data.sources import Source
-from supsup_lightning.data.streams import Stream
-from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
+from supsup_lightning.data.augment import make_augment
+from supsup_lightning.data.datasets import Datasets
+from supsup_lightning.data.images import Augment, BatchLoader, Images, Memory
+from supsup_lightning.data.sources import Reading
+from supsup_lightning.data.streams import Permuted, Rotated, Split, Stream, Task
+from supsup_lightning.data.tasks import TaskDataModule, check_counts
+from supsup_lightning.errors import ConfigurationError, check_choice
 from supsup_lightning.seeding import generator
 
 # Without effect on results, as validation counts images one by one; large, because each batch costs loop overhead.
 _VALIDATION_BATCH = 1000
 
 
-class ContinualDataModule(L.LightningDataModule):
-    """Tasks in sequence; an epoch belongs to a task by arithmetic on the trainer's epoch, so that a resume is exact.
-
-    Serves the training images of the current task, a validation split of them (never test images), and one test loader
-    a task. Batches are ``(images, labels)`` on the device. Needs ``Trainer(reload_dataloaders_every_n_epochs=1)``.
+class ContinualDataModule(TaskDataModule):
+    """The tasks of a stream (`TaskDataModule`).
 
     Args:
-        source: the data set.
-        stream: how it becomes tasks.
-        num_tasks: length of the stream.
-        input_shape: of one image, ``(channels, height, width)``; the data set's own has to be the same.
+        stream: how data sets become tasks.
+        num_tasks: how many of them; by default all, if there is an end of them.
+        root: folder that holds the data sets.
+        input_shape: of one image as the network gets it, ``(channels, height, width)``; by default the data set's own.
+        resize: bring images of another shape to ``input_shape``; otherwise they are refused.
         batch_size: images in one optimizer step, over all processes together.
         steps_per_task: training length of a task in batches. Give this or ``epochs_per_task``, not both.
         epochs_per_task: training length in passes over the data; the incomplete last batch of a pass is left out.
-        validation_share: of the training images kept apart for validation.
+        augment: of training images: ``none``, ``crop_flip``, ``resized_crop`` (of image files, as they are read), or
+            a function of a raw batch ``(batch, channels, height, width)`` and random whole numbers ``(batch, 3)``.
+        validation_share: of a task's training images kept apart for validation.
+        in_memory: read image files once, at the start; ``auto``: if they take a gigabyte at most.
+        num_workers: processes that read images that are not in memory; None for one a core, up to 8, for image files,
+            and the main process for a ``Dataset``.
+        on_error: ``raise``, or ``skip`` to leave out image files that are missing or damaged.
         seed: of the tasks, the split and the order of the images.
 
     Raises:
@@ -42,179 +51,221 @@ class ContinualDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        source: Source,
         stream: Stream,
         *,
-        num_tasks: int,
-        input_shape: Sequence[int],
+        num_tasks: int | None = None,
+        root: str | Path = "data",
+        input_shape: Sequence[int] | None = None,
+        resize: bool = False,
         batch_size: int = 128,
         steps_per_task: int | None = None,
         epochs_per_task: int | None = None,
+        augment: str | Augment | None = None,
         validation_share: float = 0.05,
+        in_memory: bool | str = "auto",
+        num_workers: int | None = None,
+        on_error: str = "raise",
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        _check_lengths(num_tasks, batch_size, steps_per_task, epochs_per_task)
+        if steps_per_task is None and epochs_per_task is None:
+            steps_per_task = 1000
+        super().__init__(steps_per_task=steps_per_task, epochs_per_task=epochs_per_task, seed=seed)
+        check_counts(num_tasks=num_tasks, batch_size=batch_size)
         if not 0 < validation_share < 1:
             raise ConfigurationError(f"data.validation_share={validation_share} must lie between 0 and 1.")
-        self.source = source
+        check_choice("data.in_memory", in_memory, (True, False, "auto"))
+        check_choice("data.on_error", on_error, ("raise", "skip"))
+        if num_workers is not None and (type(num_workers) is not int or num_workers < 0):
+            raise ConfigurationError(f"data.num_workers={num_workers!r} must be a whole number from 0 on.")
+        if resize and input_shape is None:
+            raise ConfigurationError("data.resize=true needs data.input_shape, the shape to bring images to.")
         self.stream = stream
-        self.num_tasks = num_tasks
-        self.input_shape = tuple(input_shape)
+        self.root = Path(root).expanduser()
+        self.resize = resize
         self.batch_size = batch_size
-        self.steps_per_task = 1000 if steps_per_task is None and epochs_per_task is None else steps_per_task
-        self.epochs_per_task = epochs_per_task or 1  # a number of steps is one epoch of that many batches
+        self.augment = make_augment(augment)
         self.validation_share = validation_share
-        self.seed = seed
-        self._split: dict[str, Images] = {}
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer test batches than processes are fine
+        self.reading = Reading(
+            input_shape=None if input_shape is None else tuple(input_shape),
+            in_memory=in_memory,
+            num_workers=num_workers,
+            on_error=on_error,
+            resized_crop=augment == "resized_crop",
+        )
+        self._wanted_tasks = num_tasks
+        self._length: int | None = None
+        self._num_classes: tuple[int, ...] = ()
+        self._augment_name = (
+            augment if isinstance(augment, str) else getattr(augment, "__name__", type(augment).__name__)
+        )
+        self._loaded = False
 
-    # Arithmetic of tasks and epochs.
+    # From a pair of torch data sets, in one line.
+
+    @classmethod
+    def split(
+        cls,
+        train: Dataset,
+        test: Dataset,
+        *,
+        classes_per_task: int,
+        class_order: str | Sequence[int] = "random",
+        relabel: bool = True,
+        **options: Any,
+    ) -> "ContinualDataModule":
+        """Tasks of some classes each (`Split`) from a training and a test ``Dataset`` of ``(image, label)``."""
+        stream = Split(
+            Datasets(train, test), classes_per_task=classes_per_task, class_order=class_order, relabel=relabel
+        )
+        return cls(stream, **options)
+
+    @classmethod
+    def permuted(cls, train: Dataset, test: Dataset, *, num_tasks: int, **options: Any) -> "ContinualDataModule":
+        """Tasks of permuted pixels (`Permuted`) from a training and a test ``Dataset`` of ``(image, label)``."""
+        return cls(Permuted(Datasets(train, test)), num_tasks=num_tasks, **options)
+
+    @classmethod
+    def rotated(cls, train: Dataset, test: Dataset, *, degrees: float = 10.0, **options: Any) -> "ContinualDataModule":
+        """Tasks of turned images (`Rotated`) from a training and a test ``Dataset`` of ``(image, label)``."""
+        return cls(Rotated(Datasets(train, test), degrees=degrees), **options)
+
+    # Sizes.
 
     @property
-    def num_classes(self) -> int:
-        """Classes of a task."""
-        return self.source.num_classes
+    def num_tasks(self) -> int:
+        """As wanted, or else as many as the stream has."""
+        if self._wanted_tasks is not None:
+            return self._wanted_tasks
+        if self._length is None:
+            self._length = self._checked_length()
+        return self._length
 
     @property
-    def num_epochs(self) -> int:
-        """For ``Trainer(max_epochs=...)``."""
-        return self.num_tasks * self.epochs_per_task
-
-    def task_of_epoch(self, epoch: int) -> int:
-        """The task that is trained in this epoch."""
-        return epoch // self.epochs_per_task
-
-    def begins_task(self, epoch: int) -> bool:
-        """Whether this is the first epoch of a task."""
-        return epoch % self.epochs_per_task == 0
-
-    def ends_task(self, epoch: int) -> bool:
-        """Whether this is the last epoch of a task."""
-        return (epoch + 1) % self.epochs_per_task == 0
+    def num_classes(self) -> tuple[int, ...]:
+        """Classes of each task; known after `setup`."""
+        return self._num_classes
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Batches in one epoch."""
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one image as the network gets it; known after `setup` if it was not given."""
+        return self.reading.input_shape or self.stream.task(0, seed=self.seed).train.store.shape()
+
+    def steps_per_epoch(self, task: int) -> int:
+        """As given, or a pass over the task's training images."""
         if self.steps_per_task is not None:
             return self.steps_per_task
-        return max(1, len(self._split["train"]) // self.batch_size)
+        return max(1, len(self._halves(task)[0]) // self.batch_size)
 
-    @property
-    def total_steps(self) -> int:
-        """Batches of one task."""
-        return self.steps_per_epoch * self.epochs_per_task
+    def example(self) -> Tensor:
+        """The first training image of task 0 that can be read, twice."""
+        images = self._task(0).train
+        first = next(iter(images.store.batches([images.positions[:8]], seeds=None, device=torch.device("cpu"))))
+        return images.prepare(first.pixels[:1].repeat_interleave(2, 0))
+
+    def num_skipped(self) -> int:
+        """Image files that could not be read, in this process."""
+        return sum(source.num_skipped() for source in self.stream.sources)
 
     # Lightning's hooks.
 
     def prepare_data(self) -> None:
         """Download what is absent."""
-        self.source.prepare()
+        for source in self.stream.sources:
+            source.prepare(self.root)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the data set and split off the validation images."""
-        if self._split:
+        """Read the data sets, and see that every task has what it needs."""
+        if self._loaded:
             return
-        train, test = self.source.load()
-        if tuple(train.pixels.shape[1:]) != self.input_shape:
+        if self._wanted_tasks is not None:
+            self._checked_length()
+        self.stream.load(self.root, self.reading)
+        self._loaded = True
+        tasks = (self._task(task) for task in range(self.num_tasks))
+        self._num_classes = tuple(task.num_classes for task in tasks)
+
+    def _checked_length(self) -> int:
+        length = self.stream.length(self.root)
+        wanted = self._wanted_tasks
+        if length is None and wanted is None:
+            raise ConfigurationError(f"data.num_tasks is needed: {type(self.stream).__name__} has no end of tasks.")
+        if length is not None and wanted is not None and wanted > length:
             raise ConfigurationError(
-                f"data.input_shape={list(self.input_shape)}, but the images have shape {list(train.pixels.shape[1:])}."
+                f"data.num_tasks={wanted} is more than the {length} tasks of {type(self.stream).__name__}; "
+                "leave it out (null) to take all."
             )
-        if not len(train) or not len(test):
-            raise DataError(f"{type(self.source).__name__} has {len(train)} training and {len(test)} test images.")
-        order = torch.randperm(len(train), generator=generator(self.seed, "validation"))
-        num_validation = max(1, round(len(train) * self.validation_share))
-        self._split = {
-            "train": train.select(order[num_validation:]),
-            "validation": train.select(order[:num_validation]),
-            "test": test,
+        return wanted or length or 0
+
+    def identity(self) -> dict[str, Any]:
+        """The options, and the stream with its data sets by name and number of images."""
+        names = ("num_tasks", "batch_size", "steps_per_task", "epochs_per_task", "validation_share", "resize", "seed")
+        stream = {
+            "stream": type(self.stream).__name__,
+            "sources": [type(source).__name__ for source in self.stream.sources],
+            "num_classes": list(self.num_classes),
+            "input_shape": list(self.input_shape),
+            "augment": self._augment_name,
         }
+        return {**{name: getattr(self, name) for name in names}, **stream}
 
-    # What a checkpoint was trained on; to go on with anything else would make other masks without a word.
-
-    def state_dict(self) -> dict[str, Any]:
-        """The options that masks depend on, into checkpoints."""
-        names = ("num_tasks", "batch_size", "steps_per_task", "epochs_per_task", "validation_share", "seed")
-        return {name: getattr(self, name) for name in names}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raise `MismatchError` if a checkpoint was made with other options."""
-        differences = [
-            f"data.{name}={state_dict.get(name)} there, {value} here"
-            for name, value in self.state_dict().items()
-            if state_dict.get(name) != value
-        ]
-        if differences:
-            raise MismatchError(
-                f"The checkpoint was made with other data options: {'; '.join(differences)}. "
-                "Use the same, or start afresh."
-            )
-
-    def train_dataloader(self) -> BatchLoader:
-        """The current task's training batches, in an order drawn from (seed, task, epoch)."""
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        return self.train_loader(self.task_of_epoch(epoch), epoch=epoch % self.epochs_per_task)
-
-    def val_dataloader(self) -> BatchLoader:
-        """The current task's validation images."""
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        return self.val_loader(self.task_of_epoch(epoch))
-
-    def test_dataloader(self) -> list[BatchLoader]:
-        """One loader a task."""
-        return [self.test_loader(task) for task in range(self.num_tasks)]
+    # Loaders.
 
     def train_loader(self, task: int, *, epoch: int = 0) -> BatchLoader:
         """The training batches of one epoch (counted within the task) of any task."""
-        rank, world_size = self._processes()
+        rank, world_size = self.processes()
         if self.batch_size % world_size:
             raise ConfigurationError(f"data.batch_size={self.batch_size} does not divide by {world_size} processes.")
-        images = self._task("train", task)
+        images, _ = self._halves(task)
         draw = generator(self.seed, "order", task, epoch)
-        needed = self.steps_per_epoch * self.batch_size
+        steps = self.steps_per_epoch(task)
+        needed = steps * self.batch_size
         passes = [torch.randperm(len(images), generator=draw) for _ in range(-(-needed // len(images)))]
         order = torch.cat(passes)[:needed].view(-1, self.batch_size)
+        draws = None
+        if self.augment is not None or not isinstance(images.store, Memory):
+            draw = generator(self.seed, "augment", task, epoch)
+            draws = torch.randint(2**31, (steps, self.batch_size, 3), generator=draw)[:, rank::world_size]
         # Each process takes its share of every batch, so that the number of processes does not change the gradient.
-        return BatchLoader(images, list(order[:, rank::world_size].contiguous()))
+        order = order[:, rank::world_size].contiguous()
+        return BatchLoader(images, order.unbind(), device=self.device, draws=draws, augment=self.augment)
 
     def val_loader(self, task: int) -> BatchLoader:
         """The validation images of any task."""
-        rank, world_size = self._processes()
-        images = self._task("validation", task)
-        return BatchLoader(images, list(torch.arange(len(images))[rank::world_size].split(_VALIDATION_BATCH)))
+        rank, world_size = self.processes()
+        _, images = self._halves(task)
+        order = torch.arange(len(images))[rank::world_size].split(_VALIDATION_BATCH)
+        return BatchLoader(images, order, device=self.device)
 
     def test_loader(self, task: int) -> BatchLoader:
         """The test batches of any task."""
-        rank, world_size = self._processes()
-        images = self._task("test", task)
+        rank, world_size = self.processes()
+        images = self._task(task).test
+        order = list(torch.arange(len(images)).split(self.batch_size))
+        if len(order) > 1 and len(order[-1]) == 1:  # a single image has no batch statistics to be normalised by
+            order[-2:] = [torch.cat(order[-2:])]
         # Whole batches go to a process each: how many images decide about a task must not depend on their number.
-        return BatchLoader(images, list(torch.arange(len(images)).split(self.batch_size))[rank::world_size])
+        return BatchLoader(images, order[rank::world_size], device=self.device)
 
-    def _task(self, half: str, task: int) -> Images:
-        if not 0 <= task < self.num_tasks:
-            raise ConfigurationError(f"Task {task} is not in a stream of data.num_tasks={self.num_tasks}.")
-        if not self._split:
+    def _halves(self, task: int) -> tuple[Images, Images]:
+        """The task's training and validation images."""
+        images = self._task(task).train
+        order = torch.randperm(len(images), generator=generator(self.seed, "validation"))
+        num_validation = max(1, round(len(images) * self.validation_share))
+        return images.select(order[num_validation:]), images.select(order[:num_validation])
+
+    def _task(self, task: int) -> Task:
+        self.check_task(task)
+        if not self._loaded:
             self.prepare_data()
             self.setup()
-        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        if self._split[half].pixels.device != device:
-            self._split[half] = self._split[half].to(device)
-        return self.stream(self._split[half], task=task, seed=self.seed)
-
-    def _processes(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def transfer_batch_to_device(self, batch: tuple[Tensor, Tensor], device: torch.device, dataloader_idx: int):
-        """Batches are made on the device."""
-        return batch
-
-
-def _check_lengths(num_tasks: int, batch_size: int, steps: int | None, epochs: int | None) -> None:
-    if steps is not None and epochs is not None:
-        raise ConfigurationError(
-            f"data.steps_per_task={steps} and data.epochs_per_task={epochs} are both given; set one of them to null."
-        )
-    values = {"num_tasks": num_tasks, "batch_size": batch_size, "steps_per_task": steps, "epochs_per_task": epochs}
-    for name, value in values.items():
-        if value is not None and (type(value) is not int or value < 1):
-            raise ConfigurationError(f"data.{name}={value!r} must be a whole number from 1 on.")
+        found = self.stream.task(task, seed=self.seed)
+        wanted = self.reading.input_shape
+        own = found.train.store.shape()
+        if wanted is None or own == wanted:
+            return found
+        if not self.resize:
+            raise ConfigurationError(
+                f"data.input_shape={list(wanted)}, but the images of task {task} have shape {list(own)}; give "
+                "data.input_shape that shape, or add data.resize=true."
+            )
+        return replace(found, **{half: replace(getattr(found, half), input_shape=wanted) for half in ("train", "test")})

@@ -1,77 +1,193 @@
-"""A data set in memory: uint8 images, from which batches are made on the device by indexing."""
+"""Images with their labels, wherever their pixels lie, and the loader that makes batches of them.
 
-from collections.abc import Callable, Iterator
+store       uint8 images by position: in memory (`Memory`), or read by workers (`workers.Workers`)
+Images      a selection of a store: positions, labels, and what is done to a batch: normalise, resize, transform
+BatchLoader batches of `Images` in a given order, on the device
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional as F
 
 Transform = Callable[[Tensor], Tensor]
+Augment = Callable[[Tensor, Tensor], Tensor]
+
+# Shares of red, green and blue in the brightness that the eye sees (ITU-R BT.601).
+_GREY = (0.299, 0.587, 0.114)
+
+
+class Batch(NamedTuple):
+    """A batch as a store yields it.
+
+    Attributes:
+        pixels: ``(batch, *shape)``; uint8 if they are raw, any other type if they are ready for the network.
+        kept: positions within the batch of the images that could be read, or None if all could.
+    """
+
+    pixels: Tensor
+    kept: Tensor | None = None
+
+
+class Store(Protocol):
+    """Images by position."""
+
+    def shape(self) -> tuple[int, ...]:
+        """Of one image, ``(channels, height, width)``."""
+        ...
+
+    def batches(self, positions: Sequence[Tensor], *, seeds: Tensor | None, device: torch.device) -> Iterator[Batch]:
+        """One batch on ``device`` for each tensor of positions.
+
+        Args:
+            positions: ``(batch,)`` int64 each, on the CPU.
+            seeds: ``(batches, batch)`` int64 for what is random in reading a training image; None in evaluation.
+            device: where the batches are wanted.
+        """
+        ...
+
+
+class Memory:
+    """A tensor of images, moved to the device where batches are first asked for."""
+
+    def __init__(self, pixels: Tensor) -> None:
+        self.pixels = pixels
+
+    def shape(self) -> tuple[int, ...]:
+        """Of one image."""
+        return tuple(self.pixels.shape[1:])
+
+    def batches(self, positions: Sequence[Tensor], *, seeds: Tensor | None, device: torch.device) -> Iterator[Batch]:
+        """By indexing; there is nothing random in it."""
+        if self.pixels.device != device:
+            self.pixels = self.pixels.to(device)
+        sizes = [len(batch) for batch in positions]
+        for batch in torch.cat([*positions]).to(device).split(sizes) if sizes else ():
+            yield Batch(self.pixels[batch])
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images with their labels; a batch is an index, a normalisation and the task's transform.
+    """A selection of a store's images, with labels; selecting copies no pixels.
 
     Attributes:
-        pixels: ``(images, channels, height, width)`` uint8.
+        store: where the pixels are.
+        positions: ``(images,)`` int64 in the store.
         labels: ``(images,)`` int64, from 0.
-        mean: ``(channels, 1, 1)`` of the training pixels, in their units.
+        mean: ``(channels, 1, 1)`` of the training pixels, in their units; for uint8 images.
         std: likewise.
+        input_shape: channels, height and width that images are brought to, if it is not their own.
         transform: of a normalised batch ``(batch, channels, height, width)`` float32; keeps the first dimension.
     """
 
-    pixels: Tensor
+    store: Store
+    positions: Tensor
     labels: Tensor
     mean: Tensor
     std: Tensor
+    input_shape: tuple[int, ...] | None = None
     transform: Transform | None = None
 
     @classmethod
-    def normalised(cls, pixels: Tensor, labels: Tensor) -> "Images":
-        """With the mean and standard deviation of these very images, by channel."""
-        # By histogram: exact, and without a float copy of the data set.
-        values = torch.arange(256, dtype=torch.float64)
-        counts = torch.stack([channel.flatten().bincount(minlength=256).double() for channel in pixels.unbind(1)])
-        shares = counts / counts.sum(1, keepdim=True)  # (channels, 256)
-        mean = shares @ values
-        std = (shares @ values**2 - mean**2).sqrt()
-        return cls(pixels, labels, mean.float().view(-1, 1, 1), std.float().clamp_min(1e-6).view(-1, 1, 1))
+    def of(cls, store: Store, labels: Tensor, *, mean: Tensor | None = None, std: Tensor | None = None) -> "Images":
+        """All images of ``store``; without mean and std they are left as they are (0 and 1)."""
+        mean = torch.zeros(1, 1, 1) if mean is None else mean
+        std = torch.ones(1, 1, 1) if std is None else std
+        return cls(store, torch.arange(len(labels)), labels, mean, std)
+
+    @classmethod
+    def in_memory(cls, pixels: Tensor, labels: Tensor) -> "Images":
+        """uint8 images with the mean and standard deviation of these very images, by channel."""
+        mean, std = mean_and_std(pixels)
+        return cls.of(Memory(pixels), labels, mean=mean, std=std)
 
     def __len__(self) -> int:
-        return len(self.pixels)
-
-    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Images ``(batch, *shape)`` float32 and labels ``(batch,)`` at these positions."""
-        pixels = self.pixels[index].float().sub_(self.mean).div_(self.std)
-        return pixels if self.transform is None else self.transform(pixels), self.labels[index]
-
-    def to(self, device: torch.device) -> "Images":
-        """The same on another device (the transform moves with its first batch)."""
-        moved = {name: getattr(self, name).to(device) for name in ("pixels", "labels", "mean", "std")}
-        return replace(self, **moved)
+        return len(self.positions)
 
     def select(self, index: Tensor) -> "Images":
-        """The images at these positions."""
-        return replace(self, pixels=self.pixels[index], labels=self.labels[index])
+        """The images at these places of the selection."""
+        return replace(self, positions=self.positions[index], labels=self.labels[index])
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """A batch as the store gives it to the network's input."""
+        if pixels.dtype == torch.uint8:
+            mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
+            pixels = pixels.float().sub_(mean).div_(std)
+        if self.input_shape is not None and tuple(pixels.shape[1:]) != self.input_shape:
+            pixels = bring_to(pixels, self.input_shape)
+        return pixels if self.transform is None else self.transform(pixels)
+
+
+def bring_to(pixels: Tensor, shape: Sequence[int]) -> Tensor:
+    """Images ``(batch, channels, height, width)`` float of another number of channels and another size.
+
+    Grey is repeated, colour becomes its brightness, and the size is changed bilinearly with antialiasing.
+
+    >>> bring_to(torch.ones(2, 1, 28, 28), (3, 32, 32)).shape
+    torch.Size([2, 3, 32, 32])
+    """
+    channels, *size = shape
+    if pixels.shape[1] == 3 and channels == 1:
+        pixels = torch.einsum("bchw,c->bhw", pixels, pixels.new_tensor(_GREY)).unsqueeze(1)
+    if list(pixels.shape[2:]) != size:
+        pixels = F.resize(pixels, size, antialias=True)
+    return pixels.expand(-1, channels, -1, -1)
+
+
+def mean_and_std(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Of uint8 images ``(images, channels, height, width)`` by channel, ``(channels, 1, 1)`` float32 each."""
+    # By histogram: exact, and without a float copy of the data set.
+    values = torch.arange(256, dtype=torch.float64)
+    counts = torch.stack([channel.flatten().bincount(minlength=256).double() for channel in pixels.unbind(1)])
+    shares = counts / counts.sum(1, keepdim=True)  # (channels, 256)
+    mean = shares @ values
+    std = (shares @ values**2 - mean**2).clamp_min(0).sqrt()
+    return mean.float().view(-1, 1, 1), std.float().clamp_min(1e-6).view(-1, 1, 1)
 
 
 class BatchLoader:
-    """Yields ``(images, labels)`` for each row of positions; what Lightning takes for a DataLoader, without workers.
+    """Yields ``(images, labels)`` on a device for each row of an order; what Lightning takes for a DataLoader.
 
     Args:
-        images: on the device where batches are wanted.
-        order: positions of each batch.
+        images: to make batches of.
+        order: places in ``images`` of each batch, ``(batch,)`` int64.
+        device: of the batches.
+        draws: ``(batches, batch, 3)`` int64, the random numbers of each training image; None in evaluation.
+        augment: of the raw training batch, given its draws.
     """
 
-    def __init__(self, images: Images, order: list[Tensor]) -> None:
+    def __init__(
+        self,
+        images: Images,
+        order: Sequence[Tensor],
+        *,
+        device: torch.device | str = "cpu",
+        draws: Tensor | None = None,
+        augment: Augment | None = None,
+    ) -> None:
         self.images = images
         self.order = order
+        self.device = torch.device(device)
+        self.draws = draws
+        self.augment = augment
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        device = self.images.pixels.device
-        for index in self.order:
-            yield self.images.batch(index.to(device, non_blocking=True))
+        if not len(self.order):
+            return
+        images, sizes = self.images, [len(batch) for batch in self.order]
+        labels = images.labels[torch.cat([*self.order])].to(self.device).split(sizes)
+        positions = [images.positions[batch] for batch in self.order]
+        seeds = None if self.draws is None else self.draws[..., 0]
+        batches = images.store.batches(positions, seeds=seeds, device=self.device)
+        for number, (pixels, kept) in enumerate(batches):
+            chosen = slice(None) if kept is None else kept
+            if self.augment is not None and self.draws is not None:
+                pixels = self.augment(pixels, self.draws[number][chosen].to(self.device))
+            target = labels[number]
+            yield images.prepare(pixels), target if kept is None else target[kept.to(self.device)]

@@ -1,13 +1,17 @@
-"""Data sets, read whole into memory."""
+"""Data sets with a training and a test half; the families that torchvision and scikit-learn know."""
 
 import logging
 import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torchvision
 from torch import Tensor
+from torchvision.datasets.utils import check_integrity
 
 from supsup_lightning.data.images import Images
 from supsup_lightning.errors import DataError
@@ -15,27 +19,55 @@ from supsup_lightning.errors import DataError
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How images that lie in files are read; data sets that fit in memory need none of it.
+
+    Attributes:
+        input_shape: to bring images to, ``(channels, height, width)``; None if the data do not say.
+        in_memory: read all of them at the start; ``auto``: if they take a gigabyte at most.
+        num_workers: processes that read them; None for one a core, up to 8.
+        on_error: ``raise`` or ``skip``, where an image is missing or damaged.
+        resized_crop: train on random parts of them.
+    """
+
+    input_shape: tuple[int, ...] | None = None
+    in_memory: bool | str = "auto"
+    num_workers: int | None = None
+    on_error: str = "raise"
+    resized_crop: bool = False
+
+
 class Source(Protocol):
-    """A data set with a training and a test half."""
+    """A data set with a training and a test half. All methods take the folder that holds the data sets."""
 
-    num_classes: int
-
-    def prepare(self) -> None:
+    def prepare(self, root: Path) -> None:
         """Download what is absent; called by one process of a machine. Raises `DataError`."""
 
-    def load(self) -> tuple[Images, Images]:
+    def num_classes(self, root: Path) -> int:
+        """How many classes there are; known without reading an image. Raises `DataError`."""
+        ...
+
+    def load(self, root: Path, reading: Reading) -> tuple[Images, Images]:
         """Training and test images, normalised by the training images. Raises `DataError`."""
+        ...
+
+    def num_skipped(self) -> int:
+        """Images that were left out because they could not be read."""
+        ...
 
 
 class Digits:
     """scikit-learn's embedded digits: 1,797 images of 8 x 8, 10 classes; every fifth of them is a test image."""
 
-    num_classes = 10
-
-    def prepare(self) -> None:
+    def prepare(self, root: Path) -> None:
         """Nothing to do: the images come with scikit-learn."""
 
-    def load(self) -> tuple[Images, Images]:
+    def num_classes(self, root: Path) -> int:
+        """Ten."""
+        return 10
+
+    def load(self, root: Path, reading: Reading) -> tuple[Images, Images]:
         """1,437 training and 360 test images."""
         from sklearn.datasets import load_digits  # a second of import that no other data set needs
 
@@ -44,59 +76,143 @@ class Digits:
         labels = torch.from_numpy(digits.target).long()
         test = torch.arange(len(labels)) % 5 == 0
         train = ~test
-        return _halves(pixels[train], labels[train], pixels[test], labels[test])
+        return halves(pixels[train], labels[train], pixels[test], labels[test])
+
+    def num_skipped(self) -> int:
+        """None."""
+        return 0
 
 
-class MNIST:
-    """MNIST in torchvision's layout, ``root/MNIST/raw/*-ubyte``; downloaded where absent, and said so.
+class _Torchvision:
+    """A data set of torchvision's: downloaded where absent, and said so; then whole in memory."""
 
-    Args:
-        root: the folder that holds, or gets, ``MNIST/raw``.
-    """
+    dataset: Callable[..., Any]
+    classes: int
 
-    num_classes = 10
-    dataset = torchvision.datasets.MNIST
-
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).expanduser()
-
-    def prepare(self) -> None:
+    def prepare(self, root: Path) -> None:
         """Download through torchvision if a file is absent."""
         try:
-            if all(path.exists() for path in self._files()):
+            if all(path.exists() for path in self.files(root)):
                 return
         except OSError as error:
-            raise DataError(f"data.root={self.root} cannot be read ({error}); check its permissions.") from error
-        logger.warning("%s is not in data.root=%s: downloading it there.", self.dataset.__name__, self.root)
+            raise DataError(f"data.root={root} cannot be read ({error}); check its permissions.") from error
+        name = type(self).__name__
+        logger.warning("%s is not in data.root=%s: downloading it there.", name, root)
         try:
-            self.dataset(self.root, download=True)
+            self.dataset(root, download=True)
         except (OSError, RuntimeError) as error:
             raise DataError(
-                f"{self.dataset.__name__} is not in data.root={self.root} and could not be downloaded ({error}). "
-                f"Put its files under {self._folder()}, or point data.root (or the variable SUPSUP_DATA) to a folder "
-                "that has them."
+                f"{name} is not in data.root={root} and could not be downloaded ({error}). "
+                f"Put its files under {self.files(root)[0].parent}, or point data.root (or the variable SUPSUP_DATA) "
+                "to a folder that has them."
             ) from error
 
-    def load(self) -> tuple[Images, Images]:
-        """60,000 training and 10,000 test images of 28 x 28."""
-        for path in self._files():
-            _check_idx(path)
-        train, test = self.dataset(self.root, train=True), self.dataset(self.root, train=False)
-        return _halves(train.data.unsqueeze(1), train.targets, test.data.unsqueeze(1), test.targets)
+    def num_classes(self, root: Path) -> int:
+        """As published."""
+        return self.classes
 
-    def _folder(self) -> Path:
-        return self.root / self.dataset.__name__ / "raw"
+    def load(self, root: Path, reading: Reading) -> tuple[Images, Images]:
+        """Training and test images."""
+        self.check(root)
+        train, test = self.dataset(root, train=True), self.dataset(root, train=False)
+        return halves(
+            self.pixels(train), torch.as_tensor(train.targets), self.pixels(test), torch.as_tensor(test.targets)
+        )
 
-    def _files(self) -> list[Path]:
+    def num_skipped(self) -> int:
+        """None: a damaged file is an error."""
+        return 0
+
+    def files(self, root: Path) -> list[Path]:
+        """What has to be there."""
+        raise NotImplementedError
+
+    def check(self, root: Path) -> None:
+        """Raise `DataError` naming the file that is damaged."""
+        raise NotImplementedError
+
+    def pixels(self, dataset: Any) -> Tensor:
+        """``(images, channels, height, width)`` uint8."""
+        raise NotImplementedError
+
+
+class MNIST(_Torchvision):
+    """Handwritten digits in torchvision's layout, ``MNIST/raw/*-ubyte``: 60,000 and 10,000 of 28 x 28, 10 classes."""
+
+    dataset = torchvision.datasets.MNIST
+    classes = 10
+
+    def files(self, root: Path) -> list[Path]:
+        """Two a half."""
         kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
-        return [self._folder() / f"{half}-{kind}" for half in ("train", "t10k") for kind in kinds]
+        folder = root / self.dataset.__name__ / "raw"
+        return [folder / f"{half}-{kind}" for half in ("train", "t10k") for kind in kinds]
+
+    def check(self, root: Path) -> None:
+        """By their headers."""
+        for path in self.files(root):
+            _check_idx(path)
+
+    def pixels(self, dataset: Any) -> Tensor:
+        """One channel."""
+        return dataset.data.unsqueeze(1)
 
 
-def _halves(
+class FashionMNIST(MNIST):
+    """Articles of clothing, in the form of MNIST, under ``FashionMNIST/raw``."""
+
+    dataset = torchvision.datasets.FashionMNIST
+
+
+class KMNIST(MNIST):
+    """Cursive Japanese characters, in the form of MNIST, under ``KMNIST/raw``."""
+
+    dataset = torchvision.datasets.KMNIST
+
+
+class CIFAR10(_Torchvision):
+    """Photographs in torchvision's layout, ``cifar-10-batches-py``: 50,000 and 10,000 of 32 x 32, 10 classes."""
+
+    dataset = torchvision.datasets.CIFAR10
+    classes = 10
+
+    def files(self, root: Path) -> list[Path]:
+        """As torchvision lists them."""
+        return list(self._checksums(root))
+
+    def check(self, root: Path) -> None:
+        """By torchvision's MD5 sums."""
+        for path, checksum in self._checksums(root).items():
+            if not check_integrity(path, checksum):
+                raise DataError(
+                    f"The data file {path} is damaged: its MD5 sum is not {checksum}. Delete it and run again to "
+                    "download it, or copy it anew."
+                )
+
+    def pixels(self, dataset: Any) -> Tensor:
+        """Three channels."""
+        return torch.from_numpy(dataset.data).movedim(-1, 1).contiguous()
+
+    def _checksums(self, root: Path) -> dict[Path, str]:
+        dataset: Any = self.dataset
+        folder = root / dataset.base_folder
+        listed = {folder / name: checksum for name, checksum in (*dataset.train_list, *dataset.test_list)}
+        return {**listed, folder / dataset.meta["filename"]: dataset.meta["md5"]}
+
+
+class CIFAR100(CIFAR10):
+    """The same in 100 classes, under ``cifar-100-python``."""
+
+    dataset = torchvision.datasets.CIFAR100
+    classes = 100
+
+
+def halves(
     train_pixels: Tensor, train_labels: Tensor, test_pixels: Tensor, test_labels: Tensor
 ) -> tuple[Images, Images]:
-    train = Images.normalised(train_pixels, train_labels)
-    return train, Images(test_pixels, test_labels, train.mean, train.std)
+    """Both halves in memory, normalised by the training half."""
+    train, test = Images.in_memory(train_pixels, train_labels), Images.in_memory(test_pixels, test_labels)
+    return train, Images.of(test.store, test.labels, mean=train.mean, std=train.std)
 
 
 def _check_idx(path: Path) -> None:
@@ -108,12 +224,9 @@ def _check_idx(path: Path) -> None:
         size = path.stat().st_size
     except (OSError, IndexError, struct.error) as error:
         raise DataError(f"The data file {path} cannot be read ({error}); check data.root and the file.") from error
-    expected = 4 + 4 * len(dimensions)
-    elements = 1
-    for dimension in dimensions:
-        elements *= dimension
-    if size != expected + elements:
+    expected = 4 + 4 * len(dimensions) + prod(dimensions)
+    if size != expected:
         raise DataError(
-            f"The data file {path} is damaged: {size} bytes where its header announces {expected + elements}. "
+            f"The data file {path} is damaged: {size} bytes where its header announces {expected}. "
             "Delete it and run again to download it, or copy it anew."
         )

@@ -1,35 +1,325 @@
-"""Task streams: how one data set becomes a sequence of tasks."""
+"""Task streams: how data sets become a sequence of tasks."""
 
-from dataclasses import replace
-from typing import Protocol
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 from supsup_lightning.data.images import Images
-from supsup_lightning.seeding import generator
+from supsup_lightning.data.sources import Reading, Source
+from supsup_lightning.errors import ConfigurationError, DataError, check_choice
+from supsup_lightning.seeding import derive_seed, generator
+
+logger = logging.getLogger(__name__)
 
 
-class Stream(Protocol):
-    """Makes a task's images from the data set's; train and test images of a task go through the same stream."""
+@dataclass(frozen=True)
+class Task:
+    """One task's data.
 
-    def __call__(self, images: Images, *, task: int, seed: int) -> Images:
-        """The images of ``task``, or the same images under another transform."""
-        ...
+    Attributes:
+        train: training images, those for validation among them.
+        test: test images.
+        num_classes: labels run from 0 to below it.
+    """
+
+    train: Images
+    test: Images
+    num_classes: int
 
 
-class Permuted:
+class Stream(ABC):
+    """Makes tasks of data sets. First `length`, which reads no image, then `load`, then `task`."""
+
+    @property
+    @abstractmethod
+    def sources(self) -> Sequence[Source]:
+        """The data sets."""
+
+    @abstractmethod
+    def length(self, root: Path) -> int | None:
+        """How many tasks there are; None if there is no end of them."""
+
+    @abstractmethod
+    def load(self, root: Path, reading: Reading) -> None:
+        """Read the data sets below ``root``. Raises `DataError`."""
+
+    @abstractmethod
+    def task(self, task: int, *, seed: int) -> Task:
+        """The data of a task, which depend on nothing but the seed and its number."""
+
+
+class _OneSource(Stream):
+    """What the streams over one data set have in common."""
+
+    train: Images
+    test: Images
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.num_classes = 0
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The one."""
+        return (self.source,)
+
+    def length(self, root: Path) -> int | None:
+        """No end of tasks."""
+        return None
+
+    def load(self, root: Path, reading: Reading) -> None:
+        """Read both halves, and see that they are something to learn from."""
+        self.num_classes = self.source.num_classes(root)
+        self.train, self.test = self.source.load(root, reading)
+        name = type(self.source).__name__
+        if not len(self.train) or not len(self.test):
+            raise DataError(f"{name} has {len(self.train)} training and {len(self.test)} test images.")
+        if self.num_classes < 2:
+            raise DataError(f"{name} has {self.num_classes} class: there is nothing to tell apart.")
+        for half, images in (("training", self.train), ("test", self.test)):
+            if images.labels.min() < 0 or images.labels.max() >= self.num_classes:
+                raise DataError(
+                    f"{name} has {half} labels from {images.labels.min()} to {images.labels.max()}, where its "
+                    f"{self.num_classes} classes are numbered from 0."
+                )
+
+    def task(self, task: int, *, seed: int) -> Task:
+        """All images, under the transform of the task."""
+        return Task(self.transformed(self.train, task, seed), self.transformed(self.test, task, seed), self.num_classes)
+
+    def transformed(self, images: Images, task: int, seed: int) -> Images:
+        """The same images under the task's transform."""
+        return images
+
+
+class Whole(_OneSource):
+    """A single task: the data set as it is. For `Mixed`."""
+
+    def length(self, root: Path) -> int | None:
+        """One."""
+        return 1
+
+
+class Permuted(_OneSource):
     """Each task sees the pixels (over all channels) in one random order of its own, fixed by seed and task."""
 
-    def __call__(self, images: Images, *, task: int, seed: int) -> Images:
+    def transformed(self, images: Images, task: int, seed: int) -> Images:
         """The images with the permutation of ``task`` as their transform."""
-        return replace(images, transform=_Permutation(images.pixels[0].numel(), task=task, seed=seed))
+        return replace(images, transform=_Permutation(task=task, seed=seed))
 
 
 class _Permutation:
-    def __init__(self, num_pixels: int, *, task: int, seed: int) -> None:
-        self.order = torch.randperm(num_pixels, generator=generator(seed, "permutation", task))
+    def __init__(self, *, task: int, seed: int) -> None:
+        self.task, self.seed = task, seed
+        self.order = torch.empty(0, dtype=torch.int64)
 
     def __call__(self, batch: Tensor) -> Tensor:
+        pixels = batch.flatten(1)
+        if len(self.order) != pixels.shape[1]:
+            self.order = torch.randperm(pixels.shape[1], generator=generator(self.seed, "permutation", self.task))
         self.order = self.order.to(batch.device)
-        return batch.flatten(1).index_select(1, self.order).view_as(batch)
+        return pixels.index_select(1, self.order).view_as(batch)
+
+
+class Rotated(_OneSource):
+    """Task ``i`` sees the images turned by ``i * degrees``, counter-clockwise, bilinearly, on black.
+
+    Args:
+        source: the data set.
+        degrees: from task to task; the paper's 10 give 36 tasks.
+    """
+
+    def __init__(self, source: Source, *, degrees: float = 10.0) -> None:
+        super().__init__(source)
+        if not 0 < degrees < 360:
+            raise ConfigurationError(f"data.stream.degrees={degrees} must lie between 0 and 360.")
+        self.degrees = degrees
+
+    def length(self, root: Path) -> int | None:
+        """Until the images are upright again."""
+        return -int(-360 // self.degrees)
+
+    def transformed(self, images: Images, task: int, seed: int) -> Images:
+        """The images with the rotation of ``task`` as their transform."""
+        return replace(images, transform=_Rotation(task * self.degrees, fill=-images.mean / images.std))
+
+
+class _Rotation:
+    def __init__(self, angle: float, *, fill: Tensor) -> None:
+        self.angle = angle
+        self.fill = fill.flatten().tolist()
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        if self.angle == 0:
+            return batch
+        fill = self.fill if len(self.fill) == batch.shape[1] else self.fill[:1] * batch.shape[1]
+        return F.rotate(batch, self.angle, interpolation=InterpolationMode.BILINEAR, fill=fill)
+
+
+class Split(_OneSource):
+    """Each task has some of the classes, and every class is in one task.
+
+    Classes that do not divide evenly leave a last task with fewer of them.
+
+    Args:
+        source: the data set.
+        classes_per_task: at least two.
+        class_order: ``random`` (from the seed), ``fixed`` (0, 1, 2, ...), or a list of classes.
+        relabel: number the classes of each task from 0; otherwise labels stay the data set's.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        classes_per_task: int,
+        class_order: str | Sequence[int] = "random",
+        relabel: bool = True,
+    ) -> None:
+        super().__init__(source)
+        if type(classes_per_task) is not int or classes_per_task < 2:
+            raise ConfigurationError(
+                f"data.stream.classes_per_task={classes_per_task!r} must be a whole number from 2 on: a task of one "
+                "class has nothing to tell apart."
+            )
+        if isinstance(class_order, str):
+            check_choice("data.stream.class_order", class_order, ("random", "fixed"))
+        self.classes_per_task = classes_per_task
+        self.class_order = class_order if isinstance(class_order, str) else [int(label) for label in class_order]
+        self.relabel = relabel
+
+    def length(self, root: Path) -> int | None:
+        """As many as the classes fill, the last one perhaps in part."""
+        available = self.source.num_classes(root)
+        if not isinstance(self.class_order, str):
+            order = self.class_order
+            if len(set(order)) != len(order) or not all(0 <= label < available for label in order):
+                raise ConfigurationError(
+                    f"data.stream.class_order={order} must name classes from 0 to {available - 1}, each once at most."
+                )
+            available = len(order)
+        whole, left = divmod(available, self.classes_per_task)
+        if not whole:
+            raise ConfigurationError(
+                f"data.stream.classes_per_task={self.classes_per_task} is more than the {available} classes there are."
+            )
+        if left == 1:
+            logger.warning(
+                "%d classes do not divide by data.stream.classes_per_task=%d: the last one is left out, as a task of "
+                "one class has nothing to tell apart.",
+                available,
+                self.classes_per_task,
+            )
+            return whole
+        if left:
+            logger.info("The last task has %d classes, the others %d.", left, self.classes_per_task)
+        return whole + (left > 0)
+
+    def task(self, task: int, *, seed: int) -> Task:
+        """The images of the task's classes."""
+        classes = self._order(seed)[task * self.classes_per_task :][: self.classes_per_task]
+        number = torch.full((self.num_classes,), -1)
+        number[classes] = torch.arange(len(classes)) if self.relabel else classes
+        train, test = (_relabelled(images, number) for images in (self.train, self.test))
+        for half, images in (("training", train), ("test", test)):
+            if not len(images):
+                raise DataError(f"There are no {half} images of the classes {classes.tolist()} of task {task}.")
+        return Task(train, test, len(classes) if self.relabel else self.num_classes)
+
+    def _order(self, seed: int) -> Tensor:
+        if self.class_order == "fixed":
+            return torch.arange(self.num_classes)
+        if self.class_order == "random":
+            return torch.randperm(self.num_classes, generator=generator(seed, "classes"))
+        return torch.tensor(self.class_order)
+
+
+def _relabelled(images: Images, number: Tensor) -> Images:
+    """The images whose label has a number that is not negative, with that number as label."""
+    labels = number[images.labels]
+    chosen = images.select((labels >= 0).nonzero().flatten())
+    return replace(chosen, labels=number[chosen.labels])
+
+
+class Mixed(Stream):
+    """Streams one after another: tasks of different data sets, sizes and numbers of classes in one run.
+
+    Args:
+        streams: each with an end.
+        num_tasks: of each stream, how many tasks to take; all where it is None.
+    """
+
+    def __init__(self, streams: Sequence[Stream], *, num_tasks: Sequence[int | None] | None = None) -> None:
+        self.streams = list(streams)
+        self.limits = [None] * len(self.streams) if num_tasks is None else list(num_tasks)
+        if not self.streams or len(self.limits) != len(self.streams):
+            raise ConfigurationError(
+                f"data.stream: {len(self.streams)} streams are mixed, with {len(self.limits)} numbers of tasks."
+            )
+        self._starts: list[int] = []
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """Those of all streams."""
+        return [source for stream in self.streams for source in stream.sources]
+
+    def length(self, root: Path) -> int | None:
+        """Of all streams together."""
+        lengths = []
+        for place, (stream, limit) in enumerate(zip(self.streams, self.limits, strict=True)):
+            length = stream.length(root)
+            if length is None and limit is None:
+                raise ConfigurationError(
+                    f"data.stream.streams[{place}] ({type(stream).__name__}) has no end; say how many of its tasks to "
+                    "take in data.stream.num_tasks."
+                )
+            if length is not None and limit is not None and limit > length:
+                raise ConfigurationError(
+                    f"data.stream.num_tasks: {limit} tasks are wanted of {type(stream).__name__}, which has {length}."
+                )
+            lengths.append(limit if limit is not None else length or 0)
+        self._starts = [0, *accumulate(lengths)]
+        return self._starts[-1]
+
+    def load(self, root: Path, reading: Reading) -> None:
+        """Read the data sets of all streams."""
+        if not self._starts:
+            self.length(root)
+        for stream in self.streams:
+            stream.load(root, reading)
+
+    def task(self, task: int, *, seed: int) -> Task:
+        """The task of the stream whose turn it is."""
+        for place, (start, end) in enumerate(pairwise(self._starts)):
+            if start <= task < end:
+                return self.streams[place].task(task - start, seed=derive_seed(seed, "mixed", place))
+        raise ConfigurationError(f"Task {task} is not among the {self._starts[-1]} of the mixed streams.")
+
+
+class Domains(Mixed):
+    """The same classes in one domain after another: each data set is a task.
+
+    Args:
+        sources: one a domain, all with the same number of classes.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        super().__init__([Whole(source) for source in sources])
+
+    def length(self, root: Path) -> int | None:
+        """One task a domain. Raises `ConfigurationError` where their numbers of classes differ."""
+        numbers = {type(source).__name__: source.num_classes(root) for source in self.sources}
+        if len({source.num_classes(root) for source in self.sources}) > 1:
+            raise ConfigurationError(
+                f"The domains have different numbers of classes: {numbers}. Domains share their classes; use "
+                "supsup_lightning.data.Mixed for data sets that do not."
+            )
+        return super().length(root)

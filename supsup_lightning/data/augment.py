@@ -1,0 +1,58 @@
+"""Augmentation of batches on the device, each image by itself (torchvision's transforms take one draw a batch)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from supsup_lightning.data.images import Augment
+from supsup_lightning.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class CropFlip:
+    """A random crop of the image padded with black, and a flip left to right of every other image.
+
+    Attributes:
+        padding: pixels added on each side; crops have the size of the image (CIFAR's custom: 4).
+        flip: mirror half of the images.
+
+    >>> images = torch.arange(12, dtype=torch.uint8).view(1, 1, 3, 4)
+    >>> CropFlip(padding=1)(images, torch.tensor([[0, 1, 0]]))  # up by 0 - 1 rows, right in place, not mirrored
+    tensor([[[[0, 0, 0, 0],
+              [0, 1, 2, 3],
+              [4, 5, 6, 7]]]], dtype=torch.uint8)
+    """
+
+    padding: int = 4
+    flip: bool = True
+
+    def __call__(self, pixels: Tensor, draws: Tensor) -> Tensor:
+        """``(batch, channels, height, width)``, and ``(batch, 3)`` whole numbers from 0, to the same shape."""
+        height, width = pixels.shape[-2:]
+        padded = torch.nn.functional.pad(pixels, [self.padding] * 4)
+        top, left = (draws[:, :2] % (2 * self.padding + 1)).unbind(1)
+        rows = torch.arange(height, device=pixels.device) + top[:, None]  # (batch, height)
+        columns = torch.arange(width, device=pixels.device).expand(len(draws), -1)
+        if self.flip:
+            columns = torch.where(draws[:, 2:] % 2 == 1, columns.flip(1), columns)
+        columns = columns + left[:, None]  # (batch, width)
+        images = torch.arange(len(draws), device=pixels.device)
+        chosen = padded.movedim(1, -1)[images[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return chosen.movedim(-1, 1)
+
+
+# `resized_crop` is drawn while a file is read, by the workers (`workers.ImageFiles`).
+AUGMENTS: dict[str, Augment | None] = {"none": None, "crop_flip": CropFlip(), "resized_crop": None}
+
+
+def make_augment(option: str | Augment | None) -> Augment | None:
+    """The function of the option ``data.augment``. Raises `ConfigurationError` for an unknown name."""
+    if option is None or callable(option):
+        return option
+    if option not in AUGMENTS:
+        raise ConfigurationError(
+            f"data.augment={option!r} is not known; choose one of {', '.join(AUGMENTS)}, or give a function of a "
+            "batch (batch, channels, height, width) and its random numbers (batch, 3)."
+        )
+    return AUGMENTS[option]

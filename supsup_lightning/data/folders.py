@@ -1,0 +1,336 @@
+"""Data sets of image files: a tree with a folder a class, or a table of path and label."""
+
+import csv
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from supsup_lightning.data.images import Images, mean_and_std
+from supsup_lightning.data.sources import Reading
+from supsup_lightning.data.workers import ImageFiles, Workers, default_num_workers
+from supsup_lightning.errors import ConfigurationError, DataError
+from supsup_lightning.files import replacing
+from supsup_lightning.seeding import generator
+
+logger = logging.getLogger(__name__)
+
+_MOST_BYTES_IN_MEMORY = 2**30  # of ``in_memory=auto``, training and test images together
+_MOST_IMAGES_MEASURED = 1000  # for mean and standard deviation, where the images are not in memory
+_IMAGES_AT_ONCE = 100
+_TEST_FOLDERS = ("val", "test", "valid", "validation")
+
+
+class Listing(NamedTuple):
+    """Image files and the place of each one's class in `classes`."""
+
+    classes: list[str]
+    paths: list[Path]
+    labels: list[int]
+
+
+class _Files:
+    """What both kinds have in common: two listings, and how they become images."""
+
+    test_share: float
+
+    def __init__(self) -> None:
+        self._listings: dict[Path, tuple[Listing, Listing]] = {}
+        self._unread = 0
+        self._stores: list[Workers] = []
+
+    def listings(self, root: Path) -> tuple[Listing, Listing]:
+        """Training and test files, listed once."""
+        if root not in self._listings:
+            self._listings[root] = self.list_files(root)
+        return self._listings[root]
+
+    def list_files(self, root: Path) -> tuple[Listing, Listing]:
+        """Training and test files. Raises `DataError`."""
+        raise NotImplementedError
+
+    def prepare(self, root: Path) -> None:
+        """Nothing to download; see that the files are there."""
+        self.listings(root)
+
+    def num_classes(self, root: Path) -> int:
+        """Of the training images."""
+        return len(self.listings(root)[0].classes)
+
+    def num_skipped(self) -> int:
+        """Missing and unreadable ones, in this process."""
+        return self._unread + sum(len(store.skipped) for store in self._stores)
+
+    def load(self, root: Path, reading: Reading) -> tuple[Images, Images]:
+        """In memory or read by workers, as ``reading`` says.
+
+        Raises:
+            ConfigurationError: no size to bring images to, or random crops of images in memory.
+            DataError: an image that cannot be read, unless it is to be skipped.
+        """
+        if reading.input_shape is None or len(reading.input_shape) != 3 or reading.input_shape[0] not in (1, 3):
+            shape = None if reading.input_shape is None else list(reading.input_shape)
+            raise ConfigurationError(
+                f"data.input_shape={shape} must be [channels, height, width] with 1 or 3 channels: image files of any "
+                "size are brought to it, [3, 64, 64] for example."
+            )
+        train, test = (self._existing(listing, reading.on_error) for listing in self.listings(root))
+        in_memory = reading.in_memory
+        if in_memory == "auto":
+            size = prod(reading.input_shape) * (len(train.paths) + len(test.paths))
+            in_memory = size <= _MOST_BYTES_IN_MEMORY and not reading.resized_crop
+        if in_memory and reading.resized_crop:
+            raise ConfigurationError(
+                "data.augment=resized_crop takes its crops from the files; set data.in_memory=false with it, or use "
+                "data.augment=crop_flip."
+            )
+        if in_memory:
+            train_images, test_images = self._in_memory(train, reading), self._in_memory(test, reading)
+            mean, std = train_images.mean, train_images.std
+        else:
+            train_images, test_images = self._by_workers(train, reading), self._by_workers(test, reading)
+            mean, std = _measure(train_images)
+        return (
+            Images.of(train_images.store, train_images.labels, mean=mean, std=std),
+            Images.of(test_images.store, test_images.labels, mean=mean, std=std),
+        )
+
+    def _existing(self, listing: Listing, on_error: str) -> Listing:
+        missing = [path for path in listing.paths if not path.is_file()]
+        if not missing:
+            return listing
+        what = f"{len(missing)} image{'s are' if len(missing) > 1 else ' is'} missing, {missing[0]} first."
+        if on_error == "raise":
+            raise DataError(f"{what} Put it there, or leave missing images out with data.on_error=skip.")
+        logger.warning("%s Missing images are skipped.", what)
+        self._unread += len(missing)
+        absent = set(missing)
+        kept = [(path, label) for path, label in zip(listing.paths, listing.labels, strict=True) if path not in absent]
+        return Listing(listing.classes, [path for path, _ in kept], [label for _, label in kept])
+
+    def _by_workers(self, listing: Listing, reading: Reading) -> Images:
+        store = _store(listing, reading)
+        self._stores.append(store)
+        return Images.of(store, torch.tensor(listing.labels))
+
+    def _in_memory(self, listing: Listing, reading: Reading) -> Images:
+        store = _store(listing, reading)
+        everything = torch.arange(len(listing.paths))
+        batches = [everything[start : start + _IMAGES_AT_ONCE] for start in range(0, len(everything), _IMAGES_AT_ONCE)]
+        pixels, kept = [], []
+        for batch, positions in zip(
+            store.batches(batches, seeds=None, device=torch.device("cpu")), batches, strict=True
+        ):
+            pixels.append(batch.pixels)
+            kept.append(positions if batch.kept is None else positions[batch.kept])
+        self._unread += len(store.skipped)
+        return Images.in_memory(torch.cat(pixels), torch.tensor(listing.labels)[torch.cat(kept)])
+
+
+def _store(listing: Listing, reading: Reading) -> Workers:
+    assert reading.input_shape is not None
+    files = ImageFiles(listing.paths, reading.input_shape, resized_crop=reading.resized_crop)
+    workers = default_num_workers() if reading.num_workers is None else reading.num_workers
+    return Workers(files, shape=reading.input_shape, num_workers=workers, on_error=reading.on_error)
+
+
+def _measure(images: Images) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation by channel, of evenly spaced images as they are evaluated."""
+    positions = torch.arange(0, len(images), max(1, len(images) // _MOST_IMAGES_MEASURED)).split(_IMAGES_AT_ONCE)
+    batches = images.store.batches(positions, seeds=None, device=torch.device("cpu"))
+    return mean_and_std(torch.cat([batch.pixels for batch in batches]))
+
+
+class ImageFolder(_Files):
+    """A folder a class, with images at any depth in it, as torchvision's ``ImageFolder``.
+
+    If the tree has a folder ``train`` and one named ``val`` or ``test``, these are the halves. Otherwise a share of the
+    images, the same at every start, is kept for the test.
+
+    Args:
+        folder: of the tree, below ``data.root``; any other if it is an absolute path.
+        test_share: of the images, where the tree has no halves of its own.
+    """
+
+    def __init__(self, folder: str | Path = "", *, test_share: float = 0.2) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+        self.test_share = _checked_share(test_share)
+
+    def list_files(self, root: Path) -> tuple[Listing, Listing]:
+        """By the tree; what was listed once is remembered, and checked by the folders' times."""
+        folder = root / self.folder
+        if not folder.is_dir():
+            raise DataError(
+                f"The folder {folder} does not exist; set data.root to one with a folder of images a class."
+            )
+        test_folder = next((folder / name for name in _TEST_FOLDERS if (folder / name).is_dir()), None)
+        if not (folder / "train").is_dir() or test_folder is None:
+            return _hold_out(_list_tree(folder), self.test_share, folder)
+        train, test = _list_tree(folder / "train"), _list_tree(test_folder)
+        unknown = set(test.classes) - set(train.classes)
+        if unknown:
+            raise DataError(f"{test_folder} has the class {min(unknown)}, which {folder / 'train'} has not.")
+        labels = [train.classes.index(test.classes[label]) for label in test.labels]
+        return train, Listing(train.classes, test.paths, labels)
+
+
+class ImageCSV(_Files):
+    """A table with the path of an image and its label in each line, under a line with the columns' names.
+
+    Labels may be words or whole numbers. If there is a column that says ``train`` or ``test`` (or ``val``), it makes
+    the halves. Otherwise a share of the images, the same at every start, is kept for the test.
+
+    Args:
+        file: the table, below ``data.root``; paths in it are relative to its folder.
+        path_column: name of the column of paths.
+        label_column: name of the column of labels.
+        split_column: name of the column of halves; it may be absent.
+        test_share: of the images, where the table has no such column.
+    """
+
+    def __init__(
+        self,
+        file: str | Path = "labels.csv",
+        *,
+        path_column: str = "path",
+        label_column: str = "label",
+        split_column: str = "split",
+        test_share: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.file = Path(file)
+        self.path_column = path_column
+        self.label_column = label_column
+        self.split_column = split_column
+        self.test_share = _checked_share(test_share)
+
+    def list_files(self, root: Path) -> tuple[Listing, Listing]:
+        """Line by line."""
+        table = root / self.file
+        try:
+            with table.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file)
+                columns, lines = list(reader.fieldnames or ()), list(reader)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"The table {table} cannot be read ({error}); check data.root and its name.") from error
+        for column in (self.path_column, self.label_column):
+            if column not in columns:
+                raise DataError(f"The table {table} has no column {column!r}; it has {', '.join(columns) or 'none'}.")
+        for number, line in enumerate(lines, start=2):
+            for column in (self.path_column, self.label_column):
+                if not line[column]:
+                    raise DataError(f"Line {number} of {table} has no {column}.")
+        names = _classes_of([line[self.label_column] for line in lines], table)
+        place = {name: number for number, name in enumerate(names)}
+        paths = [table.parent / line[self.path_column] for line in lines]
+        everything = Listing(names, paths, [place[line[self.label_column]] for line in lines])
+        if self.split_column not in columns:
+            return _hold_out(everything, self.test_share, table)
+        halves = [line[self.split_column] for line in lines]
+        unknown = next((half for half in halves if half not in ("train", *_TEST_FOLDERS)), None)
+        if unknown is not None:
+            raise DataError(f"The column {self.split_column} of {table} says {unknown!r}; it may say train or test.")
+        train = [number for number, half in enumerate(halves) if half == "train"]
+        test = [number for number, half in enumerate(halves) if half != "train"]
+        return _chosen(everything, train, table), _chosen(everything, test, table)
+
+
+def _checked_share(share: float) -> float:
+    if not 0 < share < 1:
+        raise ConfigurationError(f"test_share={share} of a folder of images must lie between 0 and 1.")
+    return share
+
+
+def _classes_of(labels: Sequence[str], table: Path) -> list[str]:
+    """Distinct labels, whole numbers in their own order. Raises `DataError` if they are numbers, but not whole."""
+    names = sorted(set(labels))
+    try:
+        numbers = {name: float(name) for name in names}
+    except ValueError:
+        return names
+    fractional = next((name for name, number in numbers.items() if not number.is_integer()), None)
+    if fractional is not None:
+        raise DataError(f"The table {table} has the label {fractional}; labels are words or whole numbers.")
+    return sorted(names, key=numbers.__getitem__)
+
+
+def _hold_out(listing: Listing, share: float, place: Path) -> tuple[Listing, Listing]:
+    """A share of each class is kept for the test; the same whatever the seed of a run."""
+    test: list[int] = []
+    labels = torch.tensor(listing.labels)
+    for label in range(len(listing.classes)):
+        members = (labels == label).nonzero().flatten()
+        order = torch.randperm(len(members), generator=generator(0, "test", label))
+        test += members[order[: max(1, round(len(members) * share))]].tolist()
+    held = set(test)
+    train = [number for number in range(len(labels)) if number not in held]
+    return _chosen(listing, train, place), _chosen(listing, sorted(test), place)
+
+
+def _chosen(listing: Listing, numbers: Sequence[int], place: Path) -> Listing:
+    if not numbers:
+        raise DataError(f"{place} leaves no images for training or none for the test.")
+    return Listing(listing.classes, [listing.paths[n] for n in numbers], [listing.labels[n] for n in numbers])
+
+
+@dataclass
+class _Tree:
+    """A listing as it is cached: the directories seen with their times of change, and the files of each class."""
+
+    times: dict[str, int] = field(default_factory=dict)
+    files: dict[str, list[str]] = field(default_factory=dict)
+
+
+def _list_tree(folder: Path) -> Listing:
+    tree = _cached_tree(folder)
+    if not tree.files:
+        raise DataError(f"{folder} has no folders; images are expected in a folder a class: {folder}/<class>/<image>.")
+    for name, files in tree.files.items():
+        if not files:
+            raise DataError(
+                f"The class folder {folder / name} has no images ({', '.join(IMG_EXTENSIONS)}); remove it or fill it."
+            )
+    classes = sorted(tree.files)
+    paths = [folder / name for label in classes for name in tree.files[label]]
+    return Listing(classes, paths, [number for number, label in enumerate(classes) for _ in tree.files[label]])
+
+
+def _cached_tree(folder: Path) -> _Tree:
+    """The tree from the cache, if no directory of it has changed since, or else listed and put there."""
+    folder = folder.resolve()
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = home / "supsup_lightning" / f"listing-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.json"
+    try:
+        tree = _Tree(**json.loads(cache.read_text()))
+        if tree.times and all(os.stat(directory).st_mtime_ns == time for directory, time in tree.times.items()):
+            return tree
+    except (OSError, ValueError, TypeError) as error:
+        logger.debug("No listing of %s to use in %s: %s", folder, cache, error)
+    tree = _walk(folder)
+    try:
+        with replacing(cache) as temporary:
+            temporary.write_text(json.dumps(tree.__dict__))
+    except OSError as error:
+        logger.warning("The listing of %s cannot be kept for the next start: %s", folder, error)
+    return tree
+
+
+def _walk(folder: Path) -> _Tree:
+    tree = _Tree(times={str(folder): folder.stat().st_mtime_ns})
+    for label in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
+        tree.files[label] = []
+        for directory, _, names in sorted(os.walk(folder / label, followlinks=True)):
+            tree.times[directory] = os.stat(directory).st_mtime_ns
+            images = sorted(name for name in names if name.lower().endswith(IMG_EXTENSIONS))
+            tree.files[label] += [os.path.relpath(os.path.join(directory, name), folder) for name in images]
+    return tree

@@ -1,0 +1,176 @@
+"""Ordinary LightningDataModules, one after another: each one is a task."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+
+from supsup_lightning.data.tasks import TaskDataModule, check_counts
+from supsup_lightning.errors import ConfigurationError, DataError
+
+
+class DataModuleSequence(TaskDataModule):
+    """Each of these data modules is a task, trained, validated and tested with its own loaders (`TaskDataModule`).
+
+    Batches must be ``(images, labels)`` with labels from 0. A module without validation data is not validated. Modules
+    are set up when their task comes.
+
+    Args:
+        modules: in the order of the tasks.
+        num_classes: of each task, or one number for all; by default each module's attribute ``num_classes``.
+        steps_per_task: training length in batches, passing over the loader as often as needed. Give this or
+            ``epochs_per_task``; with neither, one pass.
+        epochs_per_task: training length in passes over the loader.
+        seed: of the order in which loaders shuffle, and of layers that draw.
+
+    Raises:
+        ConfigurationError: an option out of its range, or a task whose number of classes nobody says.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[L.LightningDataModule],
+        *,
+        num_classes: int | Sequence[int] | None = None,
+        steps_per_task: int | None = None,
+        epochs_per_task: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(steps_per_task=steps_per_task, epochs_per_task=epochs_per_task, seed=seed)
+        self.modules = list(modules)
+        if not self.modules:
+            raise ConfigurationError("data.modules is empty; name one LightningDataModule a task.")
+        if num_classes is None:
+            num_classes = [getattr(module, "num_classes", 0) for module in self.modules]
+        elif isinstance(num_classes, int):
+            num_classes = [num_classes] * len(self.modules)
+        if len(num_classes) != len(self.modules):
+            raise ConfigurationError(
+                f"data.num_classes={list(num_classes)} has {len(num_classes)} numbers for {len(self.modules)} tasks."
+            )
+        for task, (module, count) in enumerate(zip(self.modules, num_classes, strict=True)):
+            if type(count) is not int or count < 2:
+                raise ConfigurationError(
+                    f"Task {task} ({type(module).__name__}) has num_classes={count!r}; give data.num_classes, a number "
+                    "from 2 on for each task, or the attribute num_classes to the module."
+                )
+        check_counts(**{f"num_classes[{task}]": count for task, count in enumerate(num_classes)})
+        self._num_classes = tuple(num_classes)
+        self._ready: set[int] = set()
+
+    @property
+    def num_tasks(self) -> int:
+        """One a module."""
+        return len(self.modules)
+
+    @property
+    def num_classes(self) -> tuple[int, ...]:
+        """Of each task."""
+        return self._num_classes
+
+    def steps_per_epoch(self, task: int) -> int:
+        """As given, or the length of the task's own loader."""
+        return self.steps_per_task or len(self._loader(task, "train"))
+
+    def example(self) -> Tensor:
+        """The first two training images of task 0 that come."""
+        images, _ = next(iter(self.train_loader(0)))
+        return images[:1].repeat_interleave(2, 0).cpu()
+
+    def prepare_data(self) -> None:
+        """Each module's own."""
+        for module in self.modules:
+            module.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Nothing yet: a module is set up when its task comes."""
+        if self.processes()[1] > 1:
+            raise ConfigurationError(
+                "A sequence of LightningDataModules runs in one process: their loaders know nothing of the others. "
+                "Use trainer.devices=1, or a ContinualDataModule over their data sets."
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """The options, and the modules by name."""
+        names = ("num_tasks", "steps_per_task", "epochs_per_task", "seed")
+        modules = [type(module).__name__ for module in self.modules]
+        return {**{name: getattr(self, name) for name in names}, "modules": modules}
+
+    def train_loader(self, task: int, *, epoch: int = 0) -> "ModuleLoader":
+        """The task's own training loader; what shuffles it is seeded by the boundary callback, epoch by epoch."""
+        return ModuleLoader(self, task, self._loader(task, "train"), length=self.steps_per_epoch(task))
+
+    def val_loader(self, task: int) -> "ModuleLoader | list":
+        """The task's own validation loader; an empty list if it has none."""
+        loader = self._loader(task, "val")
+        return ModuleLoader(self, task, loader, length=len(loader)) if len(loader) else []
+
+    def test_loader(self, task: int) -> "ModuleLoader":
+        """The task's own test loader."""
+        loader = self._loader(task, "test")
+        return ModuleLoader(self, task, loader, length=len(loader))
+
+    def _loader(self, task: int, half: str) -> Any:
+        self.check_task(task)
+        module = self.modules[task]
+        if task not in self._ready:
+            module.trainer = self.trainer
+            if self.trainer is None:
+                module.prepare_data()
+            module.setup("fit")
+            module.setup("test")
+            self._ready.add(task)
+        make = getattr(module, f"{half}_dataloader")
+        if half == "val" and type(module).val_dataloader is L.LightningDataModule.val_dataloader:
+            return []
+        loader = make()
+        if isinstance(loader, (list, tuple, dict)):
+            raise ConfigurationError(
+                f"{type(module).__name__}.{half}_dataloader returns {len(loader)} loaders; a task has one."
+            )
+        return loader
+
+
+class ModuleLoader:
+    """A data module's loader, ``length`` batches of it, moved to the device by the module's own hooks."""
+
+    def __init__(self, sequence: DataModuleSequence, task: int, loader: Iterable, *, length: int) -> None:
+        self.sequence = sequence
+        self.task = task
+        self.loader = loader
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        module, device = self.sequence.modules[self.task], self.sequence.device
+        for batch in islice(self._endless(), self.length):
+            moved = module.transfer_batch_to_device(module.on_before_batch_transfer(batch, 0), device, 0)
+            yield self._checked(module.on_after_batch_transfer(moved, 0))
+
+    def _endless(self) -> Iterator[Any]:
+        empty = False
+        while not empty:
+            empty = True
+            for batch in self.loader:
+                empty = False
+                yield batch
+
+    def _checked(self, batch: Any) -> tuple[Tensor, Tensor]:
+        name = type(self.sequence.modules[self.task]).__name__
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise DataError(f"A batch of task {self.task} ({name}) is no (images, labels): it has no labels.")
+        images, labels = batch
+        if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != 1:
+            kind = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels)
+            raise DataError(f"The labels of task {self.task} ({name}) are not integers, one an image: {kind}.")
+        num_classes = self.sequence.num_classes[self.task]
+        if labels.device.type == "cpu" and (labels.min() < 0 or labels.max() >= num_classes):
+            raise DataError(
+                f"A batch of task {self.task} ({name}) has labels from {labels.min()} to {labels.max()}, where its "
+                f"{num_classes} classes are numbered from 0."
+            )
+        return images, labels.long()

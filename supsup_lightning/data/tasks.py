@@ -1,0 +1,159 @@
+"""The arithmetic of tasks and epochs, and Lightning's hooks over it; where the data come from is a subclass's."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from supsup_lightning.errors import ConfigurationError, MismatchError
+
+
+class TaskDataModule(L.LightningDataModule, ABC):
+    """Tasks in sequence; an epoch belongs to a task by arithmetic on the trainer's epoch, so that a resume is exact.
+
+    Serves the training batches of the current task, its validation batches (never test images), and one test loader
+    a task. Batches are ``(images, labels)`` on the device. Needs ``Trainer(reload_dataloaders_every_n_epochs=1)``.
+
+    Args:
+        steps_per_task: training length of a task in batches. Give this or ``epochs_per_task``, not both.
+        epochs_per_task: training length in passes over the task's data.
+        seed: of everything random in the data.
+
+    Raises:
+        ConfigurationError: an option out of its range.
+    """
+
+    def __init__(self, *, steps_per_task: int | None, epochs_per_task: int | None, seed: int) -> None:
+        super().__init__()
+        if steps_per_task is not None and epochs_per_task is not None:
+            raise ConfigurationError(
+                f"data.steps_per_task={steps_per_task} and data.epochs_per_task={epochs_per_task} are both given; "
+                "set one of them to null."
+            )
+        check_counts(steps_per_task=steps_per_task, epochs_per_task=epochs_per_task)
+        self.steps_per_task = steps_per_task
+        self.epochs_per_task = epochs_per_task or 1  # a number of steps is one epoch of that many batches
+        self.seed = seed
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer test batches than processes are fine
+
+    # What a subclass says.
+
+    @property
+    @abstractmethod
+    def num_tasks(self) -> int:
+        """Length of the sequence."""
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> tuple[int, ...]:
+        """Classes of each task; known after `setup`."""
+
+    @abstractmethod
+    def steps_per_epoch(self, task: int) -> int:
+        """Training batches in one epoch of a task."""
+
+    @abstractmethod
+    def example(self) -> Tensor:
+        """Two inputs as the network gets them, ``(2, *shape)``."""
+
+    @abstractmethod
+    def train_loader(self, task: int, *, epoch: int = 0) -> Iterable:
+        """The training batches of one epoch (counted within the task) of any task."""
+
+    @abstractmethod
+    def val_loader(self, task: int) -> Iterable:
+        """The validation batches of any task."""
+
+    @abstractmethod
+    def test_loader(self, task: int) -> Iterable:
+        """The test batches of any task."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """The options that masks depend on."""
+
+    def num_skipped(self) -> int:
+        """Images left out because they could not be read."""
+        return 0
+
+    # Arithmetic.
+
+    @property
+    def num_epochs(self) -> int:
+        """For ``Trainer(max_epochs=...)``."""
+        return self.num_tasks * self.epochs_per_task
+
+    def task_of_epoch(self, epoch: int) -> int:
+        """The task that is trained in this epoch."""
+        return epoch // self.epochs_per_task
+
+    def begins_task(self, epoch: int) -> bool:
+        """Whether this is the first epoch of a task."""
+        return epoch % self.epochs_per_task == 0
+
+    def ends_task(self, epoch: int) -> bool:
+        """Whether this is the last epoch of a task."""
+        return (epoch + 1) % self.epochs_per_task == 0
+
+    def check_task(self, task: int) -> None:
+        """Raise `ConfigurationError` for a task that is not in the sequence."""
+        if not 0 <= task < self.num_tasks:
+            raise ConfigurationError(f"Task {task} is not in a sequence of data.num_tasks={self.num_tasks}.")
+
+    # Lightning's hooks.
+
+    def train_dataloader(self) -> Iterable:
+        """The current task's training batches, in an order drawn from (seed, task, epoch)."""
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        return self.train_loader(self.task_of_epoch(epoch), epoch=epoch % self.epochs_per_task)
+
+    def val_dataloader(self) -> Iterable:
+        """The current task's validation images."""
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        return self.val_loader(self.task_of_epoch(epoch))
+
+    def test_dataloader(self) -> list[Iterable]:
+        """One loader a task."""
+        return [self.test_loader(task) for task in range(self.num_tasks)]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Batches are made on the device."""
+        return batch
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are wanted."""
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
+    def processes(self) -> tuple[int, int]:
+        """This process's rank and the number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    # What a checkpoint was trained on; to go on with anything else would make other masks without a word.
+
+    def state_dict(self) -> dict[str, Any]:
+        """The identity, into checkpoints."""
+        return self.identity()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raise `MismatchError` if a checkpoint was made with other options."""
+        differences = [
+            f"data.{name}={state_dict.get(name)} there, {value} here"
+            for name, value in self.identity().items()
+            if state_dict.get(name) != value
+        ]
+        if differences:
+            raise MismatchError(
+                f"The checkpoint was made with other data options: {'; '.join(differences)}. "
+                "Use the same, or start afresh."
+            )
+
+
+def check_counts(**options: int | Sequence[int] | None) -> None:
+    """Raise `ConfigurationError` for an option of the data that is given and no whole number from 1 on."""
+    for name, value in options.items():
+        if value is not None and (type(value) is not int or value < 1):
+            raise ConfigurationError(f"data.{name}={value!r} must be a whole number from 1 on.")

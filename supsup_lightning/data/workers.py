@@ -1,0 +1,201 @@
+"""Images that do not fit in memory: read by worker processes, batch by batch."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from supsup_lightning.data.images import Batch
+from supsup_lightning.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+# Of the short side over the crop, in evaluation: 256 over 224, ImageNet's custom.
+_RESIZE_BEFORE_CROP = 256 / 224
+
+
+class Items(Protocol):
+    """Images one by one; a copy of this object lives in every worker."""
+
+    def fetch(self, position: int) -> Tensor:
+        """The image ``(channels, height, width)`` as it is evaluated. Raises `DataError` if it cannot be read."""
+        ...
+
+    def fetch_random(self, position: int) -> Tensor:
+        """The image with what is random in training, drawn from torch's generator."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files, of any format that Pillow reads, brought to one shape.
+
+    Attributes:
+        paths: of the images.
+        shape: ``(channels, height, width)`` to bring them to; one channel is grey.
+        resized_crop: ImageNet's custom: in training a random part of the image, and every other one mirrored; in
+            evaluation the middle of it. Otherwise the whole image is brought to the shape.
+    """
+
+    paths: Sequence[Path]
+    shape: tuple[int, ...]
+    resized_crop: bool = False
+
+    def fetch(self, position: int) -> Tensor:
+        """The middle of the image, or all of it, uint8."""
+        size = self.shape[1:]
+        if not self.resized_crop:
+            return self._read(position, [v2.Resize(size, antialias=True)])
+        return self._read(
+            position, [v2.Resize(round(min(size) * _RESIZE_BEFORE_CROP), antialias=True), v2.CenterCrop(size)]
+        )
+
+    def fetch_random(self, position: int) -> Tensor:
+        """A random part of the image, uint8."""
+        if not self.resized_crop:
+            return self.fetch(position)
+        return self._read(position, [v2.RandomResizedCrop(self.shape[1:], antialias=True), v2.RandomHorizontalFlip()])
+
+    def _read(self, position: int, transforms: list[Any]) -> Tensor:
+        path = self.paths[position]
+        try:
+            with Image.open(path) as file:
+                image = file.convert("L" if self.shape[0] == 1 else "RGB")
+        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others
+            raise DataError(f"The image {path} cannot be read ({type(error).__name__}: {error}).") from error
+        return v2.Compose([*transforms, v2.PILToTensor()])(image)
+
+
+class _Guarded(Dataset):
+    """Turns what cannot be read into its message, which the main process decides about."""
+
+    def __init__(self, items: Items) -> None:
+        self.items = items
+
+    def __getitem__(self, request: tuple[int, int | None]) -> Tensor | str:
+        position, seed = request
+        try:
+            if seed is None:
+                return self.items.fetch(position)
+            # Seeded by the image, so that neither the number of workers nor a resume changes what is drawn.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return self.items.fetch_random(position)
+        except DataError as error:
+            return str(error)
+
+
+class _Requests:
+    """A batch sampler whose batches are exchanged between passes, so that workers outlive an epoch."""
+
+    def __init__(self) -> None:
+        self.positions: Sequence[Tensor] = ()
+        self.seeds: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int | None]]]:
+        for number, positions in enumerate(self.positions):
+            seeds = [None] * len(positions) if self.seeds is None else self.seeds[number].tolist()
+            yield list(zip(positions.tolist(), seeds, strict=True))
+
+
+class _Pool:
+    """A DataLoader with persistent workers; one pass at a time."""
+
+    def __init__(self, items: Items, *, num_workers: int, pin_memory: bool) -> None:
+        self.requests = _Requests()
+        self.busy = False
+        self.loader = DataLoader(
+            _Guarded(items),
+            batch_sampler=self.requests,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=pin_memory,
+            collate_fn=_collate,
+        )
+
+    def batches(self, positions: Sequence[Tensor], seeds: Tensor | None) -> Iterator[tuple[Tensor | None, Any, Any]]:
+        self.requests.positions, self.requests.seeds = positions, seeds
+        self.busy = True
+        try:
+            yield from self.loader
+        finally:
+            self.busy = False
+
+
+class Workers:
+    """A store whose images are read by worker processes, which persist; batches come through pinned memory.
+
+    Args:
+        items: the images.
+        shape: of one image; by default that of the first.
+        num_workers: processes for training, and as many for evaluation; 0 reads in the main process.
+        on_error: ``raise``, or ``skip`` to leave an image that cannot be read out of its batch, and say so.
+
+    Attributes:
+        skipped: message of each image that was left out, in this process.
+    """
+
+    def __init__(
+        self, items: Items, *, shape: tuple[int, ...] | None = None, num_workers: int, on_error: str = "raise"
+    ) -> None:
+        self.items = items
+        self._shape = shape
+        self.num_workers = num_workers
+        self.on_error = on_error
+        self.skipped: dict[str, None] = {}
+        self._pools: dict[bool, _Pool] = {}
+
+    def shape(self) -> tuple[int, ...]:
+        """Of the first image, as all have to have the same."""
+        if self._shape is None:
+            self._shape = tuple(self.items.fetch(0).shape)
+        return self._shape
+
+    def batches(self, positions: Sequence[Tensor], *, seeds: Tensor | None, device: torch.device) -> Iterator[Batch]:
+        """Batches without the images that cannot be read.
+
+        Raises:
+            DataError: an image cannot be read and ``on_error`` is ``raise``; or none of a batch can.
+        """
+        for pixels, kept, failures in self._pool(seeds is not None, device).batches(positions, seeds):
+            for failure in failures:
+                if self.on_error == "raise":
+                    raise DataError(f"{failure} Mend or remove it, or leave such images out with data.on_error=skip.")
+                if failure not in self.skipped:
+                    self.skipped[failure] = None
+                    logger.warning("%s It is skipped (%d so far).", failure, len(self.skipped))
+            if pixels is None:
+                raise DataError(f"Not one image of a whole batch can be read. {failures[0]}")
+            yield Batch(pixels.to(device, non_blocking=True), kept if failures else None)
+
+    def _pool(self, training: bool, device: torch.device) -> _Pool:
+        pool = self._pools.get(training)
+        if pool is None or pool.busy:  # two passes at once: the second gets workers of its own
+            fresh = _Pool(self.items, num_workers=self.num_workers, pin_memory=device.type == "cuda")
+            if pool is not None:
+                return fresh
+            self._pools[training] = pool = fresh
+        return pool
+
+
+def _collate(fetched: list[Tensor | str]) -> tuple[Tensor | None, Tensor, list[str]]:
+    images = [image for image in fetched if isinstance(image, Tensor)]
+    kept = torch.tensor([place for place, image in enumerate(fetched) if isinstance(image, Tensor)])
+    failures = [message for message in fetched if isinstance(message, str)]
+    return (torch.stack(images) if images else None), kept, failures
+
+
+def default_num_workers() -> int:
+    """As many as there are cores to run on, up to 8."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
