@@ -66,7 +66,8 @@ class TaskProgress(ProgressBar):
         task = data.task_of_epoch(trainer.current_epoch)
         rate = self._tasks_per_minute(data, trainer.current_epoch + 1)
         minutes_left = (data.num_tasks - task - 1) / rate
-        accuracy = trainer.callback_metrics.get("val/accuracy")
+        validated = any(int(batches) for batches in trainer.num_val_batches)  # not: by an earlier task's figure
+        accuracy = trainer.callback_metrics.get("val/accuracy") if validated else None
         line = f"task {task + 1}/{data.num_tasks}"
         line += f"  validation accuracy {accuracy:.4f}" if accuracy is not None else ""
         line += f"  {rate:.1f} tasks/min  {_clock(60 * minutes_left)} left"

@@ -4,7 +4,7 @@ import lightning as L
 import torch
 
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.module import ContinualModule
+from supsup_lightning.module import ContinualModule, task_data
 from supsup_lightning.seeding import derive_seed
 
 
@@ -16,11 +16,9 @@ class TaskBoundary(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Raise `ConfigurationError` where the trainer would not serve each task its own data."""
+        epochs = task_data(trainer).num_epochs
         if stage != "fit":
             return
-        if trainer.datamodule is None:
-            raise ConfigurationError("Give the Trainer a ContinualDataModule: trainer.fit(model, data).")
-        epochs = trainer.datamodule.num_epochs
         if trainer.reload_dataloaders_every_n_epochs != 1:
             raise ConfigurationError(
                 f"Trainer(reload_dataloaders_every_n_epochs={trainer.reload_dataloaders_every_n_epochs}) would train "

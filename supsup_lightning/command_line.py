@@ -117,7 +117,9 @@ def _quieten_lightning() -> None:
     for message in (
         r".*isinstance\(treespec, LeafSpec\)",
         r"Checkpoint directory .* exists and is not empty",  # a directory is named by its overrides, and used again
+        r"Total length of .* across ranks is zero",  # a task without validation data
         r".*does not have many workers",  # data in memory needs none
+        r"The number of training batches .* is smaller than the logging interval",  # steps are counted over the run
     ):
         warnings.filterwarnings("ignore", message)
 

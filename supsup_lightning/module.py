@@ -78,12 +78,7 @@ class ContinualModule(L.LightningModule):
         """
         if stage == "predict":
             return
-        data = self.trainer.datamodule
-        if not isinstance(data, TaskDataModule):
-            raise ConfigurationError(
-                f"The Trainer has the data {type(data).__name__}, which knows no tasks; give it a ContinualDataModule: "
-                "trainer.fit(model, data). (DataModuleSequence makes tasks of LightningDataModules.)"
-            )
+        data = task_data(self.trainer)
         self.num_classes = tuple(data.num_classes)
         example = data.example().to(self.device)
         output_size = self._output_size(example)
@@ -261,6 +256,17 @@ class ContinualModule(L.LightningModule):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """From `state_dict`."""
         self.num_classes = state["num_classes"]
+
+
+def task_data(trainer: L.Trainer) -> TaskDataModule:
+    """The trainer's data. Raises `ConfigurationError` if they know no tasks."""
+    data = trainer.datamodule
+    if not isinstance(data, TaskDataModule):
+        raise ConfigurationError(
+            f"The Trainer's data ({type(data).__name__}) know no tasks; give it a ContinualDataModule: "
+            "trainer.fit(model, data). (DataModuleSequence makes tasks of ordinary LightningDataModules.)"
+        )
+    return data
 
 
 @contextmanager

@@ -10,13 +10,23 @@ import torch
 
 from supsup_lightning.command_line import run_name
 from supsup_lightning.methods import SupSup
-from tests.conftest import QUIET, ROOT, TINY, digits_lenet, run_cli
+from tests.conftest import QUIET, ROOT, TINY, digits_lenet, run_cli, two_classes_of_images
 
 CONTRACT = {
     "scenario", "data", "network", "method", "seed", "num_tasks", "num_masks", "average_accuracy", "accuracy_per_task",
     "task_inference_accuracy", "forgetting", "backward_transfer", "sparsity", "mask_bytes_per_task", "model_bytes",
     "train_seconds", "seconds_per_task", "inference_ms_per_batch", "peak_memory_bytes", "versions",
 }  # fmt: skip
+
+
+def run_here(monkeypatch, folder, *overrides):
+    """The command line in this process, which spares the imports; `run_cli` is the real thing."""
+    import train
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["train.py", *overrides])
+    train.main()
 
 
 def results(folder):
@@ -121,6 +131,15 @@ def _epochs_done(checkpoint) -> int:
         (["network.output_size=5"], "network.output_size=5 is smaller than the 10 classes"),
         (["network.output_size=10"], "raise network.output_size"),
         (["data=permuted_mnist", "data.root=/proc/nowhere"], "data.root=/proc/nowhere and could not be downloaded"),
+        (["data=image_folder", "data.root=nowhere"], "The folder nowhere does not exist; set data.root"),
+        (["data=split_digits", "data.stream.classes_per_task=1"], "classes_per_task=1 must be a whole number from 2"),
+        (["data=split_digits", "data.num_tasks=6"], "data.num_tasks=6 is more than the 5 tasks of Split"),
+        (["data=split_digits", "data.classes_per_task=2"], "Did you mean data.stream.classes_per_task"),
+        (["data.input_shape=[1,9,9]"], "the images of task 0 have shape [1, 8, 8]"),
+        (["network=torchvision", "network.name=resnet81"], "did you mean resnet18"),
+        (["network=torchvision", "network.weights=DEFAULT"], "add method.weights=keep"),
+        (["mask.exclude=[head.*]"], "the pattern 'head.*' matches no parameter of the network; it has 1.weight"),
+        (["mask.min_dimensions=5"], "No parameter of LeNet is masked"),
         (["optimizer.lr=-1"], "Invalid learning rate"),
         (["lr=0.1"], "Did you mean optimizer.lr"),
         (["optimizer=sgd", "optimizer.momentm=0.5"], "Did you mean optimizer.momentum"),
@@ -132,12 +151,8 @@ def _epochs_done(checkpoint) -> int:
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_mistakes_end_in_one_clear_message(overrides, message, tmp_path, monkeypatch, capsys):
-    import train
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py", "data.num_tasks=2", *QUIET, *overrides])
     with pytest.raises(SystemExit) as stop:
-        train.main()
+        run_here(monkeypatch, tmp_path, "data.num_tasks=2", *QUIET, *overrides)
     assert stop.value.code == 1
     error = capsys.readouterr().err
     assert error.count("error: ") == 1
@@ -236,6 +251,49 @@ def test_two_processes_learn_as_one(tmp_path):
         banks.append(torch.stack([method.bank.get(task) for task in range(2)]))
     # Sums in another order: rounding turns some scores near 0. Other data or another order would turn a tenth of them.
     assert (banks[0] != banks[1]).float().mean() < 0.01
+
+
+def test_print_masked_shows_a_table_and_trains_nothing(tmp_path, monkeypatch, capsys):
+    options = ["network=gem_resnet18", "mask.rule=topk", "mask.allocation=erdos_renyi", "mask.budget=16"]
+    monkeypatch.setenv("COLUMNS", "120")
+    run_here(monkeypatch, tmp_path, "print_masked=true", "data=split_cifar100", "mask.exclude=[13.*]", *options)
+    lines = [
+        [cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "│" in line
+    ]
+    table = {line[0]: line[1:] for line in lines}
+    assert table["0.weight"] == ["20 x 3 x 3 x 3", "mask", "0.5000", "67.5"]
+    assert table["1.running_var"] == ["20", "statistics", "", "80.0"]
+    assert table["13.weight"] == ["5 x 160", "nothing (frozen)", "", ""]
+    assert table["all"][0] == "1,090,140 masked"
+    assert not list(tmp_path.rglob("results.json"))
+
+
+def test_a_mixture_runs_with_each_tasks_own_classes(tmp_path, monkeypatch):
+    tree = two_classes_of_images(tmp_path / "images", classes=("a", "b", "c"), per_class=12)
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    (tmp_path / "conf" / "data" / "mixture.yaml").write_text(f"""
+defaults:
+  - options/files@_here_
+  - _self_
+input_shape: [3, 8, 8]
+resize: true
+stream:
+  _target_: supsup_lightning.data.Mixed
+  streams:
+    - _target_: supsup_lightning.data.Whole
+      source:
+        _target_: supsup_lightning.data.Digits
+    - _target_: supsup_lightning.data.Whole
+      source:
+        _target_: supsup_lightning.data.ImageFolder
+        folder: {tree}
+""")
+    options = ["data.steps_per_task=100", "scenario=gg", "data.batch_size=32"]
+    run_here(monkeypatch, tmp_path, "--config-dir", str(tmp_path / "conf"), "data=mixture", *options, *QUIET)
+    result = results(next((tmp_path / "outputs").iterdir()))
+    assert result["num_classes"] == [10, 3]
+    assert result["accuracy_per_task"][0] > 0.85
+    assert result["accuracy_per_task"][1] > 0.85
 
 
 def test_a_sweep_with_processes_of_its_own_is_refused(tmp_path):

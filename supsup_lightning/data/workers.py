@@ -122,6 +122,7 @@ class _Pool:
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
             collate_fn=_collate,
+            generator=torch.Generator(),  # otherwise each pass would draw from everybody's
         )
 
     def batches(self, positions: Sequence[Tensor], seeds: Tensor | None) -> Iterator[tuple[Tensor | None, Any, Any]]:
