@@ -110,11 +110,12 @@ class MaskBank(nn.Module):
             raise KeyError("The bank is empty: there is no mask to superpose yet.")
         if coefficients is None:
             return self.counts / len(self)
-        return bits.weighted_sum(self.packed, coefficients, self.num_weights)
+        rows = coefficients.nonzero().flatten()  # masks that do not count are not read
+        return bits.weighted_sum(self.packed[rows], coefficients[rows], self.num_weights)
 
-    def project(self, vector: Tensor) -> Tensor:
-        """Inner product of each mask with ``vector`` ``(..., weights)``, as ``(..., masks)``."""
-        return bits.dot(self.packed, vector)
+    def project(self, vector: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Inner product of each mask, or of some rows, with ``vector`` ``(..., weights)``: ``(..., masks)``."""
+        return bits.dot(self.packed if rows is None else self.packed[rows], vector)
 
     def sparsity(self) -> Tensor:
         """Measured share of weights switched off, ``(masks,)``."""

@@ -71,7 +71,7 @@ def test_binary_equals_a_slow_search_in_log2_k_gradients(num_tasks, monkeypatch)
     assert gradients == (math.ceil(math.log2(num_tasks)) if num_tasks > 1 else 0)
     calls = []
     project = method.project
-    monkeypatch.setattr(method, "project", lambda g: calls.append(1) or project(g))
+    monkeypatch.setattr(method, "project", lambda g, rows=None: calls.append(1) or project(g, rows))
     assert Binary("superfluous", images="batch")(method, images, CLASSES).tolist() == [expected] * 6
     assert len(calls) == gradients
     each = Binary("superfluous", images="each")(method, images, CLASSES)

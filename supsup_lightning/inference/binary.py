@@ -17,7 +17,7 @@ class Binary(ConfidenceInference):
         active = torch.arange(num_tasks, device=images.device)
         coefficients = None  # 1/k each
         while len(active) > 1:
-            gain = confidence_gain(method, images, num_classes, self.objective, coefficients)
-            active = active[gain[active].topk((len(active) + 1) // 2).indices]
+            gain = confidence_gain(method, images, num_classes, self.objective, coefficients, active)
+            active = active[gain.topk((len(active) + 1) // 2).indices]
             coefficients = torch.zeros(num_tasks, device=images.device).index_fill(0, active, 1 / len(active))
         return active[0]

@@ -17,7 +17,12 @@ _IMAGES_AT_ONCE = 16
 
 
 def confidence_gain(
-    method: Method, images: Tensor, num_classes: int, objective: Objective, coefficients: Tensor | None = None
+    method: Method,
+    images: Tensor,
+    num_classes: int,
+    objective: Objective,
+    coefficients: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """``-dO/da``, ``(k,)``: by how much raising a task's coefficient makes the network surer of these images.
 
@@ -29,9 +34,10 @@ def confidence_gain(
         num_classes: outputs from there on are superfluous.
         objective: one of `objectives`.
         coefficients: ``(k,)``, where the gradient is taken; by default ``1/k`` each.
+        rows: positions of the tasks that are asked about; by default all.
     """
     gradients = grad(_mean_objective(method, num_classes, objective))(method.superposed(coefficients), images)
-    return -method.project(gradients)
+    return -method.project(gradients, rows)
 
 
 def confidence_gain_each(method: Method, images: Tensor, num_classes: int, objective: Objective) -> Tensor:

@@ -67,14 +67,15 @@ class Method(nn.Module, ABC):
         """Parameters by name for a weighted mixture of the finished tasks, by default ``1/k`` of each."""
 
     @abstractmethod
-    def project(self, gradients: dict[str, Tensor]) -> Tensor:
+    def project(self, gradients: dict[str, Tensor], rows: Tensor | None = None) -> Tensor:
         """From gradients of the superposed parameters to those of the coefficients.
 
         Args:
             gradients: by name, ``(*batch, *shape)``.
+            rows: positions of the coefficients that are wanted, ``(k',)`` int64; by default all.
 
         Returns:
-            ``(*batch, k)``.
+            ``(*batch, k)``, or ``(*batch, k')``.
         """
 
     def forward_superposed(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:

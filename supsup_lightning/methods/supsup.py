@@ -179,10 +179,10 @@ class SupSup(Method):
         """Where there are running statistics, which are a task's own."""
         return bool(self.statistics_layout.names)
 
-    def project(self, gradients: dict[str, Tensor]) -> Tensor:
+    def project(self, gradients: dict[str, Tensor], rows: Tensor | None = None) -> Tensor:
         """``dO/da_i = <dO/dW_a * W, M_i>``: one inner product a mask, ``(*batch, k)``."""
         batch_dims = next(iter(gradients.values())).ndim - len(self.layout.shapes[0])
-        return self.bank.project(self.layout.flatten(gradients, batch_dims=batch_dims) * self.frozen)
+        return self.bank.project(self.layout.flatten(gradients, batch_dims=batch_dims) * self.frozen, rows)
 
     # What is kept.
 
