@@ -36,7 +36,7 @@ def measure(make_optimizer, make_schedule, data: PermutedMNIST) -> tuple[float, 
     for task in range(data.num_tasks):
         method.begin_task(task)
         optimizer = make_optimizer(method.trainable())
-        schedule = make_schedule(optimizer, data.total_steps)
+        schedule = make_schedule(optimizer, data.steps_per_task)
         for images, labels in data.train_loader(task):
             loss = cross_entropy(method(images, task), labels)
             optimizer.zero_grad()
@@ -50,7 +50,7 @@ def measure(make_optimizer, make_schedule, data: PermutedMNIST) -> tuple[float, 
             images, labels = next(iter(data.val_loader(task)))
             accuracy.append((method(images, task)[:, :10].argmax(1) == labels).float().mean())
             for objective, shares in found.items():
-                tasks = OneShot(objective, images="each")(method, images[:IMAGES], data.num_classes)
+                tasks = OneShot(objective, images="each")(method, images[:IMAGES], max(data.num_classes))
                 shares.append((tasks == task).float().mean())
     return torch.stack(accuracy).mean().item(), {name: torch.stack(v).mean().item() for name, v in found.items()}
 

@@ -22,10 +22,10 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn.functional import cross_entropy
+from torch.utils.data import TensorDataset
 
 from supsup_lightning import ContinualDataModule, ContinualModule, FullyConnected, LeNet, SupSup
 from supsup_lightning.callbacks import LossGuard, TaskBoundary
-from supsup_lightning.data import Images, Permuted
 from supsup_lightning.module import default_optimizer
 from supsup_lightning.schedules import cosine
 
@@ -34,30 +34,16 @@ TARGET_LIGHTNING = 1.5  # a task through Lightning over the bare masked loop
 NETWORKS = {"LeNet": (LeNet, 100), "FC 1024": (FullyConnected, 500)}
 
 
-class RandomImages:
-    """As many images as MNIST has, all noise."""
-
-    num_classes = 10
-
-    def prepare(self) -> None:
-        """Nothing to do."""
-
-    def load(self) -> tuple[Images, Images]:
-        """60,000 and 10,000."""
-        draw = torch.Generator().manual_seed(0)
-        train, test = (
-            Images.normalised(
-                torch.randint(0, 256, (count, 1, 28, 28), generator=draw, dtype=torch.uint8),
-                torch.randint(0, 10, (count,), generator=draw),
-            )
-            for count in (60_000, 10_000)
-        )
-        return train, test
+def random_images(count: int) -> TensorDataset:
+    """Noise in the form of MNIST."""
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 1, 28, 28), generator=draw, dtype=torch.uint8)
+    return TensorDataset(pixels, torch.randint(0, 10, (count,), generator=draw))
 
 
 def make_data(steps: int, *, num_tasks: int = 1) -> ContinualDataModule:
-    data = ContinualDataModule(
-        RandomImages(), Permuted(), num_tasks=num_tasks, input_shape=(1, 28, 28), steps_per_task=steps
+    data = ContinualDataModule.permuted(
+        random_images(60_000), random_images(10_000), num_tasks=num_tasks, steps_per_task=steps
     )
     data.setup()
     return data
@@ -76,14 +62,14 @@ def bare_loop(parameters, forward, data: ContinualDataModule) -> float:
     """Milliseconds a step of the plainest loop over the same batches, with the same optimizer and schedule."""
     started = perf_counter()
     optimizer = default_optimizer(parameters)
-    schedule = cosine(optimizer, data.total_steps)
+    schedule = cosine(optimizer, data.steps_per_task)
     for images, labels in data.train_loader(0):
         loss = cross_entropy(forward(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    return 1000 * (perf_counter() - started) / data.total_steps
+    return 1000 * (perf_counter() - started) / data.steps_per_task
 
 
 class FitClock(L.Callback):
@@ -113,7 +99,7 @@ def lightning_loop(method: SupSup, data: ContinualDataModule) -> float:
             default_root_dir=folder,
         )
         trainer.fit(module, data)
-    return 1000 * clock.seconds / data.total_steps / data.num_tasks
+    return 1000 * clock.seconds / data.steps_per_task / data.num_tasks
 
 
 def measure(name: str, steps: int, rounds: int) -> dict[str, float | str]:

@@ -3,7 +3,9 @@
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,27 +53,34 @@ class ImageFiles:
 
     def fetch(self, position: int) -> Tensor:
         """The middle of the image, or all of it, uint8."""
-        size = self.shape[1:]
-        if not self.resized_crop:
-            return self._read(position, [v2.Resize(size, antialias=True)])
-        return self._read(
-            position, [v2.Resize(round(min(size) * _RESIZE_BEFORE_CROP), antialias=True), v2.CenterCrop(size)]
-        )
+        return self._evaluation(self._read(position))
 
     def fetch_random(self, position: int) -> Tensor:
-        """A random part of the image, uint8."""
-        if not self.resized_crop:
-            return self.fetch(position)
-        return self._read(position, [v2.RandomResizedCrop(self.shape[1:], antialias=True), v2.RandomHorizontalFlip()])
+        """A random part of the image, or all of it, uint8."""
+        return self._training(self._read(position))
 
-    def _read(self, position: int, transforms: list[Any]) -> Tensor:
+    @cached_property
+    def _training(self) -> v2.Transform:
+        if not self.resized_crop:
+            return self._evaluation
+        crop = v2.RandomResizedCrop(self.shape[1:], antialias=True)
+        return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+
+    @cached_property
+    def _evaluation(self) -> v2.Transform:
+        size = self.shape[1:]
+        if not self.resized_crop:
+            return v2.Compose([v2.Resize(size, antialias=True), v2.PILToTensor()])
+        middle = [v2.Resize(round(min(size) * _RESIZE_BEFORE_CROP), antialias=True), v2.CenterCrop(size)]
+        return v2.Compose([*middle, v2.PILToTensor()])
+
+    def _read(self, position: int) -> Image.Image:
         path = self.paths[position]
         try:
             with Image.open(path) as file:
-                image = file.convert("L" if self.shape[0] == 1 else "RGB")
+                return file.convert("L" if self.shape[0] == 1 else "RGB")
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others
             raise DataError(f"The image {path} cannot be read ({type(error).__name__}: {error}).") from error
-        return v2.Compose([*transforms, v2.PILToTensor()])(image)
 
 
 class _Guarded(Dataset):
@@ -85,12 +94,25 @@ class _Guarded(Dataset):
         try:
             if seed is None:
                 return self.items.fetch(position)
-            # Seeded by the image, so that neither the number of workers nor a resume changes what is drawn.
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+            with _seeded(seed):
                 return self.items.fetch_random(position)
         except DataError as error:
             return str(error)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Torch's CPU generator seeded for one image: neither the number of workers nor a resume changes what it draws.
+
+    `torch.manual_seed` would seed every other device's generator as well, in a fifth of a millisecond.
+    """
+    generator = torch.default_generator
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(state)
 
 
 class _Requests:

@@ -1,0 +1,185 @@
+"""What a user plugs in from outside: the examples run, and the pages about them are true."""
+
+import ast
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from supsup_lightning import ContinualDataModule
+from tests.conftest import QUIET, ROOT, run_cli, two_classes_of_images
+from tests.test_config import composed
+
+EXAMPLES = ROOT / "examples"
+CONF = f"--config-dir={EXAMPLES / 'conf'}"
+PAGES = {
+    "my_datasets": ROOT / "docs" / "data" / "datasets.md",
+    "my_modules": ROOT / "docs" / "data" / "lightning_data_modules.md",
+    "my_network": ROOT / "docs" / "networks.md",
+    "files": ROOT / "docs" / "data" / "files.md",  # of configuration alone
+}
+USER_FILES = [name for name in PAGES if name != "files"]
+
+# Of four brightnesses the dark ones are apart in sign from the light ones; a network without biases sees no more.
+CLASSES = ("black", "dark", "light", "white")
+DARK_FROM_LIGHT = "data.stream.class_order=[0,3,1,2]"
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return two_classes_of_images(tmp_path / "images", per_class=15, classes=CLASSES)
+
+
+def results(*overrides, folder):
+    run_cli(*overrides, *QUIET, "eval_at=[]", "scenario=gg", "hydra.run.dir=run", cwd=folder)
+    return json.loads((folder / "run" / "results.json").read_text())
+
+
+# The examples run.
+
+
+def test_torch_data_sets_and_a_network(tmp_path):
+    found = results(CONF, "data=my_datasets", "network=my_network", "data.steps_per_task=60", folder=tmp_path)
+    assert found["num_classes"] == [2] * 5
+    assert found["average_accuracy"] > 0.8
+
+
+def test_lightning_data_modules(tmp_path):
+    options = ["network.input_shape=[1,8,8]", "data.steps_per_task=100"]
+    found = results(CONF, "data=my_modules", *options, folder=tmp_path)
+    assert found["num_classes"] == [2, 3, 5]
+    assert found["average_accuracy"] > 0.9
+
+
+def test_a_folder_of_images_with_a_damaged_one(tmp_path, images):
+    (images / "dark" / "3.png").write_text("no image")
+    options = [f"data.root={images}", "data.batch_size=16", "data.steps_per_task=40", DARK_FROM_LIGHT]
+    found = results(CONF, "data=my_folder", *options, "data.on_error=skip", folder=tmp_path)
+    assert found["num_classes"] == [2, 2]
+    assert found["skipped_images"] == 1
+    assert found["average_accuracy"] > 0.9
+
+
+def test_a_table_of_images_and_a_network_from_a_folder_of_the_users(tmp_path, images):
+    """Modules are found in the current folder, whatever that is."""
+    users_folder(tmp_path, my_table="birds", my_network="rows")
+    options = [f"data.root={images}", "data.batch_size=16", "data.steps_per_task=40", DARK_FROM_LIGHT]
+    choices = ["data=birds", "network=rows", "data.in_memory=false", "data.num_workers=0"]
+    found = results("--config-dir=conf", *choices, *options, folder=tmp_path)
+    assert (found["data"], found["network"]) == ("birds", "rows")
+    assert found["num_classes"] == [2, 2]
+    assert found["average_accuracy"] > 0.9
+
+
+def users_folder(folder: Path, **names: str) -> Path:
+    """Examples copied into a folder of the user's, under other names: the class, if it has one, and the YAML."""
+    for example, name in names.items():
+        for source in EXAMPLES.glob(f"{example}.py"):
+            (folder / f"{name}.py").write_text(source.read_text())
+        for source in (EXAMPLES / "conf").glob(f"*/{example}.yaml"):
+            target = folder / "conf" / source.parent.name / f"{name}.yaml"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(source.read_text().replace(f"examples.{example}.", f"{name}."))
+    return folder
+
+
+def test_the_three_streams_of_a_pair_of_data_sets():
+    from examples.my_datasets import DigitImages
+
+    train, test = DigitImages(train=True), DigitImages(train=False)
+    streams = (
+        ContinualDataModule.split(train, test, classes_per_task=2, in_memory=True),
+        ContinualDataModule.permuted(train, test, num_tasks=3, in_memory=True),
+        ContinualDataModule.rotated(train, test, degrees=45, in_memory=True),
+    )
+    for data, num_classes in zip(streams, ([2] * 5, [10] * 3, [10] * 8), strict=True):
+        data.setup()
+        assert list(data.num_classes) == num_classes
+        pixels, labels = next(iter(data.train_loader(data.num_tasks - 1)))
+        assert pixels.shape == (128, 1, 8, 8)
+        assert labels.max() < num_classes[0]
+
+
+# The pages are true.
+
+
+@pytest.mark.parametrize("name", USER_FILES)
+def test_a_user_writes_ten_lines_and_the_page_shows_them(name):
+    written = lines_of_code((EXAMPLES / f"{name}.py").read_text())
+    assert len(written) <= 10
+    page = PAGES[name].read_text().splitlines()
+    assert [line for line in written if line not in page] == []
+
+
+def lines_of_code(source: str) -> list[str]:
+    """All but blank lines, comments, docstrings and imports."""
+    skipped = {
+        number
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        for number in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    numbered = enumerate(source.splitlines(), start=1)
+    return [line for number, line in numbered if line.strip() and line.strip()[0] != "#" and number not in skipped]
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[name].read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", USER_FILES)
+def test_python_on_the_page_compiles(name):
+    assert len(blocks(name, "python")) >= 2
+    for block in blocks(name, "python"):
+        compile(block, PAGES[name].name, "exec")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_command_on_the_page_composes(name, tmp_path):
+    if name == "files":
+        write_configurations(tmp_path)
+    else:
+        users_folder(tmp_path, **{name: name if name == "my_network" else "my_data"})
+    commands = [line for block in blocks(name, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    assert len(commands) >= 2
+    for command in commands:
+        script, *words = shlex.split(command)
+        if script == "python":
+            assert words.pop(0) == "train.py"
+        else:
+            assert script == "supsup-train"
+        folders = {"examples/conf": EXAMPLES / "conf", "conf": tmp_path / "conf"}
+        if words[0] == "--config-dir":
+            words = [f"hydra.searchpath=[file://{folders[words[1]]}]", *words[2:]]
+        config = composed(*words, folder=tmp_path)
+        OmegaConf.resolve(config)
+        assert config.data._target_.startswith("supsup_lightning.")
+
+
+def write_configurations(folder: Path) -> None:
+    """The YAML blocks of the page about files, each to the path in its first line."""
+    for block in blocks("files", "yaml"):
+        path = folder / block.splitlines()[0].removeprefix("# ")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block)
+
+
+@pytest.mark.parametrize(("name", "num_classes"), [("my_mixture", [10, 10, 2, 2, 4]), ("my_domains", [4, 4])])
+def test_several_data_sets_in_one_run(name, num_classes, tmp_path, images):
+    for tree in ("flowers", "birds", "photographs", "drawings"):
+        two_classes_of_images(images / tree, per_class=5, classes=CLASSES)
+    write_configurations(tmp_path)
+    search = f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
+    data = instantiate(composed(search, f"data={name}", f"data.root={images}", folder=tmp_path).data)
+    data.setup()
+    assert list(data.num_classes) == num_classes
+    for task in range(data.num_tasks):
+        pixels, labels = next(iter(data.test_loader(task)))
+        assert pixels.shape[1:] == (3, 32, 32)
+        assert labels.max() < num_classes[task]
