@@ -109,8 +109,8 @@ class WriteResults(L.Callback):
             logger.log_metrics(numbers, step=trainer.global_step)
         console = Console()
         console.print(report.table(result, accuracy=pl_module.test_accuracy, sparsity=pl_module.method.sparsity()))
-        if result["skipped_images"]:
-            console.print(f"{result['skipped_images']} images could not be read and were left out", style="yellow")
+        for remark in report.remarks(result):
+            console.print(remark, style="yellow")
         console.print(f"results in {self.folder}", soft_wrap=True)
 
     def state_dict(self) -> dict[str, Any]:

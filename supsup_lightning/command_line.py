@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -132,10 +133,20 @@ def _explain(error: BaseException) -> str | None:
     if isinstance(error, ConfigCompositionException):
         return f"{error}{_suggestion(str(error))}"
     if isinstance(error, HydraException):
-        return str(error)
+        message = str(error).replace(", set env var HYDRA_FULL_ERROR=1 to see chained exception.", "")
+        return f"{message}{_origin(error)}"
     if type(error).__module__.startswith("wandb."):
         return f"{error} (logger=wandb; without an account or a network, add logger.offline=true.)"
     return None
+
+
+def _origin(error: BaseException) -> str:
+    """What Hydra wrapped: the innermost error and the line that raised it, a user's module for example."""
+    cause = list(_causes(error))[-1]
+    frames = traceback.extract_tb(cause.__traceback__)
+    if cause is error or not frames:
+        return ""
+    return f"\ncaused by {type(cause).__name__}: {cause}\nin {frames[-1].filename}, line {frames[-1].lineno}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -162,14 +173,27 @@ def _names() -> list[str]:
     with initialize_config_module("supsup_lightning.conf", version_base="1.3"):
         loader: ConfigLoader = GlobalHydra.instance().config_loader()
         files = {group: loader.get_group_options(group, ObjectType.CONFIG) for group in loader.list_groups("")}
+        own = _own_config_dir()
+        for file in own.glob("*/*.yaml") if own is not None else ():
+            files.setdefault(file.parent.name, []).append(file.stem)
         chosen = [
             argument
             for argument in sys.argv[1:]
             if (parts := argument.partition("="))[0] in files and parts[2] in files[parts[0]]
         ]
-        config = compose("train", overrides=chosen)
+        config = compose("train", overrides=[f"hydra.searchpath=[file://{own}]", *chosen] if own else chosen)
     names = [*_keys(config), *files, *(f"{group}/{name}" for group in files for name in files[group])]
     return list(dict.fromkeys(name for name in names if name.rsplit(".", 1)[-1] not in ("_target_", "_partial_")))
+
+
+def _own_config_dir() -> Path | None:
+    """The folder of ``--config-dir``, if it is given."""
+    arguments = sys.argv[1:]
+    for place, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name in ("--config-dir", "-cd"):
+            return Path(value or "".join(arguments[place + 1 : place + 2])).absolute()
+    return None
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:

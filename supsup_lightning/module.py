@@ -95,6 +95,7 @@ class ContinualModule(L.LightningModule):
     def _output_size(self, example: Tensor) -> int:
         network = self.method.network
         shape = list(example.shape[1:])
+        kind = "" if example.dtype == torch.float32 else f" and type {example.dtype}"
         for training in (True, False):
             try:
                 with torch.no_grad(), torch.random.fork_rng(devices=[]), _in_mode(network, training):
@@ -103,7 +104,7 @@ class ContinualModule(L.LightningModule):
                     output = functional_call(network, buffers, (example,))
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 raise ConfigurationError(
-                    f"{type(network).__name__} does not take inputs of shape {shape} ({error}). "
+                    f"{type(network).__name__} does not take inputs of shape {shape}{kind} ({error}). "
                     f"Give the network the same input_shape as the data, data.input_shape={shape}."
                 ) from error
             if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(example):

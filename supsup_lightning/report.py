@@ -113,6 +113,20 @@ def write_matrix(path: str | Path, matrix: Tensor) -> None:
             writer.writerow([learned, *("" if value != value else f"{value:.6f}" for value in row)])
 
 
+def remarks(result: Mapping[str, Any]) -> list[str]:
+    """What a user should know of a result and might overlook in the table."""
+    said = []
+    skipped, found = result["skipped_images"], result["task_inference_accuracy"]
+    if skipped:
+        said.append(f"{skipped} image{'s' if skipped > 1 else ''} could not be read and left out of account")
+    if found is not None and found < 0.5:
+        said.append(
+            f"only {found:.0%} of the inputs found their task: tasks that resemble one another are hard to tell apart "
+            "by one gradient; try inference=exhaustive inference.images=batch, or give the task with scenario=gg"
+        )
+    return said
+
+
 def masked_table(method: Method) -> Table:
     """What a task keeps of each parameter and buffer of the network, and how many bytes that takes."""
     shown = Table(Column("parameter", overflow="fold"), "shape", "kept a task")

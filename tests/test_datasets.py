@@ -181,10 +181,12 @@ def test_training_on_a_sequence_is_reproducible(tmp_path):
     [
         (lambda: DataModuleSequence([]), ConfigurationError, "data.modules is empty"),
         (
-            lambda: DataModuleSequence([L.LightningDataModule()]),
+            lambda: DataModuleSequence([Blobs(0)]),
             ConfigurationError,
             "num_classes=0; give data.num_classes",
         ),
+        (lambda: DataModuleSequence([Blobs]), ConfigurationError, r"data.modules\[0\] is no LightningDataModule"),
+        (lambda: DataModuleSequence([L.LightningDataModule()]), ConfigurationError, "defines no train_dataloader"),
         (lambda: DataModuleSequence([Blobs(3)], num_classes=[3, 4]), ConfigurationError, "has 2 numbers for 1 tasks"),
         (
             lambda: DataModuleSequence([Blobs(3)], steps_per_task=1, epochs_per_task=1),
@@ -196,6 +198,11 @@ def test_training_on_a_sequence_is_reproducible(tmp_path):
             lambda: list(DataModuleSequence([Blobs(3, labels=lambda y: y + 0.5)]).test_loader(0)),
             DataError,
             "labels of task 0 .* are not integers",
+        ),
+        (
+            lambda: DataModuleSequence([Blobs(3)], input_shape=[9]).example(),
+            ConfigurationError,
+            r"data.input_shape=\[9\], but the inputs of task 0 have shape \[8\]",
         ),
         (lambda: DataModuleSequence([Blobs(3)]).test_loader(1), ConfigurationError, "Task 1 is not in a sequence"),
     ],
@@ -211,3 +218,34 @@ def test_a_module_that_knows_no_tasks_is_refused(tmp_path):
 
     with pytest.raises(ConfigurationError, match=r"data \(Plain\) know no tasks; give it a ContinualDataModule"):
         fit(SupSup(points_network()), Plain(3), folder=tmp_path)
+
+
+def test_a_module_made_from_datasets_is_validated():
+    halves = [TensorDataset(torch.rand(count, 8), torch.arange(count) % 3) for count in (12, 6, 9)]
+    made = L.LightningDataModule.from_datasets(*halves, batch_size=3)
+    data = DataModuleSequence([made], num_classes=3)
+    assert [len(loader(0)) for loader in (data.train_loader, data.val_loader, data.test_loader)] == [4, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (TensorDataset(torch.zeros(4, 8, 8, dtype=torch.uint8), torch.arange(4) % 2), r"bytes must be \(channels, "),
+        ([(torch.rand(1, 4 + number, 4), number % 2) for number in range(4)], r"Image 1 of .* has shape \(1, 5, 4\)"),
+        (iter([]), "has no length or no positions; give a map-style Dataset"),
+    ],
+)
+def test_images_that_make_no_batch_are_refused(dataset, message):
+    data = ContinualDataModule.permuted(dataset, dataset, num_tasks=1, batch_size=4)
+    with pytest.raises(DataError, match=message):
+        list(data.test_loader(0))
+
+
+def test_double_precision_becomes_single():
+    for dataset in (
+        TensorDataset(torch.rand(4, 3, dtype=torch.float64), torch.arange(4) % 2),
+        [(np.random.default_rng(0).random(3), number % 2) for number in range(4)],
+    ):
+        data = ContinualDataModule.permuted(dataset, dataset, num_tasks=1)
+        assert next(iter(data.test_loader(0)))[0].dtype == torch.float32
+        assert data.input_shape == (3,)

@@ -50,7 +50,7 @@ def test_torch_data_sets_and_a_network(tmp_path):
 
 
 def test_lightning_data_modules(tmp_path):
-    options = ["network.input_shape=[1,8,8]", "data.steps_per_task=100"]
+    options = ["data.steps_per_task=100"]
     found = results(CONF, "data=my_modules", *options, folder=tmp_path)
     assert found["num_classes"] == [2, 3, 5]
     assert found["average_accuracy"] > 0.9

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from supsup_lightning import ContinualDataModule
-from supsup_lightning.data import ImageCSV, ImageFolder, Reading, Split, Whole
+from supsup_lightning.data import Domains, ImageCSV, ImageFolder, Reading, Split, Whole
 from supsup_lightning.data.workers import ImageFiles, Workers
 from supsup_lightning.errors import ConfigurationError, DataError
 from tests.conftest import two_classes_of_images
@@ -56,6 +56,27 @@ def test_a_tree_with_halves_keeps_them_and_matches_classes_by_name(tree, tmp_pat
     shutil.copy(tree / "dark" / "0.png", tmp_path / "halves" / "val" / "grey")
     with pytest.raises(DataError, match="val has the class grey, which .*train has not"):
         ImageFolder("halves").listings(tmp_path)
+
+
+def test_other_folders_than_the_halves_are_not_taken_for_classes(tree, tmp_path, caplog):
+    (tree / ".ipynb_checkpoints").mkdir()
+    assert ImageFolder().listings(tree)[0].classes == ["dark", "light"]
+    shutil.copytree(tree, tmp_path / "halves" / "train")
+    train, test = ImageFolder("halves").listings(tmp_path)  # only `train`: a share of it is held out
+    assert (len(train.paths), len(test.paths)) == (16, 4)
+    for half in ("val", "test"):
+        shutil.copytree(tree, tmp_path / "halves" / half)
+    _, test = ImageFolder("halves").listings(tmp_path)
+    assert {path.parent.parent.name for path in test.paths} == {"val"}
+    assert "test is not used" in caplog.text
+
+
+def test_domains_have_the_same_classes_by_name(tree, tmp_path):
+    other = two_classes_of_images(tmp_path / "other", classes=("bright", "dark"))
+    alike = two_classes_of_images(tmp_path / "alike")
+    assert Domains([ImageFolder(tree), ImageFolder(alike)]).length(tmp_path) == 2
+    with pytest.raises(ConfigurationError, match=r"different classes: \['dark', 'light'\] and \['bright', 'dark'\]"):
+        Domains([ImageFolder(tree), ImageFolder(other)]).length(tmp_path)
 
 
 def test_a_tree_is_listed_once_and_again_when_it_changes(tree, cache, monkeypatch):

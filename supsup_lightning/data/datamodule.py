@@ -148,7 +148,7 @@ class ContinualDataModule(TaskDataModule):
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Of one image as the network gets it; known after `setup` if it was not given."""
-        return self.reading.input_shape or self.stream.task(0, seed=self.seed).train.store.shape()
+        return self.reading.input_shape or self._task(0).train.store.shape()
 
     def steps_per_epoch(self, task: int) -> int:
         """As given, or a pass over the task's training images."""

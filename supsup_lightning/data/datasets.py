@@ -62,6 +62,11 @@ class Datasets:
         first = next(iter(train.store.batches([sample], seeds=None, device=torch.device("cpu")))).pixels
         if first.dtype != torch.uint8:
             return train, test
+        if first.ndim != 4:
+            raise DataError(
+                f"Images of bytes must be (channels, height, width); the training data set's have shape "
+                f"{tuple(first.shape[1:])}. Add what is missing (`image.unsqueeze(0)` for channels), or give floats."
+            )
         mean, std = mean_and_std(first if isinstance(train.store, Workers) else train.store.pixels)  # type: ignore[attr-defined]
         return (
             Images.of(train.store, train.labels, mean=mean, std=std),
@@ -88,10 +93,17 @@ class _Items:
     def __init__(self, dataset: Any, half: str) -> None:
         self.dataset = dataset
         self.half = half
+        self.shape = _as_tensor(dataset[0][0]).shape
 
     def fetch(self, position: int) -> Tensor:
-        """As the data set gives it."""
-        return _as_tensor(self.dataset[position][0])
+        """As the data set gives it. Raises `DataError` if it has another shape than the first image."""
+        image = _as_tensor(self.dataset[position][0])
+        if image.shape != self.shape:
+            raise DataError(
+                f"Image {position} of the {self.half} data set has shape {tuple(image.shape)}, the first one "
+                f"{tuple(self.shape)}; bring them to one shape in the data set."
+            )
+        return image
 
     def fetch_random(self, position: int) -> Tensor:
         """Likewise: what is random is drawn by the data set."""
@@ -104,6 +116,10 @@ def labels_of(dataset: Any, half: str) -> Tensor:
     Raises:
         DataError: items without labels, or labels that are no whole numbers.
     """
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise DataError(
+            f"The {half} data set ({type(dataset).__name__}) has no length or no positions; give a map-style Dataset."
+        )
     if not len(dataset):
         raise DataError(f"The {half} data set is empty.")
     labels = _known_labels(dataset)
@@ -147,7 +163,7 @@ def _known_labels(dataset: Any) -> Sequence[Any] | None:
 
 def _images(dataset: Any, labels: Tensor, reading: Reading, half: str) -> Images:
     if isinstance(dataset, TensorDataset) and reading.in_memory is not False:
-        return Images.of(Memory(dataset.tensors[0]), labels)
+        return Images.of(Memory(_as_tensor(dataset.tensors[0])), labels)
     store = Workers(_Items(dataset, half), num_workers=reading.num_workers or 0)
     if reading.in_memory is not True:
         return Images.of(store, labels)
@@ -157,6 +173,8 @@ def _images(dataset: Any, labels: Tensor, reading: Reading, half: str) -> Images
 
 
 def _as_tensor(image: Any) -> Tensor:
-    if isinstance(image, Tensor):
-        return image
-    return torch.as_tensor(image) if isinstance(image, np.ndarray) else F.pil_to_tensor(image)
+    """As it is, but for numpy's double precision, which no layer takes."""
+    if not isinstance(image, (Tensor, np.ndarray)):
+        return F.pil_to_tensor(image)
+    tensor = torch.as_tensor(image)
+    return tensor.float() if tensor.dtype == torch.float64 else tensor

@@ -66,6 +66,10 @@ class _Files:
         """Of the training images."""
         return len(self.listings(root)[0].classes)
 
+    def class_names(self, root: Path) -> list[str]:
+        """In the order of their numbers."""
+        return self.listings(root)[0].classes
+
     def num_skipped(self) -> int:
         """Missing and unreadable ones, in this process."""
         return self._unread + sum(len(store.skipped) for store in self._stores)
@@ -154,7 +158,7 @@ class ImageFolder(_Files):
     """A folder a class, with images at any depth in it, as torchvision's ``ImageFolder``.
 
     If the tree has a folder ``train`` and one named ``val`` or ``test``, these are the halves. Otherwise a share of the
-    images, the same at every start, is kept for the test.
+    images (of ``train``, if there is only that), the same at every start, is kept for the test.
 
     Args:
         folder: of the tree, below ``data.root``; any other if it is an absolute path.
@@ -173,9 +177,14 @@ class ImageFolder(_Files):
             raise DataError(
                 f"The folder {folder} does not exist; set data.root to one with a folder of images a class."
             )
-        test_folder = next((folder / name for name in _TEST_FOLDERS if (folder / name).is_dir()), None)
-        if not (folder / "train").is_dir() or test_folder is None:
+        if not (folder / "train").is_dir():
             return _hold_out(_list_tree(folder), self.test_share, folder)
+        test_folders = [folder / name for name in _TEST_FOLDERS if (folder / name).is_dir()]
+        if not test_folders:
+            return _hold_out(_list_tree(folder / "train"), self.test_share, folder / "train")
+        test_folder, *others = test_folders
+        if others:
+            logger.warning("Tests take the images of %s; %s is not used.", test_folder, others[0])
         train, test = _list_tree(folder / "train"), _list_tree(test_folder)
         unknown = set(test.classes) - set(train.classes)
         if unknown:
@@ -327,7 +336,7 @@ def _cached_tree(folder: Path) -> _Tree:
 
 def _walk(folder: Path) -> _Tree:
     tree = _Tree(times={str(folder): folder.stat().st_mtime_ns})
-    for label in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
+    for label in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."):
         tree.files[label] = []
         for directory, _, names in sorted(os.walk(folder / label, followlinks=True)):
             tree.times[directory] = os.stat(directory).st_mtime_ns

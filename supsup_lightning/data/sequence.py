@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
-from supsup_lightning.data.tasks import TaskDataModule, check_counts
+from supsup_lightning.data.tasks import TaskDataModule
 from supsup_lightning.errors import ConfigurationError, DataError
 
 
@@ -20,6 +20,7 @@ class DataModuleSequence(TaskDataModule):
     Args:
         modules: in the order of the tasks.
         num_classes: of each task, or one number for all; by default each module's attribute ``num_classes``.
+        input_shape: of one input, for a network's configuration to refer to; checked if it is given.
         steps_per_task: training length in batches, passing over the loader as often as needed. Give this or
             ``epochs_per_task``; with neither, one pass.
         epochs_per_task: training length in passes over the loader.
@@ -34,6 +35,7 @@ class DataModuleSequence(TaskDataModule):
         modules: Sequence[L.LightningDataModule],
         *,
         num_classes: int | Sequence[int] | None = None,
+        input_shape: Sequence[int] | None = None,
         steps_per_task: int | None = None,
         epochs_per_task: int | None = None,
         seed: int = 0,
@@ -42,6 +44,15 @@ class DataModuleSequence(TaskDataModule):
         self.modules = list(modules)
         if not self.modules:
             raise ConfigurationError("data.modules is empty; name one LightningDataModule a task.")
+        for task, module in enumerate(self.modules):
+            if not isinstance(module, L.LightningDataModule):
+                raise ConfigurationError(f"data.modules[{task}] is no LightningDataModule but {type(module).__name__}.")
+            for needed in ("train_dataloader", "test_dataloader"):
+                if not _defines(module, needed):
+                    raise ConfigurationError(
+                        f"data.modules[{task}] ({type(module).__name__}) defines no {needed}; every task is trained "
+                        "and tested."
+                    )
         if num_classes is None:
             num_classes = [getattr(module, "num_classes", 0) for module in self.modules]
         elif isinstance(num_classes, int):
@@ -56,8 +67,8 @@ class DataModuleSequence(TaskDataModule):
                     f"Task {task} ({type(module).__name__}) has num_classes={count!r}; give data.num_classes, a number "
                     "from 2 on for each task, or the attribute num_classes to the module."
                 )
-        check_counts(**{f"num_classes[{task}]": count for task, count in enumerate(num_classes)})
         self._num_classes = tuple(num_classes)
+        self.input_shape = None if input_shape is None else tuple(input_shape)
         self._ready: set[int] = set()
 
     @property
@@ -77,6 +88,11 @@ class DataModuleSequence(TaskDataModule):
     def example(self) -> Tensor:
         """The first two training images of task 0 that come."""
         images, _ = next(iter(self.train_loader(0)))
+        if self.input_shape is not None and tuple(images.shape[1:]) != self.input_shape:
+            raise ConfigurationError(
+                f"data.input_shape={list(self.input_shape)}, but the inputs of task 0 have shape "
+                f"{list(images.shape[1:])}."
+            )
         return images[:1].repeat_interleave(2, 0).cpu()
 
     def prepare_data(self) -> None:
@@ -122,10 +138,10 @@ class DataModuleSequence(TaskDataModule):
             module.setup("fit")
             module.setup("test")
             self._ready.add(task)
-        make = getattr(module, f"{half}_dataloader")
-        if half == "val" and type(module).val_dataloader is L.LightningDataModule.val_dataloader:
+        name = f"{half}_dataloader"
+        if half == "val" and not _defines(module, name):
             return []
-        loader = make()
+        loader = getattr(module, name)()
         if isinstance(loader, (list, tuple, dict)):
             raise ConfigurationError(
                 f"{type(module).__name__}.{half}_dataloader returns {len(loader)} loaders; a task has one."
@@ -174,3 +190,8 @@ class ModuleLoader:
                 f"{num_classes} classes are numbered from 0."
             )
         return images, labels.long()
+
+
+def _defines(module: L.LightningDataModule, name: str) -> bool:
+    """Whether its class, or the instance (as after `from_datasets`), replaces Lightning's own method."""
+    return getattr(getattr(module, name), "__func__", None) is not getattr(L.LightningDataModule, name)

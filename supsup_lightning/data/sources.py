@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torchvision
@@ -54,6 +54,15 @@ class Source(Protocol):
 
     def num_skipped(self) -> int:
         """Images that were left out because they could not be read."""
+        ...
+
+
+@runtime_checkable
+class Named(Protocol):
+    """A data set whose classes have names."""
+
+    def class_names(self, root: Path) -> list[str]:
+        """In the order of their numbers."""
         ...
 
 

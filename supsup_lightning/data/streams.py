@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from supsup_lightning.data.images import Images
-from supsup_lightning.data.sources import Reading, Source
+from supsup_lightning.data.sources import Named, Reading, Source
 from supsup_lightning.errors import ConfigurationError, DataError, check_choice
 from supsup_lightning.seeding import derive_seed, generator
 
@@ -315,11 +315,14 @@ class Domains(Mixed):
         super().__init__([Whole(source) for source in sources])
 
     def length(self, root: Path) -> int | None:
-        """One task a domain. Raises `ConfigurationError` where their numbers of classes differ."""
-        numbers = {type(source).__name__: source.num_classes(root) for source in self.sources}
-        if len({source.num_classes(root) for source in self.sources}) > 1:
+        """One task a domain. Raises `ConfigurationError` where their classes differ."""
+        numbers = [source.num_classes(root) for source in self.sources]
+        names = [source.class_names(root) for source in self.sources if isinstance(source, Named)]
+        different = next((other for other in names if other != names[0]), None)
+        if len(set(numbers)) > 1 or different is not None:
+            shown = numbers if different is None else f"{names[0]} and {different}"
             raise ConfigurationError(
-                f"The domains have different numbers of classes: {numbers}. Domains share their classes; use "
-                "supsup_lightning.data.Mixed for data sets that do not."
+                f"The domains of data.stream.sources have different classes: {shown}. Domains share their classes, by "
+                "name; use supsup_lightning.data.Mixed for data sets that do not."
             )
         return super().length(root)

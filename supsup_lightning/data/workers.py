@@ -80,7 +80,10 @@ class ImageFiles:
             with Image.open(path) as file:
                 return file.convert("L" if self.shape[0] == 1 else "RGB")
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others
-            raise DataError(f"The image {path} cannot be read ({type(error).__name__}: {error}).") from error
+            raise DataError(
+                f"The image {path} cannot be read ({type(error).__name__}: {error}). Mend or remove it, or leave such "
+                "images out with data.on_error=skip."
+            ) from error
 
 
 class _Guarded(Dataset):
@@ -194,10 +197,10 @@ class Workers:
         for pixels, kept, failures in self._pool(seeds is not None, device).batches(positions, seeds):
             for failure in failures:
                 if self.on_error == "raise":
-                    raise DataError(f"{failure} Mend or remove it, or leave such images out with data.on_error=skip.")
+                    raise DataError(failure)
                 if failure not in self.skipped:
                     self.skipped[failure] = None
-                    logger.warning("%s It is skipped (%d so far).", failure, len(self.skipped))
+                    logger.warning("Skipped (%d so far): %s", len(self.skipped), failure)
             if pixels is None:
                 raise DataError(f"Not one image of a whole batch can be read. {failures[0]}")
             yield Batch(pixels.to(device, non_blocking=True), kept if failures else None)
