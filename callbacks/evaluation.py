@@ -8,7 +8,7 @@ import torch
 
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.metrics import TaskAccuracy
-from supsup_lightning.module import ContinualModule
+from supsup_lightning.module import ContinualModule, in_mode
 
 
 class EvaluateSeenTasks(L.Callback):
@@ -72,12 +72,8 @@ def accuracy_matrix(trainer: L.Trainer) -> torch.Tensor | None:
 def evaluate_tasks(module: ContinualModule, data: Any, tasks: Iterable[int]) -> TaskAccuracy:
     """Test these tasks with the masks that there are now, by the rules of the module's scenario."""
     accuracy = TaskAccuracy(data.num_tasks).to(module.device)
-    was_training = module.training
-    module.eval()
-    try:
+    with in_mode(module, training=False):
         for task in tasks:
             for batch in data.test_loader(task):
                 module.evaluate(batch, task=task, accuracy=accuracy)
-    finally:
-        module.train(was_training)
     return accuracy

@@ -98,7 +98,7 @@ class ContinualModule(L.LightningModule):
         kind = "" if example.dtype == torch.float32 else f" and type {example.dtype}"
         for training in (True, False):
             try:
-                with torch.no_grad(), torch.random.fork_rng(devices=[]), _in_mode(network, training):
+                with torch.no_grad(), torch.random.fork_rng(devices=[]), in_mode(network, training=training):
                     # Copies of the buffers, as layers in training mode change them.
                     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
                     output = functional_call(network, buffers, (example,))
@@ -121,7 +121,7 @@ class ContinualModule(L.LightningModule):
             return
         parameters: dict[str, Tensor] = dict(self.method.network.named_parameters())
         try:
-            with torch.no_grad(), _in_mode(self.method.network, False):
+            with torch.no_grad(), in_mode(self.method.network, training=False):
                 self.method.forward_superposed(parameters, example[:1])
         except ValueError as error:
             raise ConfigurationError(
@@ -224,16 +224,12 @@ class ContinualModule(L.LightningModule):
         if not self.num_classes or not len(self.method.tasks):
             raise ConfigurationError("There is no finished task to infer; train first, or load a mask bank.")
         images = images.to(self.device)
-        was_training = self.training
-        self.eval()  # a superposition must not enter a normalisation's running statistics
-        try:
+        with in_mode(self, training=False):
             tasks = self.inference(self.method, images, max(self.num_classes))
             labels = torch.empty_like(tasks)
             for task in tasks.unique().tolist():
                 rows = tasks == task
                 labels[rows] = self.classes(self.method(images[rows], task), task)
-        finally:
-            self.train(was_training)
         return tasks, labels
 
     def classes(self, logits: Tensor, task: int) -> Tensor:
@@ -271,15 +267,15 @@ def task_data(trainer: L.Trainer) -> TaskDataModule:
 
 
 @contextmanager
-def _in_mode(network: nn.Module, training: bool) -> Iterator[None]:
-    """The network in training or evaluation mode; each of its modules gets its own mode back."""
-    modes = {module: module.training for module in network.modules()}
-    network.train(training)
+def in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """The module in training or evaluation mode for a while; each of its parts gets its own mode back."""
+    modes = {part: part.training for part in module.modules()}
+    module.train(training)
     try:
         yield
     finally:
-        for module, was_training in modes.items():
-            module.training = was_training
+        for part, was_training in modes.items():
+            part.training = was_training
 
 
 def _check_fit(scenario: Scenario, inference: Inference) -> None:

@@ -6,12 +6,13 @@ import pickle
 import shutil
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 import torchvision
 
-from supsup_lightning import GG, ContinualDataModule, Given, LeNet, SupSup
+from supsup_lightning import GG, ContinualDataModule, ContinualModule, GEMResNet18, Given, LeNet, SupSup
 from supsup_lightning.data import CIFAR10, CIFAR100, KMNIST, FashionMNIST, ImageFolder, Permuted, Split, Whole
 from supsup_lightning.errors import DataError
 from tests.conftest import QUIET, fit
@@ -73,6 +74,41 @@ def test_cifar_100_is_read_whole_and_learned(data, tmp_path):
     assert torch.equal(images.store.pixels[7], torchvision.transforms.v2.functional.pil_to_tensor(plain[7][0]))
     assert images.labels[7] == plain[7][1]
     assert min(accuracies(stream, LeNet(output_size=50, input_shape=(3, 32, 32)), tmp_path)) > 0.35
+
+
+def test_gem_resnet_keeps_the_logits_of_its_first_task_bit_for_bit(data, tmp_path):
+    stream = ContinualDataModule(
+        Split(CIFAR100(), classes_per_task=5),
+        root=data("cifar-100-python/train"),
+        num_tasks=2,
+        steps_per_task=8,
+        batch_size=32,
+        augment="crop_flip",
+    )
+    method = SupSup(GEMResNet18(output_size=5), rule="topk", allocation="erdos_renyi", budget=16)
+    images = next(iter(stream.test_loader(0)))[0]
+    logits = []
+
+    class Watch(L.Callback):
+        @torch.no_grad()
+        def on_train_epoch_end(self, trainer, pl_module):
+            logits.append(pl_module.eval().method(images, 0))
+            pl_module.train()
+
+    module = ContinualModule(method, scenario=GG, inference=Given())
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        reload_dataloaders_every_n_epochs=1,
+        callbacks=[*module.task_callbacks(stream), Watch()],
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, stream)
+    assert torch.equal(*logits)
+    assert not torch.equal(method.bank.statistics[0], method.bank.statistics[1])
 
 
 def test_a_damaged_cifar_file_is_named(data, tmp_path):
