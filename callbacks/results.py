@@ -81,6 +81,8 @@ class WriteResults(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Write results.json and accuracy_matrix.csv, tell the loggers, and print the table."""
+        skipped = torch.tensor(trainer.datamodule.num_skipped(), device=pl_module.device)
+        skipped = trainer.strategy.reduce(skipped, reduce_op="sum")
         if not trainer.is_global_zero:
             return
         assert pl_module.test_accuracy is not None
@@ -100,7 +102,7 @@ class WriteResults(L.Callback):
             inference_ms_per_batch=1000 * sum(self.test_seconds) / len(self.test_seconds),
             model_bytes=self.bank_path.stat().st_size,
             num_classes=pl_module.num_classes,
-            skipped_images=trainer.datamodule.num_skipped(),
+            skipped_images=int(skipped),
         )
         report.write_matrix(self.folder / "accuracy_matrix.csv", matrix)
         report.write_json(self.folder / "results.json", result)  # last: its presence says that the run is complete

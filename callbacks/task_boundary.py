@@ -33,6 +33,17 @@ class TaskBoundary(L.Callback):
                 f"Trainer(max_steps={trainer.max_steps}) would end a task half way; use data.steps_per_task instead."
             )
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+        """Where a run resumes within a task, make the schedule anew: it was made before the task was known."""
+        if trainer.datamodule.begins_task(trainer.current_epoch):
+            return
+        schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+        states = [part.state_dict() for part in (*trainer.optimizers, *schedules)]
+        trainer.strategy.setup_optimizers(trainer)
+        schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+        for part, state in zip((*trainer.optimizers, *schedules), states, strict=True):
+            part.load_state_dict(state)
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Begin a task in its first epoch; in every epoch, seed what layers draw (dropout, say) from task and epoch."""
         data, epoch = trainer.datamodule, trainer.current_epoch

@@ -78,7 +78,7 @@ class MaskBank(nn.Module):
         self.packed, self.tasks, self.statistics = self.packed[kept], self.tasks[kept], self.statistics[kept]
 
     def merge(self, other: "MaskBank") -> None:
-        """Add every mask of ``other``, as from training on several machines.
+        """Add every mask of ``other``, as trained elsewhere on the same network, as `SupSup.merge` sees to.
 
         Raises:
             KeyError: a task has a mask in both banks and the two differ. Nothing is merged then.

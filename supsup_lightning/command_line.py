@@ -172,7 +172,8 @@ def _names() -> list[str]:
     GlobalHydra.instance().clear()
     with initialize_config_module("supsup_lightning.conf", version_base="1.3"):
         loader: ConfigLoader = GlobalHydra.instance().config_loader()
-        files = {group: loader.get_group_options(group, ObjectType.CONFIG) for group in loader.list_groups("")}
+        groups = [*loader.list_groups(""), *(f"data/{group}" for group in loader.list_groups("data"))]
+        files = {group: loader.get_group_options(group, ObjectType.CONFIG) for group in groups}
         own = _own_config_dir()
         for file in own.glob("*/*.yaml") if own is not None else ():
             files.setdefault(file.parent.name, []).append(file.stem)

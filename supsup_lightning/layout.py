@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from supsup_lightning.errors import ConfigurationError
 
+_MOST_NAMES = 12  # in a message
+
 MaskRule = Callable[[str, Tensor], bool]
 
 
@@ -55,9 +57,10 @@ class ByName:
         for option in ("include", "exclude"):
             for pattern in getattr(self, option):
                 if not any(fnmatchcase(name, pattern) for name in names):
+                    shown = ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
                     raise ConfigurationError(
-                        f"mask.{option}: the pattern {pattern!r} matches no parameter of the network; "
-                        f"it has {', '.join(names)}."
+                        f"mask.{option}: the pattern {pattern!r} matches no parameter of the network; it has {shown} "
+                        "(print_masked=true shows all)."
                     )
 
 

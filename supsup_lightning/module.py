@@ -186,7 +186,7 @@ class ContinualModule(L.LightningModule):
         """Log the averages over tasks; every process has to take part, as their counts are brought together."""
         assert self.test_accuracy is not None
         accuracy, found = self.test_accuracy.compute().float()
-        self.log_dict({"test/accuracy": accuracy.mean(), "test/task_found": found.mean()})
+        self.log_dict({"test/accuracy": accuracy.mean(), "test/task_found": found.mean()}, sync_dist=True)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, Tensor]:
         """Task and label of each image, as `infer`."""
@@ -197,6 +197,8 @@ class ContinualModule(L.LightningModule):
     def evaluate(self, batch: tuple[Tensor, Tensor], *, task: int, accuracy: TaskAccuracy) -> None:
         """Predict one test batch of ``task`` as the scenario has it, and count."""
         images, labels = batch
+        if not len(labels):
+            return
         if self.scenario.task_known_at_inference:
             found = torch.ones_like(labels, dtype=torch.bool)
             right = self.classes(self.method(images, task), task) == labels

@@ -51,7 +51,7 @@ def results(
         inference_ms_per_batch: finding the task and predicting, mean over the test batches.
         model_bytes: of the mask bank's file, all that is needed beside code and configuration.
         num_classes: of each task.
-        skipped_images: image files left out because they could not be read.
+        skipped_images: image files left out because they could not be read, since this process started.
     """
     right, found = accuracy.compute()
     per_task = [round(value, 6) for value in right.tolist()]
@@ -137,7 +137,7 @@ def masked_table(method: Method) -> Table:
         shown.add_row(
             part.name,
             " x ".join(map(str, part.shape)) or "1",
-            {"mask": "mask", "statistics": "statistics", "frozen": "nothing (frozen)"}[part.kept],
+            "nothing (frozen)" if part.kept == "frozen" else part.kept,
             "" if part.density is None else f"{part.density:.4f}",
             f"{part.task_bytes:,.1f}" if part.task_bytes else "",
         )

@@ -237,6 +237,7 @@ def test_two_processes_learn_as_one(tmp_path):
             f"hydra.run.dir={trainer}",
             "data.num_tasks=2",
             "data.steps_per_task=100",
+            "data.batch_size=400",  # more than the test images: the second process has none to test
             *QUIET,
             cwd=tmp_path,
         )

@@ -1,5 +1,7 @@
 """Torch data sets and LightningDataModules as tasks."""
 
+import random
+
 import lightning as L
 import numpy as np
 import pytest
@@ -249,3 +251,34 @@ def test_double_precision_becomes_single():
         data = ContinualDataModule.permuted(dataset, dataset, num_tasks=1)
         assert next(iter(data.test_loader(0)))[0].dtype == torch.float32
         assert data.input_shape == (3,)
+
+
+class RandomBrightness(Pictures):
+    """Draws from all three generators that a data set may use."""
+
+    def __getitem__(self, position):
+        image, label = super().__getitem__(position)
+        drawn = int(torch.randint(0, 5, ())) + random.randrange(5) + int(np.random.randint(5))  # noqa: NPY002
+        return Image.fromarray(np.asarray(image) // 2 + drawn), label
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_what_a_data_set_draws_depends_on_image_seed_and_epoch_alone(in_memory):
+    batches = []
+    for number, workers in enumerate((0, 2, 0)):
+        torch.manual_seed(number)
+        random.seed(number)
+        np.random.seed(number)  # noqa: NPY002
+        data = ContinualDataModule.split(
+            RandomBrightness(),
+            RandomBrightness(9),
+            classes_per_task=3,
+            batch_size=6,
+            epochs_per_task=2,
+            in_memory=in_memory,
+            num_workers=workers,
+        )
+        loaders = [data.train_loader(0, epoch=0), data.train_loader(0, epoch=1), data.val_loader(0)]
+        batches.append([torch.cat([images for images, _ in loader]) for loader in loaders])
+    for other in batches[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(batches[0], other, strict=True))

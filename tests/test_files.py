@@ -274,3 +274,33 @@ def test_classes_of_folders_are_split(tmp_path):
     assert data.num_tasks == 2
     assert data.num_classes == (2, 2)
     assert set(next(iter(data.train_loader(1)))[1].tolist()) == {0, 1}
+
+
+def test_folders_named_like_halves_are_no_classes(tree, tmp_path):
+    for train, test in (("training", "testing"), ("train", "valid")):
+        shutil.copytree(tree, tmp_path / train / train)
+        shutil.copytree(tree, tmp_path / train / test)
+        assert ImageFolder(train).listings(tmp_path)[0].classes == ["dark", "light"]
+    shutil.copytree(tree, tmp_path / "half" / "val")
+    with pytest.raises(DataError, match="half has the folder val, but none named train"):
+        ImageFolder("half").listings(tmp_path)
+
+
+def test_a_class_needs_an_image_in_each_half(tree):
+    for path in list((tree / "light").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(DataError, match="the class light has one image, too few for training and test"):
+        ImageFolder().listings(tree)
+    lines = ["path,label,split", *(f"dark/{n}.png,{n % 2},train" for n in range(8)), "dark/8.png,2,test"]
+    (tree / "labels.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"ImageCSV has no training images of its class 2 \(of 3\)"):
+        module(ImageCSV(), tree)
+
+
+def test_labels_of_a_table_mean_the_same_however_they_are_written(tree):
+    (tree / "labels.csv").write_text(
+        "path,label\n" + "".join(f"dark/{n}.png,{('1', '01 ', '2')[n % 3]}\n" for n in range(9))
+    )
+    train, test = ImageCSV().listings(tree)
+    assert train.classes == ["1", "2"]
+    assert sorted({*train.labels, *test.labels}) == [0, 1]

@@ -6,6 +6,7 @@ from supsup_lightning import (
     GG,
     GNS,
     GNU,
+    ContinualDataModule,
     ContinualModule,
     Given,
     LeNet,
@@ -15,6 +16,7 @@ from supsup_lightning import (
     SupSup,
 )
 from supsup_lightning.callbacks import TaskBoundary
+from supsup_lightning.data import Digits, Split
 from supsup_lightning.errors import ConfigurationError, TrainingDiverged
 from supsup_lightning.metrics import TaskAccuracy
 from tests.conftest import digits_lenet, fit, random_images, random_method
@@ -276,3 +278,42 @@ def test_permuted_mnist_is_learned_and_told_apart(mnist_root, tmp_path):
     accuracy, found = module.test_accuracy.compute()
     assert accuracy.mean() > 0.92
     assert found.mean() > 0.97
+
+
+def test_a_resume_within_a_task_of_another_length_keeps_its_schedule_and_its_bits(tmp_path):
+    def run(*, stop_in: int | None = None, resume: bool = False) -> torch.Tensor:
+        class Stop(L.Callback):
+            def on_train_epoch_end(self, trainer, pl_module):
+                if trainer.current_epoch == stop_in:
+                    trainer.save_checkpoint(tmp_path / "last.ckpt")
+                    raise KeyboardInterrupt
+
+        # 4, 4 and 2 classes: the last task has fewer steps an epoch than the first
+        data = ContinualDataModule(Split(Digits(), classes_per_task=4), epochs_per_task=3, batch_size=32)
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 40), torch.nn.BatchNorm1d(40))
+        torch.manual_seed(0)
+        torch.nn.init.normal_(network[1].bias)
+        module = ContinualModule(SupSup(network), scenario=GG, inference=Given())
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_epochs=data.num_epochs,
+            reload_dataloaders_every_n_epochs=1,
+            callbacks=[*module.task_callbacks(data), Stop()],
+            logger=False,
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            num_sanity_val_steps=0,
+            default_root_dir=tmp_path,
+        )
+        try:
+            trainer.fit(module, data, ckpt_path=tmp_path / "last.ckpt" if resume else None)
+        except (KeyboardInterrupt, SystemExit):
+            assert stop_in is not None
+        return module.method.bank
+
+    whole = run()
+    run(stop_in=6)  # after the first of the last task's three epochs
+    resumed = run(resume=True)
+    assert len(resumed) == 3
+    assert torch.equal(resumed.packed, whole.packed)
+    assert torch.equal(resumed.statistics, whole.statistics)

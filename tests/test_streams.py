@@ -23,7 +23,7 @@ from supsup_lightning.data import (
     halves,
 )
 from supsup_lightning.data.images import bring_to
-from supsup_lightning.errors import ConfigurationError, DataError
+from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
 
 
 class Random:
@@ -262,6 +262,52 @@ def test_a_checkpoint_of_other_tasks_is_refused():
     )
     for module in (data, other):
         module.setup()
-    with pytest.raises(Exception, match=r"data.num_classes=\[2, 2\] there, \[3, 3\] here"):
+    with pytest.raises(MismatchError, match=r"data.num_classes=\[2, 2\] there, \[3, 3\] here"):
         other.load_state_dict(data.state_dict())
     data.load_state_dict(data.state_dict())
+
+
+def test_a_validation_share_that_leaves_nothing_to_train_on_is_refused():
+    data = ContinualDataModule(Whole(Random(classes=2)), validation_share=0.99)
+    with pytest.raises(
+        ConfigurationError, match="validation_share=0.99 leaves 0 of the 2 classes of task 0 to train on"
+    ):
+        data.setup()
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (lambda: Split(Digits(), classes_per_task=2), lambda: Split(Digits(), classes_per_task=2, class_order="fixed")),
+        (lambda: Split(Digits(), classes_per_task=2), lambda: Split(Digits(), classes_per_task=2, relabel=False)),
+        (lambda: Rotated(Digits(), degrees=72), lambda: Rotated(Digits(), degrees=70)),
+        (lambda: Permuted(Digits()), lambda: Permuted(Random(classes=10, shape=(1, 8, 8)))),
+        (
+            lambda: Mixed([Whole(Digits()), Split(Digits(), classes_per_task=5)]),
+            lambda: Mixed([Split(Digits(), classes_per_task=5), Whole(Digits())]),
+        ),
+    ],
+    ids=["order", "labels", "angle", "images", "mixture"],
+)
+def test_a_checkpoint_of_another_stream_is_refused(one, two):
+    data, same, other = (ContinualDataModule(make(), num_tasks=3) for make in (one, one, two))
+    for module in (data, same, other):
+        module.setup()
+    same.load_state_dict(data.state_dict())
+    with pytest.raises(MismatchError, match="other data options"):
+        other.load_state_dict(data.state_dict())
+
+
+def test_crops_of_files_are_refused_where_there_are_none():
+    with pytest.raises(ConfigurationError, match="resized_crop has no effect on Digits"):
+        ContinualDataModule(Whole(Digits()), augment="resized_crop").setup()
+    with pytest.raises(ConfigurationError, match="data.input_shape=64 must be a list of whole numbers"):
+        ContinualDataModule(Whole(Digits()), input_shape=64)
+
+
+def test_a_process_without_a_test_batch_gets_one_without_images(monkeypatch):
+    data = ContinualDataModule(Rotated(Digits()), num_tasks=2, input_shape=(3, 9, 9), resize=True, batch_size=1000)
+    data.setup()
+    monkeypatch.setattr(data, "processes", lambda: (1, 2))
+    ((images, labels),) = data.test_loader(1)
+    assert images.shape[0] == len(labels) == 0

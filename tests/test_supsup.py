@@ -299,3 +299,25 @@ def test_parts_add_up_to_a_tasks_bytes_and_weights():
     assert parts["1.weight"].density == 0.25
     assert parts["1.bias"] == ("1.bias", (16,), "frozen", None, 0)
     assert parts["2.running_mean"].kept == "statistics"
+
+
+def test_tasks_trained_elsewhere_are_merged_if_they_belong_to_the_same_network(tmp_path):
+    here, there, other = (SupSup(network_with_biases(nn.BatchNorm1d(16))) for _ in range(3))
+    there.load_state_dict(here.state_dict())
+    train_briefly(here, 0, scale=1)
+    for method in (there, other):
+        train_briefly(method, 1, scale=3)
+        method.save(tmp_path / f"{method is other}.safetensors")
+    here.merge(tmp_path / "False.safetensors")
+    images = random_images(4)
+    assert here.tasks.tolist() == [0, 1]
+    assert torch.equal(here(images, 1), there(images, 1))
+    with pytest.raises(MismatchError, match=r"other values of 1.bias, 4.bias, which are not masked"):
+        here.merge(tmp_path / "True.safetensors")
+    assert len(here.bank) == 2
+
+
+def test_tied_weights_are_shown_as_tied():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False))
+    network[2].weight = network[1].weight
+    assert [(part.name, part.kept) for part in SupSup(network).parts()] == [("1.weight", "mask"), ("2.weight", "tied")]

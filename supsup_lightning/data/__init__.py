@@ -7,6 +7,7 @@ from supsup_lightning.data.datamodule import ContinualDataModule
 from supsup_lightning.data.datasets import Datasets
 from supsup_lightning.data.folders import ImageCSV, ImageFolder
 from supsup_lightning.data.images import Images
+from supsup_lightning.data.mixed import Domains, Mixed
 from supsup_lightning.data.sequence import DataModuleSequence
 from supsup_lightning.data.sources import (
     CIFAR10,
@@ -19,7 +20,7 @@ from supsup_lightning.data.sources import (
     Source,
     halves,
 )
-from supsup_lightning.data.streams import Domains, Mixed, Permuted, Rotated, Split, Stream, Task, Whole
+from supsup_lightning.data.streams import Permuted, Rotated, Split, Stream, Task, Whole
 from supsup_lightning.data.tasks import TaskDataModule
 
 

@@ -1,5 +1,6 @@
 """The continual-learning DataModule over a stream: which task's images are served at which epoch."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +78,13 @@ class ContinualDataModule(TaskDataModule):
         check_choice("data.on_error", on_error, ("raise", "skip"))
         if num_workers is not None and (type(num_workers) is not int or num_workers < 0):
             raise ConfigurationError(f"data.num_workers={num_workers!r} must be a whole number from 0 on.")
+        if input_shape is not None and not (
+            isinstance(input_shape, Sequence) and all(type(size) is int and size > 0 for size in input_shape)
+        ):
+            raise ConfigurationError(
+                f"data.input_shape={input_shape!r} must be a list of whole numbers, such as [3,32,32] for channels, "
+                "height and width."
+            )
         if resize and input_shape is None:
             raise ConfigurationError("data.resize=true needs data.input_shape, the shape to bring images to.")
         self.stream = stream
@@ -98,6 +106,7 @@ class ContinualDataModule(TaskDataModule):
         self._augment_name = (
             augment if isinstance(augment, str) else getattr(augment, "__name__", type(augment).__name__)
         )
+        self._digest = ""
         self._loaded = False
 
     # From a pair of torch data sets, in one line.
@@ -181,8 +190,25 @@ class ContinualDataModule(TaskDataModule):
             self._checked_length()
         self.stream.load(self.root, self.reading)
         self._loaded = True
-        tasks = (self._task(task) for task in range(self.num_tasks))
-        self._num_classes = tuple(task.num_classes for task in tasks)
+        digest, classes, before = hashlib.sha256(), [], None
+        for number in range(self.num_tasks):
+            task = self._task(number)
+            classes.append(task.num_classes)
+            if task.train.positions is not before:  # streams that only transform images share them
+                before = task.train.positions
+                self._check_training_half(number)
+                for part in (task.train.positions, task.train.labels):
+                    digest.update(part.numpy().tobytes())
+        self._num_classes, self._digest = tuple(classes), digest.hexdigest()
+
+    def _check_training_half(self, task: int) -> None:
+        """Raise where the validation share leaves nothing, or none of a class, to train on."""
+        whole, left = self._task(task).train.labels.unique(), self._halves(task)[0].labels.unique()
+        if len(left) < len(whole):
+            raise ConfigurationError(
+                f"data.validation_share={self.validation_share} leaves {len(left)} of the {len(whole)} classes of task "
+                f"{task} to train on, as it has {len(self._task(task).train)} images; lower it, or give more images."
+            )
 
     def _checked_length(self) -> int:
         length = self.stream.length(self.root)
@@ -192,21 +218,21 @@ class ContinualDataModule(TaskDataModule):
         if length is not None and wanted is not None and wanted > length:
             raise ConfigurationError(
                 f"data.num_tasks={wanted} is more than the {length} tasks of {type(self.stream).__name__}; "
-                "leave it out (null) to take all."
+                "data.num_tasks=null takes all."
             )
         return wanted or length or 0
 
     def identity(self) -> dict[str, Any]:
-        """The options, and the stream with its data sets by name and number of images."""
+        """The options, and what the stream makes of its data sets: options, and a digest of images and labels."""
         names = ("num_tasks", "batch_size", "steps_per_task", "epochs_per_task", "validation_share", "resize", "seed")
-        stream = {
-            "stream": type(self.stream).__name__,
-            "sources": [type(source).__name__ for source in self.stream.sources],
+        return {
+            **{name: getattr(self, name) for name in names},
             "num_classes": list(self.num_classes),
             "input_shape": list(self.input_shape),
             "augment": self._augment_name,
+            **self.stream.identity(),
+            "images": self._digest,
         }
-        return {**{name: getattr(self, name) for name in names}, **stream}
 
     # Loaders.
 
@@ -243,8 +269,9 @@ class ContinualDataModule(TaskDataModule):
         order = list(torch.arange(len(images)).split(self.batch_size))
         if len(order) > 1 and len(order[-1]) == 1:  # a single image has no batch statistics to be normalised by
             order[-2:] = [torch.cat(order[-2:])]
-        # Whole batches go to a process each: how many images decide about a task must not depend on their number.
-        return BatchLoader(images, order[rank::world_size], device=self.device)
+        # Whole batches go to a process each: how many images decide about a task must not depend on their number. A
+        # process without one gets a batch of no images, as Lightning's test would leave it out and the others wait.
+        return BatchLoader(images, order[rank::world_size] or [order[0][:0]], device=self.device)
 
     def _halves(self, task: int) -> tuple[Images, Images]:
         """The task's training and validation images."""

@@ -12,8 +12,8 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision.transforms.v2 import functional as F
 
 from supsup_lightning.data.images import Images, Memory, mean_and_std
-from supsup_lightning.data.sources import Reading
-from supsup_lightning.data.workers import Workers
+from supsup_lightning.data.sources import Reading, refuse_crops
+from supsup_lightning.data.workers import Workers, seeded
 from supsup_lightning.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -27,8 +27,8 @@ class Datasets:
 
     Images are PIL images, arrays or tensors. Bytes (uint8) are normalised by the training images; anything else is
     taken as it is. A `TensorDataset` stays in memory. Of others each image is asked for anew whenever it is needed, as
-    a DataLoader does, so that what they draw at random stays random (and, as they have it, in validation as well);
-    ``data.in_memory=true`` reads each image once instead.
+    a DataLoader does, so that what they draw at random stays random in training; in validation, where they draw as
+    well, it is the same each time. ``data.in_memory=true`` reads each image once instead.
 
     Args:
         train: with labels from any set of whole numbers.
@@ -55,6 +55,7 @@ class Datasets:
 
     def load(self, root: Path, reading: Reading) -> tuple[Images, Images]:
         """In memory or through workers. Raises `DataError` for labels that are missing or no whole numbers."""
+        refuse_crops(self, reading)
         train_labels, test_labels = self._read_labels()
         train = _images(self.train, train_labels, reading, "training")
         test = _images(self.test, test_labels, reading, "test")
@@ -96,6 +97,11 @@ class _Items:
         self.shape = _as_tensor(dataset[0][0]).shape
 
     def fetch(self, position: int) -> Tensor:
+        """As the data set gives it, what it draws at random the same each time."""
+        with seeded(position):
+            return self.fetch_random(position)
+
+    def fetch_random(self, position: int) -> Tensor:
         """As the data set gives it. Raises `DataError` if it has another shape than the first image."""
         image = _as_tensor(self.dataset[position][0])
         if image.shape != self.shape:
@@ -104,10 +110,6 @@ class _Items:
                 f"{tuple(self.shape)}; bring them to one shape in the data set."
             )
         return image
-
-    def fetch_random(self, position: int) -> Tensor:
-        """Likewise: what is random is drawn by the data set."""
-        return self.fetch(position)
 
 
 def labels_of(dataset: Any, half: str) -> Tensor:
@@ -135,7 +137,9 @@ def labels_of(dataset: Any, half: str) -> Tensor:
     try:
         values = torch.as_tensor(np.asarray(labels))
     except (TypeError, ValueError) as error:
-        raise DataError(f"The labels of the {half} data set are not integers: {labels[0]!r}.") from error
+        raise DataError(
+            f"The labels of the {half} data set are not integers: {labels[0]!r}. Number the classes."
+        ) from error
     if values.is_floating_point() or values.is_complex() or values.ndim != 1:
         example = values.flatten()[0].item()
         raise DataError(

@@ -1,41 +1,27 @@
 """Data sets of image files: a tree with a folder a class, or a table of path and label."""
 
 import csv
-import hashlib
-import json
 import logging
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from supsup_lightning.data.images import Images, mean_and_std
+from supsup_lightning.data.listing import Listing, chosen, hold_out, list_tree
 from supsup_lightning.data.sources import Reading
 from supsup_lightning.data.workers import ImageFiles, Workers, default_num_workers
 from supsup_lightning.errors import ConfigurationError, DataError
-from supsup_lightning.files import replacing
-from supsup_lightning.seeding import generator
 
 logger = logging.getLogger(__name__)
 
 _MOST_BYTES_IN_MEMORY = 2**30  # of ``in_memory=auto``, training and test images together
 _MOST_IMAGES_MEASURED = 1000  # for mean and standard deviation, where the images are not in memory
 _IMAGES_AT_ONCE = 100
-_TEST_FOLDERS = ("val", "test", "valid", "validation")
-
-
-class Listing(NamedTuple):
-    """Image files and the place of each one's class in `classes`."""
-
-    classes: list[str]
-    paths: list[Path]
-    labels: list[int]
+_TRAIN_FOLDERS = ("train", "training")
+_TEST_FOLDERS = ("val", "test", "valid", "validation", "testing")
 
 
 class _Files:
@@ -177,18 +163,23 @@ class ImageFolder(_Files):
             raise DataError(
                 f"The folder {folder} does not exist; set data.root to one with a folder of images a class."
             )
-        if not (folder / "train").is_dir():
-            return _hold_out(_list_tree(folder), self.test_share, folder)
+        train_folder = next((folder / name for name in _TRAIN_FOLDERS if (folder / name).is_dir()), None)
         test_folders = [folder / name for name in _TEST_FOLDERS if (folder / name).is_dir()]
-        if not test_folders:
-            return _hold_out(_list_tree(folder / "train"), self.test_share, folder / "train")
+        if train_folder is None and test_folders:
+            raise DataError(
+                f"{folder} has the folder {test_folders[0].name}, but none named train; add it, or point data.root to "
+                "the folders of the classes."
+            )
+        if train_folder is None or not test_folders:
+            whole = train_folder or folder
+            return hold_out(list_tree(whole), self.test_share, whole)
         test_folder, *others = test_folders
         if others:
             logger.warning("Tests take the images of %s; %s is not used.", test_folder, others[0])
-        train, test = _list_tree(folder / "train"), _list_tree(test_folder)
+        train, test = list_tree(train_folder), list_tree(test_folder)
         unknown = set(test.classes) - set(train.classes)
         if unknown:
-            raise DataError(f"{test_folder} has the class {min(unknown)}, which {folder / 'train'} has not.")
+            raise DataError(f"{test_folder} has the class {min(unknown)}, which {train_folder} has not.")
         labels = [train.classes.index(test.classes[label]) for label in test.labels]
         return train, Listing(train.classes, test.paths, labels)
 
@@ -239,19 +230,19 @@ class ImageCSV(_Files):
             for column in (self.path_column, self.label_column):
                 if not line[column]:
                     raise DataError(f"Line {number} of {table} has no {column}.")
-        names = _classes_of([line[self.label_column] for line in lines], table)
-        place = {name: number for number, name in enumerate(names)}
+        labels = [line[self.label_column].strip() for line in lines]
+        names, place = _classes_of(labels, table)
         paths = [table.parent / line[self.path_column] for line in lines]
-        everything = Listing(names, paths, [place[line[self.label_column]] for line in lines])
+        everything = Listing(names, paths, [place[label] for label in labels])
         if self.split_column not in columns:
-            return _hold_out(everything, self.test_share, table)
+            return hold_out(everything, self.test_share, table)
         halves = [line[self.split_column] for line in lines]
         unknown = next((half for half in halves if half not in ("train", *_TEST_FOLDERS)), None)
         if unknown is not None:
             raise DataError(f"The column {self.split_column} of {table} says {unknown!r}; it may say train or test.")
         train = [number for number, half in enumerate(halves) if half == "train"]
         test = [number for number, half in enumerate(halves) if half != "train"]
-        return _chosen(everything, train, table), _chosen(everything, test, table)
+        return chosen(everything, train, table), chosen(everything, test, table)
 
 
 def _checked_share(share: float) -> float:
@@ -260,86 +251,19 @@ def _checked_share(share: float) -> float:
     return share
 
 
-def _classes_of(labels: Sequence[str], table: Path) -> list[str]:
-    """Distinct labels, whole numbers in their own order. Raises `DataError` if they are numbers, but not whole."""
-    names = sorted(set(labels))
+def _classes_of(labels: Sequence[str], table: Path) -> tuple[list[str], dict[str, int]]:
+    """Names of the classes, and the number of the class that each label means; 1 and 01 mean the same.
+
+    Raises:
+        DataError: labels that are numbers, but not whole.
+    """
     try:
-        numbers = {name: float(name) for name in names}
-    except ValueError:
-        return names
-    fractional = next((name for name, number in numbers.items() if not number.is_integer()), None)
+        values = {label: float(label) for label in labels}
+    except ValueError:  # words
+        names = sorted(set(labels))
+        return names, {name: number for number, name in enumerate(names)}
+    fractional = next((label for label, value in values.items() if not value.is_integer()), None)
     if fractional is not None:
         raise DataError(f"The table {table} has the label {fractional}; labels are words or whole numbers.")
-    return sorted(names, key=numbers.__getitem__)
-
-
-def _hold_out(listing: Listing, share: float, place: Path) -> tuple[Listing, Listing]:
-    """A share of each class is kept for the test; the same whatever the seed of a run."""
-    test: list[int] = []
-    labels = torch.tensor(listing.labels)
-    for label in range(len(listing.classes)):
-        members = (labels == label).nonzero().flatten()
-        order = torch.randperm(len(members), generator=generator(0, "test", label))
-        test += members[order[: max(1, round(len(members) * share))]].tolist()
-    held = set(test)
-    train = [number for number in range(len(labels)) if number not in held]
-    return _chosen(listing, train, place), _chosen(listing, sorted(test), place)
-
-
-def _chosen(listing: Listing, numbers: Sequence[int], place: Path) -> Listing:
-    if not numbers:
-        raise DataError(f"{place} leaves no images for training or none for the test.")
-    return Listing(listing.classes, [listing.paths[n] for n in numbers], [listing.labels[n] for n in numbers])
-
-
-@dataclass
-class _Tree:
-    """A listing as it is cached: the directories seen with their times of change, and the files of each class."""
-
-    times: dict[str, int] = field(default_factory=dict)
-    files: dict[str, list[str]] = field(default_factory=dict)
-
-
-def _list_tree(folder: Path) -> Listing:
-    tree = _cached_tree(folder)
-    if not tree.files:
-        raise DataError(f"{folder} has no folders; images are expected in a folder a class: {folder}/<class>/<image>.")
-    for name, files in tree.files.items():
-        if not files:
-            raise DataError(
-                f"The class folder {folder / name} has no images ({', '.join(IMG_EXTENSIONS)}); remove it or fill it."
-            )
-    classes = sorted(tree.files)
-    paths = [folder / name for label in classes for name in tree.files[label]]
-    return Listing(classes, paths, [number for number, label in enumerate(classes) for _ in tree.files[label]])
-
-
-def _cached_tree(folder: Path) -> _Tree:
-    """The tree from the cache, if no directory of it has changed since, or else listed and put there."""
-    folder = folder.resolve()
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    cache = home / "supsup_lightning" / f"listing-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.json"
-    try:
-        tree = _Tree(**json.loads(cache.read_text()))
-        if tree.times and all(os.stat(directory).st_mtime_ns == time for directory, time in tree.times.items()):
-            return tree
-    except (OSError, ValueError, TypeError) as error:
-        logger.debug("No listing of %s to use in %s: %s", folder, cache, error)
-    tree = _walk(folder)
-    try:
-        with replacing(cache) as temporary:
-            temporary.write_text(json.dumps(tree.__dict__))
-    except OSError as error:
-        logger.warning("The listing of %s cannot be kept for the next start: %s", folder, error)
-    return tree
-
-
-def _walk(folder: Path) -> _Tree:
-    tree = _Tree(times={str(folder): folder.stat().st_mtime_ns})
-    for label in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."):
-        tree.files[label] = []
-        for directory, _, names in sorted(os.walk(folder / label, followlinks=True)):
-            tree.times[directory] = os.stat(directory).st_mtime_ns
-            images = sorted(name for name in names if name.lower().endswith(IMG_EXTENSIONS))
-            tree.files[label] += [os.path.relpath(os.path.join(directory, name), folder) for name in images]
-    return tree
+    order = sorted({int(value) for value in values.values()})
+    return [str(value) for value in order], {label: order.index(int(value)) for label, value in values.items()}

@@ -178,7 +178,9 @@ class BatchLoader:
         return len(self.order)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if not len(self.order):
+        if not sum(map(len, self.order)):
+            for _ in self.order:
+                yield torch.empty(0, *self.images.store.shape(), device=self.device), self.images.labels[:0]
             return
         images, sizes = self.images, [len(batch) for batch in self.order]
         labels = images.labels[torch.cat([*self.order])].to(self.device).split(sizes)

@@ -163,9 +163,9 @@ class ModuleLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         module, device = self.sequence.modules[self.task], self.sequence.device
-        for batch in islice(self._endless(), self.length):
+        for number, batch in enumerate(islice(self._endless(), self.length)):
             moved = module.transfer_batch_to_device(module.on_before_batch_transfer(batch, 0), device, 0)
-            yield self._checked(module.on_after_batch_transfer(moved, 0))
+            yield self._checked(module.on_after_batch_transfer(moved, 0), first=number == 0)
 
     def _endless(self) -> Iterator[Any]:
         empty = False
@@ -175,7 +175,7 @@ class ModuleLoader:
                 empty = False
                 yield batch
 
-    def _checked(self, batch: Any) -> tuple[Tensor, Tensor]:
+    def _checked(self, batch: Any, *, first: bool) -> tuple[Tensor, Tensor]:
         name = type(self.sequence.modules[self.task]).__name__
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise DataError(f"A batch of task {self.task} ({name}) is no (images, labels): it has no labels.")
@@ -184,7 +184,8 @@ class ModuleLoader:
             kind = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels)
             raise DataError(f"The labels of task {self.task} ({name}) are not integers, one an image: {kind}.")
         num_classes = self.sequence.num_classes[self.task]
-        if labels.device.type == "cpu" and (labels.min() < 0 or labels.max() >= num_classes):
+        looked_at = first or labels.device.type == "cpu"  # each look makes an accelerator wait
+        if looked_at and (labels.min() < 0 or labels.max() >= num_classes):
             raise DataError(
                 f"A batch of task {self.task} ({name}) has labels from {labels.min()} to {labels.max()}, where its "
                 f"{num_classes} classes are numbered from 0."

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.datasets.utils import check_integrity
 
 from supsup_lightning.data.images import Images
-from supsup_lightning.errors import DataError
+from supsup_lightning.errors import ConfigurationError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,15 @@ class Reading:
     num_workers: int | None = None
     on_error: str = "raise"
     resized_crop: bool = False
+
+
+def refuse_crops(source: Any, reading: Reading) -> None:
+    """Raise `ConfigurationError` if crops are to be drawn from files, where ``source`` has none."""
+    if reading.resized_crop:
+        raise ConfigurationError(
+            f"data.augment=resized_crop has no effect on {type(source).__name__}, as it is drawn while image files are "
+            "read; use data.augment=crop_flip."
+        )
 
 
 class Source(Protocol):
@@ -78,6 +87,7 @@ class Digits:
 
     def load(self, root: Path, reading: Reading) -> tuple[Images, Images]:
         """1,437 training and 360 test images."""
+        refuse_crops(self, reading)
         from sklearn.datasets import load_digits  # a second of import that no other data set needs
 
         digits = load_digits()
@@ -122,6 +132,7 @@ class _Torchvision:
 
     def load(self, root: Path, reading: Reading) -> tuple[Images, Images]:
         """Training and test images."""
+        refuse_crops(self, reading)
         self.check(root)
         train, test = self.dataset(root, train=True), self.dataset(root, train=False)
         return halves(

@@ -4,8 +4,8 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +13,9 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from supsup_lightning.data.images import Images
-from supsup_lightning.data.sources import Named, Reading, Source
+from supsup_lightning.data.sources import Reading, Source
 from supsup_lightning.errors import ConfigurationError, DataError, check_choice
-from supsup_lightning.seeding import derive_seed, generator
+from supsup_lightning.seeding import generator
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,10 @@ class Stream(ABC):
     @abstractmethod
     def load(self, root: Path, reading: Reading) -> None:
         """Read the data sets below ``root``. Raises `DataError`."""
+
+    def identity(self) -> dict[str, Any]:
+        """What the tasks depend on beside the data sets' images and the seed, for a checkpoint to be checked by."""
+        return {"stream": type(self).__name__, "sources": [type(source).__name__ for source in self.sources]}
 
     @abstractmethod
     def task(self, task: int, *, seed: int) -> Task:
@@ -90,6 +94,9 @@ class _OneSource(Stream):
                     f"{name} has {half} labels from {images.labels.min()} to {images.labels.max()}, where its "
                     f"{self.num_classes} classes are numbered from 0."
                 )
+        absent = (self.train.labels.bincount(minlength=self.num_classes) == 0).nonzero().flatten().tolist()
+        if absent:
+            raise DataError(f"{name} has no training images of its class {absent[0]} (of {self.num_classes}).")
 
     def task(self, task: int, *, seed: int) -> Task:
         """All images, under the transform of the task."""
@@ -147,6 +154,10 @@ class Rotated(_OneSource):
         """Until the images are upright again."""
         return -int(-360 // self.degrees)
 
+    def identity(self) -> dict[str, Any]:
+        """With the angle."""
+        return {**super().identity(), "degrees": self.degrees}
+
     def transformed(self, images: Images, task: int, seed: int) -> Images:
         """The images with the rotation of ``task`` as their transform."""
         return replace(images, transform=_Rotation(task * self.degrees, fill=-images.mean / images.std))
@@ -199,6 +210,8 @@ class Split(_OneSource):
     def length(self, root: Path) -> int | None:
         """As many as the classes fill, the last one perhaps in part."""
         available = self.source.num_classes(root)
+        if available < 2:
+            raise DataError(f"{type(self.source).__name__} has {available} class: there is nothing to tell apart.")
         if not isinstance(self.class_order, str):
             order = self.class_order
             if len(set(order)) != len(order) or not all(0 <= label < available for label in order):
@@ -247,82 +260,3 @@ def _relabelled(images: Images, number: Tensor) -> Images:
     labels = number[images.labels]
     chosen = images.select((labels >= 0).nonzero().flatten())
     return replace(chosen, labels=number[chosen.labels])
-
-
-class Mixed(Stream):
-    """Streams one after another: tasks of different data sets, sizes and numbers of classes in one run.
-
-    Args:
-        streams: each with an end.
-        num_tasks: of each stream, how many tasks to take; all where it is None.
-    """
-
-    def __init__(self, streams: Sequence[Stream], *, num_tasks: Sequence[int | None] | None = None) -> None:
-        self.streams = list(streams)
-        self.limits = [None] * len(self.streams) if num_tasks is None else list(num_tasks)
-        if not self.streams or len(self.limits) != len(self.streams):
-            raise ConfigurationError(
-                f"data.stream: {len(self.streams)} streams are mixed, with {len(self.limits)} numbers of tasks."
-            )
-        self._starts: list[int] = []
-
-    @property
-    def sources(self) -> Sequence[Source]:
-        """Those of all streams."""
-        return [source for stream in self.streams for source in stream.sources]
-
-    def length(self, root: Path) -> int | None:
-        """Of all streams together."""
-        lengths = []
-        for place, (stream, limit) in enumerate(zip(self.streams, self.limits, strict=True)):
-            length = stream.length(root)
-            if length is None and limit is None:
-                raise ConfigurationError(
-                    f"data.stream.streams[{place}] ({type(stream).__name__}) has no end; say how many of its tasks to "
-                    "take in data.stream.num_tasks."
-                )
-            if length is not None and limit is not None and limit > length:
-                raise ConfigurationError(
-                    f"data.stream.num_tasks: {limit} tasks are wanted of {type(stream).__name__}, which has {length}."
-                )
-            lengths.append(limit if limit is not None else length or 0)
-        self._starts = [0, *accumulate(lengths)]
-        return self._starts[-1]
-
-    def load(self, root: Path, reading: Reading) -> None:
-        """Read the data sets of all streams."""
-        if not self._starts:
-            self.length(root)
-        for stream in self.streams:
-            stream.load(root, reading)
-
-    def task(self, task: int, *, seed: int) -> Task:
-        """The task of the stream whose turn it is."""
-        for place, (start, end) in enumerate(pairwise(self._starts)):
-            if start <= task < end:
-                return self.streams[place].task(task - start, seed=derive_seed(seed, "mixed", place))
-        raise ConfigurationError(f"Task {task} is not among the {self._starts[-1]} of the mixed streams.")
-
-
-class Domains(Mixed):
-    """The same classes in one domain after another: each data set is a task.
-
-    Args:
-        sources: one a domain, all with the same number of classes.
-    """
-
-    def __init__(self, sources: Sequence[Source]) -> None:
-        super().__init__([Whole(source) for source in sources])
-
-    def length(self, root: Path) -> int | None:
-        """One task a domain. Raises `ConfigurationError` where their classes differ."""
-        numbers = [source.num_classes(root) for source in self.sources]
-        names = [source.class_names(root) for source in self.sources if isinstance(source, Named)]
-        different = next((other for other in names if other != names[0]), None)
-        if len(set(numbers)) > 1 or different is not None:
-            shown = numbers if different is None else f"{names[0]} and {different}"
-            raise ConfigurationError(
-                f"The domains of data.stream.sources have different classes: {shown}. Domains share their classes, by "
-                "name; use supsup_lightning.data.Mixed for data sets that do not."
-            )
-        return super().length(root)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -32,7 +34,7 @@ class Items(Protocol):
         ...
 
     def fetch_random(self, position: int) -> Tensor:
-        """The image with what is random in training, drawn from torch's generator."""
+        """The image with what is random in training; called with all generators seeded for it."""
         ...
 
 
@@ -97,25 +99,30 @@ class _Guarded(Dataset):
         try:
             if seed is None:
                 return self.items.fetch(position)
-            with _seeded(seed):
+            with seeded(seed):
                 return self.items.fetch_random(position)
         except DataError as error:
             return str(error)
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Torch's CPU generator seeded for one image: neither the number of workers nor a resume changes what it draws.
+def seeded(seed: int) -> Iterator[None]:
+    """The generators of torch (CPU), numpy and Python seeded for one image, and as they were afterwards.
 
-    `torch.manual_seed` would seed every other device's generator as well, in a fifth of a millisecond.
+    Neither the number of workers, nor a resume, nor what ran before changes what an image draws. `torch.manual_seed`
+    would seed every other device's generator as well, in a fifth of a millisecond.
     """
     generator = torch.default_generator
-    state = generator.get_state()
+    states = generator.get_state(), random.getstate(), np.random.get_state()
     generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
     try:
         yield
     finally:
-        generator.set_state(state)
+        generator.set_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
 
 
 class _Requests:

@@ -14,7 +14,8 @@ class Part(NamedTuple):
     Attributes:
         name: as in the network.
         shape: of it.
-        kept: ``mask``, ``statistics`` (its own values) or ``frozen`` (nothing: all tasks share it).
+        kept: ``mask``, ``statistics`` (its own values), ``tied`` (to a masked parameter of another name) or ``frozen``
+            (nothing: all tasks share it).
         density: share of a mask's weights that are on.
         task_bytes: that one more task adds.
     """

@@ -201,7 +201,9 @@ class SupSup(Method):
         parts = []
         for name, tensor in self.network.state_dict().items():
             kept, density, task_bytes = "frozen", None, 0.0
-            if name in masks:
+            if name not in masks and name in self._regrown and name not in self.statistics_layout.names:
+                kept = "tied"
+            elif name in masks:
                 kept, density, task_bytes = "mask", masks[name].mean().item(), tensor.numel() / 8
             elif name in self.statistics_layout.names:
                 kept, task_bytes = "statistics", float(tensor.numel() * self.statistics.itemsize)
@@ -227,6 +229,26 @@ class SupSup(Method):
         self._set_parameters(stored.parameters)
         self.bank.load_state_dict({name: getattr(stored, name) for name in ("packed", "tasks", "statistics")})
         _read_off_network(self)
+
+    def merge(self, path: str | Path) -> None:
+        """Add the tasks of a bank file, trained elsewhere on the same network.
+
+        Raises:
+            MismatchError: it was made with another network, seed or rule, or other parameters that are not masked.
+            KeyError: a task is in both and differs. Nothing is merged then.
+        """
+        stored = codec.read(path)
+        self._check_identity(stored.identity, f"The mask bank {path}", stored.parameters)
+        own = self.network.state_dict()
+        different = [name for name, value in stored.parameters.items() if not torch.equal(own[name].cpu(), value)]
+        if different:
+            raise MismatchError(
+                f"The mask bank {path} was trained with other values of {', '.join(different)}, which are not masked. "
+                "Make the network from the same seed (lightning.seed_everything) wherever it is trained."
+            )
+        other = MaskBank(self.layout.num_weights, self.statistics_layout.num_weights)
+        other.load_state_dict({name: getattr(stored, name) for name in ("packed", "tasks", "statistics")})
+        self.bank.merge(other)
 
     def get_extra_state(self) -> dict[str, Any]:
         """The identity of network, seed and rule, and the task in training; into `state_dict`."""
