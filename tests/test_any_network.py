@@ -177,7 +177,7 @@ def average_in_process(rank: int, folder: str) -> None:
 
 
 def test_processes_agree_on_the_statistics(tmp_path):
-    torch.multiprocessing.start_processes(average_in_process, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    torch.multiprocessing.spawn(average_in_process, args=(str(tmp_path),), nprocs=2)
     (own, kept), (other, also_kept) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert not torch.equal(own, other)
     torch.testing.assert_close(kept[0], (own + other) / 2)
