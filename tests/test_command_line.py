@@ -200,7 +200,12 @@ def test_a_resume_with_other_options_is_refused_and_loses_nothing(tmp_path):
 
 def test_an_interrupt_keeps_finished_tasks_and_is_no_result(tmp_path):
     options = ["data.num_tasks=50", "data.steps_per_task=50", "hydra.run.dir=run", *QUIET]
-    process = subprocess.Popen([sys.executable, ROOT / "train.py", *options], cwd=tmp_path, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *options],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not checkpoint.exists():
