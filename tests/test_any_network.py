@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from supsup_lightning import GG, ContinualModule, Exhaustive, GEMResNet18, Given, OneShot, PermutedDigits, SupSup
+from supsup_lightning import GG, Exhaustive, GEMResNet18, Given, OneShot, PermutedDigits, SupSup
 from supsup_lightning.data import ContinualDataModule, Digits, Split
 from supsup_lightning.errors import ConfigurationError
 from tests.conftest import fit, random_images
@@ -97,18 +97,8 @@ def test_tasks_are_learned_kept_and_found(network, lowest, tmp_path):
     method = SupSup(network())
     watch = Watch()
     optimizer = partial(torch.optim.Adam, lr=4e-3)
-    module = ContinualModule(method, scenario=GG, inference=Given(), optimizer=optimizer)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        reload_dataloaders_every_n_epochs=1,
-        callbacks=[*module.task_callbacks(data), watch],
-        logger=False,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(module, data)
+    options = {"scenario": GG, "inference": Given(), "optimizer": optimizer}
+    module, trainer = fit(method, data, folder=tmp_path, callbacks=[watch], **options)
     trainer.test(module, data, verbose=False)
     assert module.test_accuracy.compute()[0].min() > lowest
     assert torch.equal(*watch.logits)

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision
 
-from supsup_lightning import GG, ContinualDataModule, ContinualModule, GEMResNet18, Given, LeNet, SupSup
+from supsup_lightning import GG, ContinualDataModule, GEMResNet18, Given, LeNet, SupSup
 from supsup_lightning.data import CIFAR10, CIFAR100, KMNIST, FashionMNIST, ImageFolder, Permuted, Split, Whole
 from supsup_lightning.errors import DataError
 from tests.conftest import QUIET, fit
@@ -95,18 +95,7 @@ def test_gem_resnet_keeps_the_logits_of_its_first_task_bit_for_bit(data, tmp_pat
             logits.append(pl_module.eval().method(images, 0))
             pl_module.train()
 
-    module = ContinualModule(method, scenario=GG, inference=Given())
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        reload_dataloaders_every_n_epochs=1,
-        callbacks=[*module.task_callbacks(stream), Watch()],
-        logger=False,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(module, stream)
+    fit(method, stream, folder=tmp_path, callbacks=[Watch()], scenario=GG, inference=Given())
     assert torch.equal(*logits)
     assert not torch.equal(method.bank.statistics[0], method.bank.statistics[1])
 
