@@ -1,7 +1,7 @@
 """The arithmetic of tasks and epochs, and Lightning's hooks over it; where the data come from is a subclass's."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
@@ -152,7 +152,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
             )
 
 
-def check_counts(**options: int | Sequence[int] | None) -> None:
+def check_counts(**options: int | None) -> None:
     """Raise `ConfigurationError` for an option of the data that is given and no whole number from 1 on."""
     for name, value in options.items():
         if value is not None and (type(value) is not int or value < 1):
