@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision.transforms.v2 import functional as F
 
-from supsup_lightning.data.images import Images, Memory, mean_and_std
+from supsup_lightning.data.images import Images, Memory, measure
 from supsup_lightning.data.sources import Reading, refuse_crops
 from supsup_lightning.data.workers import Workers, seeded
 from supsup_lightning.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-_MOST_IMAGES_MEASURED = 1000
 _LABEL_ATTRIBUTES = ("targets", "labels", "_labels")
 
 
@@ -59,8 +58,7 @@ class Datasets:
         train_labels, test_labels = self._read_labels()
         train = _images(self.train, train_labels, reading, "training")
         test = _images(self.test, test_labels, reading, "test")
-        sample = torch.arange(0, len(train), max(1, len(train) // _MOST_IMAGES_MEASURED))
-        first = next(iter(train.store.batches([sample], seeds=None, device=torch.device("cpu")))).pixels
+        first = next(iter(train.store.batches([torch.tensor([0])], seeds=None, device=torch.device("cpu")))).pixels
         if first.dtype != torch.uint8:
             return train, test
         if first.ndim != 4:
@@ -68,7 +66,7 @@ class Datasets:
                 f"Images of bytes must be (channels, height, width); the training data set's have shape "
                 f"{tuple(first.shape[1:])}. Add what is missing (`image.unsqueeze(0)` for channels), or give floats."
             )
-        mean, std = mean_and_std(first if isinstance(train.store, Workers) else train.store.pixels)  # type: ignore[attr-defined]
+        mean, std = measure(train)
         return (
             Images.of(train.store, train.labels, mean=mean, std=std),
             Images.of(test.store, test.labels, mean=mean, std=std),

@@ -7,9 +7,8 @@ from math import prod
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from supsup_lightning.data.images import Images, mean_and_std
+from supsup_lightning.data.images import Images, measure
 from supsup_lightning.data.listing import Listing, chosen, hold_out, list_tree
 from supsup_lightning.data.sources import Reading
 from supsup_lightning.data.workers import ImageFiles, Workers, default_num_workers
@@ -18,7 +17,6 @@ from supsup_lightning.errors import ConfigurationError, DataError
 logger = logging.getLogger(__name__)
 
 _MOST_BYTES_IN_MEMORY = 2**30  # of ``in_memory=auto``, training and test images together
-_MOST_IMAGES_MEASURED = 1000  # for mean and standard deviation, where the images are not in memory
 _IMAGES_AT_ONCE = 100
 _TRAIN_FOLDERS = ("train", "training")
 _TEST_FOLDERS = ("val", "test", "valid", "validation", "testing")
@@ -88,7 +86,7 @@ class _Files:
             mean, std = train_images.mean, train_images.std
         else:
             train_images, test_images = self._by_workers(train, reading), self._by_workers(test, reading)
-            mean, std = _measure(train_images)
+            mean, std = measure(train_images)
         return (
             Images.of(train_images.store, train_images.labels, mean=mean, std=std),
             Images.of(test_images.store, test_images.labels, mean=mean, std=std),
@@ -131,13 +129,6 @@ def _store(listing: Listing, reading: Reading) -> Workers:
     files = ImageFiles(listing.paths, reading.input_shape, resized_crop=reading.resized_crop)
     workers = default_num_workers() if reading.num_workers is None else reading.num_workers
     return Workers(files, shape=reading.input_shape, num_workers=workers, on_error=reading.on_error)
-
-
-def _measure(images: Images) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation by channel, of evenly spaced images as they are evaluated."""
-    positions = torch.arange(0, len(images), max(1, len(images) // _MOST_IMAGES_MEASURED)).split(_IMAGES_AT_ONCE)
-    batches = images.store.batches(positions, seeds=None, device=torch.device("cpu"))
-    return mean_and_std(torch.cat([batch.pixels for batch in batches]))
 
 
 class ImageFolder(_Files):

@@ -16,6 +16,8 @@ from torchvision.transforms.v2 import functional as F
 Transform = Callable[[Tensor], Tensor]
 Augment = Callable[[Tensor, Tensor], Tensor]
 
+_IMAGES_MEASURED = 1000  # at least, for mean and standard deviation of images that are not in memory
+
 # Shares of red, green and blue in the brightness that the eye sees (ITU-R BT.601).
 _GREY = (0.299, 0.587, 0.114)
 
@@ -146,6 +148,15 @@ def mean_and_std(pixels: Tensor) -> tuple[Tensor, Tensor]:
     mean = shares @ values
     std = (shares @ values**2 - mean**2).clamp_min(0).sqrt()
     return mean.float().view(-1, 1, 1), std.float().clamp_min(1e-6).view(-1, 1, 1)
+
+
+def measure(images: Images) -> tuple[Tensor, Tensor]:
+    """`mean_and_std` of raw images as they are evaluated: of all in memory, or else of some evenly spaced ones."""
+    if isinstance(images.store, Memory):
+        return mean_and_std(images.store.pixels)
+    positions = torch.arange(0, len(images), max(1, len(images) // _IMAGES_MEASURED)).split(100)
+    batches = images.store.batches(positions, seeds=None, device=torch.device("cpu"))
+    return mean_and_std(torch.cat([batch.pixels for batch in batches]))
 
 
 class BatchLoader:
