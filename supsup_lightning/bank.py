@@ -1,5 +1,7 @@
 """The finished tasks: masks, one bit a weight, and what normalisation layers measured."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -43,13 +45,13 @@ class MaskBank(nn.Module):
         return bool((self.tasks == task).any())
 
     def add(self, task: int, mask: Tensor, statistics: Tensor | None = None) -> None:
-        """Store ``mask`` ``(weights,)`` and ``statistics`` ``(statistics,)``, where there are any, of ``task``.
+        """Store ``mask`` ``(weights,)`` and ``statistics`` ``(statistics,)``, where there are any, of a new ``task``.
 
         Raises:
-            KeyError: the task has a mask already; `remove` it first.
+            KeyError: the task has a mask already; `replace` or `remove` it.
         """
         if task in self:
-            raise KeyError(f"Task {task} has a mask already; remove it first.")
+            raise KeyError(f"Task {task} has a mask already; replace or remove it.")
         if mask.shape != (self.num_weights,):
             raise ValueError(f"A mask of this bank has shape ({self.num_weights},); got {tuple(mask.shape)}.")
         num_statistics = self.statistics.shape[1]
@@ -69,6 +71,15 @@ class MaskBank(nn.Module):
     def get_statistics(self, task: int) -> Tensor:
         """A copy of the statistics of ``task``, ``(statistics,)``. Raises `KeyError` if it has none."""
         return self.statistics[self._row(task)].clone()
+
+    def replace(self, task: int, mask: Tensor, statistics: Tensor | None = None) -> None:
+        """Another mask, and other statistics, for ``task``, in its place. Raises `KeyError` if it has none."""
+        row = self._row(task)
+        mask = mask.to(self.counts.device, torch.bool)
+        self.counts += mask.int() - bits.unpack(self.packed[row], self.num_weights).int()
+        self.packed[row] = bits.pack(mask)
+        if statistics is not None:
+            self.statistics[row] = statistics.detach().to(self.statistics)
 
     def remove(self, task: int) -> None:
         """Forget the mask of ``task``. Raises `KeyError` if it has none."""
@@ -104,14 +115,14 @@ class MaskBank(nn.Module):
         """``sum_i a_i M_i``, ``(weights,)`` float32.
 
         Args:
-            coefficients: ``(masks,)``, in the order of `tasks`; by default ``1 / masks`` each, read off `counts`.
+            coefficients: ``(masks,)``, in the order of `tasks`, which may require gradients; by default
+                ``1 / masks`` each, read off `counts`.
         """
         if not len(self):
             raise KeyError("The bank is empty: there is no mask to superpose yet.")
         if coefficients is None:
             return self.counts / len(self)
-        rows = coefficients.nonzero().flatten()  # masks that do not count are not read
-        return bits.weighted_sum(self.packed[rows], coefficients[rows], self.num_weights)
+        return _WeightedSum.apply(coefficients, self.packed, self.num_weights)
 
     def project(self, vector: Tensor, rows: Tensor | None = None) -> Tensor:
         """Inner product of each mask, or of some rows, with ``vector`` ``(..., weights)``: ``(..., masks)``."""
@@ -147,3 +158,21 @@ class MaskBank(nn.Module):
         for row in self.packed:  # one at a time: the bank unpacked would be eight times its size
             counts += bits.unpack(row, self.num_weights)
         return counts
+
+
+class _WeightedSum(torch.autograd.Function):
+    """`bits.weighted_sum`, whose gradient by the coefficients is `bits.dot`."""
+
+    @staticmethod
+    def forward(coefficients: Tensor, packed: Tensor, num_weights: int) -> Tensor:
+        rows = coefficients.nonzero().flatten()  # masks that do not count are not read
+        return bits.weighted_sum(packed[rows], coefficients[rows], num_weights)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (packed,) = ctx.saved_tensors
+        return bits.dot(packed, gradient), None, None

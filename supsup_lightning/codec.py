@@ -2,7 +2,7 @@
 
 Tensors ``packed`` ``(masks, ceil(weights / 8))`` uint8 and ``tasks`` ``(masks,)`` int64, and ``parameters.<name>``
 for the network's own that no seed regrows; with normalisation layers also ``statistics`` ``(masks, statistics)``
-float32. The header's metadata holds what identifies the network, the seed and the mask rule.
+float32. Where tasks are combinations of masks, their `Combinations` as ``combinations.<name>``. The header's metadata holds what identifies the network, the seed and the mask rule.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from supsup_lightning.combinations import Combinations
 from supsup_lightning.errors import DataError
 from supsup_lightning.files import replacing
 
@@ -21,11 +22,10 @@ FORMAT = "supsup-mask-bank-1"
 
 
 class StoredBank(NamedTuple):
-    """What a bank file holds."""
+    """What a bank file holds: the states of a `MaskBank` and of `Combinations`, and what they belong to."""
 
-    packed: Tensor
-    tasks: Tensor
-    statistics: Tensor
+    bank: dict[str, Tensor]
+    combinations: dict[str, Tensor]
     identity: dict[str, str]
     parameters: dict[str, Tensor]
 
@@ -33,16 +33,16 @@ class StoredBank(NamedTuple):
 def write(
     path: str | Path,
     *,
-    packed: Tensor,
-    tasks: Tensor,
-    statistics: Tensor,
+    bank: Mapping[str, Tensor],
+    combinations: Mapping[str, Tensor],
     identity: Mapping[str, str],
     parameters: Mapping[str, Tensor],
 ) -> None:
     """Write a bank, under a temporary name first: a kill leaves the former file or the new one, never a part."""
-    tensors = {"packed": packed, "tasks": tasks, **{f"parameters.{name}": value for name, value in parameters.items()}}
-    if statistics.shape[1]:
-        tensors["statistics"] = statistics
+    tensors = {name: value for name, value in bank.items() if name != "statistics" or value.shape[1]}
+    tensors |= {f"parameters.{name}": value for name, value in parameters.items()}
+    if len(combinations["tasks"]):
+        tensors |= {f"combinations.{name}": value for name, value in combinations.items()}
     with replacing(path) as temporary:
         contents = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         temporary.write_bytes(save(contents, metadata={"format": FORMAT, **identity}))
@@ -58,8 +58,11 @@ def read(path: str | Path) -> StoredBank:
         raise DataError(f"The mask bank {path} cannot be read: {error}.") from error
     if metadata.pop("format", None) != FORMAT:
         raise DataError(f"{path} is not a mask bank of format {FORMAT}.")
-    prefix = "parameters."
-    parameters = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    packed, tasks = tensors["packed"], tensors["tasks"]
-    statistics = tensors.get("statistics", torch.empty(len(tasks), 0))
-    return StoredBank(packed, tasks, statistics, metadata, parameters)
+    bank = {name: tensors[name] for name in ("packed", "tasks")}
+    bank["statistics"] = tensors.get("statistics", torch.empty(len(bank["tasks"]), 0))
+    combinations = _under("combinations.", tensors) or Combinations(bank["statistics"].shape[1]).state_dict()
+    return StoredBank(bank, combinations, metadata, _under("parameters.", tensors))
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -31,6 +31,10 @@ class Rule(Protocol):
         """What decides whether a weight is on, and what the gradient goes straight through to; differentiable."""
         ...
 
+    def scores_of(self, mask: Tensor, drawn: Tensor) -> Tensor:
+        """Scores with this mask, out of freshly drawn ones, all ``(weights,)``: to train a mask on from its bits."""
+        ...
+
 
 @dataclass(frozen=True)
 class Threshold:
@@ -48,6 +52,11 @@ class Threshold:
     def importance(self, scores: Tensor) -> Tensor:
         """The scores themselves."""
         return scores
+
+    def scores_of(self, mask: Tensor, drawn: Tensor) -> Tensor:
+        """The drawn magnitudes, with the signs that the mask asks for."""
+        magnitude = drawn.abs().clamp_min(torch.finfo(drawn.dtype).tiny)
+        return torch.where(mask.bool(), magnitude, -magnitude)
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,11 @@ class TopK:
         """Absolute scores."""
         return scores.abs()
 
+    def scores_of(self, mask: Tensor, drawn: Tensor) -> Tensor:
+        """The drawn signs; in each layer the largest magnitudes go to the weights that are on, at random."""
+        layers = zip(mask.bool().split(self.sizes), drawn.split(self.sizes), strict=True)
+        return torch.cat([_with_largest_on(on, layer) for on, layer in layers])
+
 
 def _largest(scores: Tensor, count: int) -> Tensor:
     """Zeros and ones ``(..., n)``: ones at the ``count`` largest ``|score|`` of the last dimension; ties by order."""
@@ -92,6 +106,16 @@ def _largest(scores: Tensor, count: int) -> Tensor:
         tied &= tied.cumsum(-1) <= count - above.sum(-1, keepdim=True)
         mask = (above | tied).to(scores.dtype)
     return mask
+
+
+def _with_largest_on(mask: Tensor, drawn: Tensor) -> Tensor:
+    """``drawn`` ``(n,)`` with its magnitudes dealt out anew: any that is on has a larger one than any that is off."""
+    magnitude = drawn.abs()
+    # The weights in the order of (on or off, drawn magnitude) get the magnitudes in ascending order.
+    order = (magnitude / magnitude.max().clamp_min(torch.finfo(drawn.dtype).tiny) + 2 * mask).argsort()
+    dealt = torch.empty_like(drawn)
+    dealt[order] = magnitude.sort().values
+    return torch.where(drawn < 0, -dealt, dealt)
 
 
 class _MaskedWeights(torch.autograd.Function):

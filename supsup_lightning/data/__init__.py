@@ -21,7 +21,8 @@ from supsup_lightning.data.sources import (
     halves,
 )
 from supsup_lightning.data.streams import Permuted, Rotated, Split, Stream, Task, Whole
-from supsup_lightning.data.tasks import TaskDataModule
+from supsup_lightning.data.tasks import TaskDataModule, TaskSequence
+from supsup_lightning.data.unannounced import Blocks, Order, Recurring, Switching, Unannounced
 
 
 def PermutedDigits(*, num_tasks: int = 10, **options) -> ContinualDataModule:
@@ -44,6 +45,7 @@ __all__ = [
     "CIFAR100",
     "KMNIST",
     "MNIST",
+    "Blocks",
     "ContinualDataModule",
     "CropFlip",
     "DataModuleSequence",
@@ -55,16 +57,21 @@ __all__ = [
     "ImageFolder",
     "Images",
     "Mixed",
+    "Order",
     "Permuted",
     "PermutedDigits",
     "PermutedMNIST",
     "Reading",
+    "Recurring",
     "Rotated",
     "Source",
     "Split",
     "Stream",
+    "Switching",
     "Task",
     "TaskDataModule",
+    "TaskSequence",
+    "Unannounced",
     "Whole",
     "halves",
 ]

@@ -15,7 +15,7 @@ from supsup_lightning.data.datasets import Datasets
 from supsup_lightning.data.images import Augment, BatchLoader, Images, Memory
 from supsup_lightning.data.sources import Reading
 from supsup_lightning.data.streams import Permuted, Rotated, Split, Stream, Task
-from supsup_lightning.data.tasks import TaskDataModule, check_counts
+from supsup_lightning.data.tasks import TaskSequence, check_counts
 from supsup_lightning.errors import ConfigurationError, check_choice
 from supsup_lightning.seeding import generator
 
@@ -23,8 +23,8 @@ from supsup_lightning.seeding import generator
 _VALIDATION_BATCH = 1000
 
 
-class ContinualDataModule(TaskDataModule):
-    """The tasks of a stream (`TaskDataModule`).
+class ContinualDataModule(TaskSequence):
+    """The tasks of a stream (`TaskSequence`).
 
     Args:
         stream: how data sets become tasks.
@@ -236,23 +236,23 @@ class ContinualDataModule(TaskDataModule):
 
     # Loaders.
 
-    def train_loader(self, task: int, *, epoch: int = 0) -> BatchLoader:
-        """The training batches of one epoch (counted within the task) of any task."""
+    def train_loader(self, task: int, *, epoch: int = 0, steps: slice = slice(None)) -> BatchLoader:
+        """The training batches, or a slice of them, of one epoch (counted within the task) of any task."""
         rank, world_size = self.processes()
         if self.batch_size % world_size:
             raise ConfigurationError(f"data.batch_size={self.batch_size} does not divide by {world_size} processes.")
         images, _ = self._halves(task)
         draw = generator(self.seed, "order", task, epoch)
-        steps = self.steps_per_epoch(task)
-        needed = steps * self.batch_size
+        length = self.steps_per_epoch(task)
+        needed = length * self.batch_size
         passes = [torch.randperm(len(images), generator=draw) for _ in range(-(-needed // len(images)))]
         order = torch.cat(passes)[:needed].view(-1, self.batch_size)
         draws = None
         if self.augment is not None or not isinstance(images.store, Memory):
             draw = generator(self.seed, "augment", task, epoch)
-            draws = torch.randint(2**31, (steps, self.batch_size, 3), generator=draw)[:, rank::world_size]
+            draws = torch.randint(2**31, (length, self.batch_size, 3), generator=draw)[steps, rank::world_size]
         # Each process takes its share of every batch, so that the number of processes does not change the gradient.
-        order = order[:, rank::world_size].contiguous()
+        order = order[steps, rank::world_size].contiguous()
         return BatchLoader(images, order.unbind(), device=self.device, draws=draws, augment=self.augment)
 
     def val_loader(self, task: int) -> BatchLoader:

@@ -7,12 +7,12 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
-from supsup_lightning.data.tasks import TaskDataModule
+from supsup_lightning.data.tasks import TaskSequence
 from supsup_lightning.errors import ConfigurationError, DataError
 
 
-class DataModuleSequence(TaskDataModule):
-    """Each of these data modules is a task, trained, validated and tested with its own loaders (`TaskDataModule`).
+class DataModuleSequence(TaskSequence):
+    """Each of these data modules is a task, trained, validated and tested with its own loaders (`TaskSequence`).
 
     Batches must be ``(images, labels)`` with labels from 0. A module without validation data is not validated. Modules
     are set up when their task comes.
@@ -114,9 +114,10 @@ class DataModuleSequence(TaskDataModule):
         modules = [type(module).__name__ for module in self.modules]
         return {**{name: getattr(self, name) for name in names}, "modules": modules}
 
-    def train_loader(self, task: int, *, epoch: int = 0) -> "ModuleLoader":
+    def train_loader(self, task: int, *, epoch: int = 0, steps: slice = slice(None)) -> "ModuleLoader":
         """The task's own training loader; what shuffles it is seeded by the boundary callback, epoch by epoch."""
-        return ModuleLoader(self, task, self._loader(task, "train"), length=self.steps_per_epoch(task))
+        first, last, _ = steps.indices(self.steps_per_epoch(task))
+        return ModuleLoader(self, task, self._loader(task, "train"), length=last - first, skip=first)
 
     def val_loader(self, task: int) -> "ModuleLoader | list":
         """The task's own validation loader; an empty list if it has none."""
@@ -150,20 +151,23 @@ class DataModuleSequence(TaskDataModule):
 
 
 class ModuleLoader:
-    """A data module's loader, ``length`` batches of it, moved to the device by the module's own hooks."""
+    """A data module's loader, ``length`` batches of it after the first ``skip``, moved by the module's own hooks."""
 
-    def __init__(self, sequence: DataModuleSequence, task: int, loader: Iterable, *, length: int) -> None:
+    def __init__(
+        self, sequence: DataModuleSequence, task: int, loader: Iterable, *, length: int, skip: int = 0
+    ) -> None:
         self.sequence = sequence
         self.task = task
         self.loader = loader
         self.length = length
+        self.skip = skip
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         module, device = self.sequence.modules[self.task], self.sequence.device
-        for number, batch in enumerate(islice(self._endless(), self.length)):
+        for number, batch in enumerate(islice(self._endless(), self.skip, self.skip + self.length)):
             moved = module.transfer_batch_to_device(module.on_before_batch_transfer(batch, 0), device, 0)
             yield self._checked(module.on_after_batch_transfer(moved, 0), first=number == 0)
 

@@ -12,30 +12,16 @@ from supsup_lightning.errors import ConfigurationError, MismatchError
 
 
 class TaskDataModule(L.LightningDataModule, ABC):
-    """Tasks in sequence; an epoch belongs to a task by arithmetic on the trainer's epoch, so that a resume is exact.
+    """Tasks with training, validation and test images: what module, callbacks and inference need of any.
 
-    Serves the training batches of the current task, its validation batches (never test images), and one test loader
-    a task. Batches are ``(images, labels)`` on the device. Needs ``Trainer(reload_dataloaders_every_n_epochs=1)``.
+    Batches are ``(images, labels)`` on the device. Needs ``Trainer(reload_dataloaders_every_n_epochs=1)``.
 
     Args:
-        steps_per_task: training length of a task in batches. Give this or ``epochs_per_task``, not both.
-        epochs_per_task: training length in passes over the task's data.
         seed: of everything random in the data.
-
-    Raises:
-        ConfigurationError: an option out of its range.
     """
 
-    def __init__(self, *, steps_per_task: int | None, epochs_per_task: int | None, seed: int) -> None:
+    def __init__(self, *, seed: int) -> None:
         super().__init__()
-        if steps_per_task is not None and epochs_per_task is not None:
-            raise ConfigurationError(
-                f"data.steps_per_task={steps_per_task} and data.epochs_per_task={epochs_per_task} are both given; "
-                "set one of them to null."
-            )
-        check_counts(steps_per_task=steps_per_task, epochs_per_task=epochs_per_task)
-        self.steps_per_task = steps_per_task
-        self.epochs_per_task = epochs_per_task or 1  # a number of steps is one epoch of that many batches
         self.seed = seed
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer test batches than processes are fine
 
@@ -44,32 +30,33 @@ class TaskDataModule(L.LightningDataModule, ABC):
     @property
     @abstractmethod
     def num_tasks(self) -> int:
-        """Length of the sequence."""
+        """How many tasks there are."""
 
     @property
     @abstractmethod
     def num_classes(self) -> tuple[int, ...]:
         """Classes of each task; known after `setup`."""
 
+    @property
     @abstractmethod
-    def steps_per_epoch(self, task: int) -> int:
-        """Training batches in one epoch of a task."""
+    def num_epochs(self) -> int:
+        """For ``Trainer(max_epochs=...)``."""
 
     @abstractmethod
     def example(self) -> Tensor:
         """Two inputs as the network gets them, ``(2, *shape)``."""
 
     @abstractmethod
-    def train_loader(self, task: int, *, epoch: int = 0) -> Iterable:
-        """The training batches of one epoch (counted within the task) of any task."""
-
-    @abstractmethod
-    def val_loader(self, task: int) -> Iterable:
-        """The validation batches of any task."""
-
-    @abstractmethod
     def test_loader(self, task: int) -> Iterable:
         """The test batches of any task."""
+
+    @abstractmethod
+    def true_tasks(self, epoch: int) -> dict[int, float]:
+        """Which share of an epoch's training batches is of which task; for reports alone."""
+
+    @abstractmethod
+    def place(self, epoch: int, batch: int) -> str:
+        """Where in training a batch is, for messages."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -79,41 +66,12 @@ class TaskDataModule(L.LightningDataModule, ABC):
         """Images left out because they could not be read."""
         return 0
 
-    # Arithmetic.
-
-    @property
-    def num_epochs(self) -> int:
-        """For ``Trainer(max_epochs=...)``."""
-        return self.num_tasks * self.epochs_per_task
-
-    def task_of_epoch(self, epoch: int) -> int:
-        """The task that is trained in this epoch."""
-        return epoch // self.epochs_per_task
-
-    def begins_task(self, epoch: int) -> bool:
-        """Whether this is the first epoch of a task."""
-        return epoch % self.epochs_per_task == 0
-
-    def ends_task(self, epoch: int) -> bool:
-        """Whether this is the last epoch of a task."""
-        return (epoch + 1) % self.epochs_per_task == 0
-
     def check_task(self, task: int) -> None:
-        """Raise `ConfigurationError` for a task that is not in the sequence."""
+        """Raise `ConfigurationError` for a task that is not among them."""
         if not 0 <= task < self.num_tasks:
-            raise ConfigurationError(f"Task {task} is not in a sequence of data.num_tasks={self.num_tasks}.")
+            raise ConfigurationError(f"Task {task} is not among those of data.num_tasks={self.num_tasks}.")
 
     # Lightning's hooks.
-
-    def train_dataloader(self) -> Iterable:
-        """The current task's training batches, in an order drawn from (seed, task, epoch)."""
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        return self.train_loader(self.task_of_epoch(epoch), epoch=epoch % self.epochs_per_task)
-
-    def val_dataloader(self) -> Iterable:
-        """The current task's validation images."""
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        return self.val_loader(self.task_of_epoch(epoch))
 
     def test_dataloader(self) -> list[Iterable]:
         """One loader a task."""
@@ -150,6 +108,87 @@ class TaskDataModule(L.LightningDataModule, ABC):
                 f"The checkpoint was made with other data options: {'; '.join(differences)}. "
                 "Use the same, or start afresh."
             )
+
+
+class TaskSequence(TaskDataModule):
+    """One task after another; an epoch belongs to a task by arithmetic on the trainer's epoch, so a resume is exact.
+
+    Serves the training batches of the current task, its validation batches (never test images), and one test loader
+    a task.
+
+    Args:
+        steps_per_task: training length of a task in batches. Give this or ``epochs_per_task``, not both.
+        epochs_per_task: training length in passes over the task's data.
+        seed: of everything random in the data.
+
+    Raises:
+        ConfigurationError: an option out of its range.
+    """
+
+    def __init__(self, *, steps_per_task: int | None, epochs_per_task: int | None, seed: int) -> None:
+        super().__init__(seed=seed)
+        if steps_per_task is not None and epochs_per_task is not None:
+            raise ConfigurationError(
+                f"data.steps_per_task={steps_per_task} and data.epochs_per_task={epochs_per_task} are both given; "
+                "set one of them to null."
+            )
+        check_counts(steps_per_task=steps_per_task, epochs_per_task=epochs_per_task)
+        self.steps_per_task = steps_per_task
+        self.epochs_per_task = epochs_per_task or 1  # a number of steps is one epoch of that many batches
+
+    # What a subclass says.
+
+    @abstractmethod
+    def steps_per_epoch(self, task: int) -> int:
+        """Training batches in one epoch of a task."""
+
+    @abstractmethod
+    def train_loader(self, task: int, *, epoch: int = 0, steps: slice = slice(None)) -> Iterable:
+        """The training batches, or a slice of them, of one epoch (counted within the task) of any task."""
+
+    @abstractmethod
+    def val_loader(self, task: int) -> Iterable:
+        """The validation batches of any task."""
+
+    # Arithmetic.
+
+    @property
+    def num_epochs(self) -> int:
+        """For ``Trainer(max_epochs=...)``."""
+        return self.num_tasks * self.epochs_per_task
+
+    def task_of_epoch(self, epoch: int) -> int:
+        """The task that is trained in this epoch."""
+        return epoch // self.epochs_per_task
+
+    def begins_task(self, epoch: int) -> bool:
+        """Whether this is the first epoch of a task."""
+        return epoch % self.epochs_per_task == 0
+
+    def ends_task(self, epoch: int) -> bool:
+        """Whether this is the last epoch of a task."""
+        return (epoch + 1) % self.epochs_per_task == 0
+
+    def true_tasks(self, epoch: int) -> dict[int, float]:
+        """The one."""
+        return {self.task_of_epoch(epoch): 1.0}
+
+    def place(self, epoch: int, batch: int) -> str:
+        """Task, and its step."""
+        task = self.task_of_epoch(epoch)
+        return f"in task {task} at its step {epoch % self.epochs_per_task * self.steps_per_epoch(task) + batch}"
+
+    # Lightning's hooks.
+
+    def train_dataloader(self) -> Iterable:
+        """The current task's training batches, in an order drawn from (seed, task, epoch)."""
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        return self.train_loader(self.task_of_epoch(epoch), epoch=epoch % self.epochs_per_task)
+
+    def val_dataloader(self) -> Iterable:
+        """The current task's validation images."""
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        return self.val_loader(self.task_of_epoch(epoch))
 
 
 def check_counts(**options: int | None) -> None:

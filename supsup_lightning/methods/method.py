@@ -7,6 +7,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from supsup_lightning.errors import ConfigurationError
+
 
 class Part(NamedTuple):
     """What a task keeps of one parameter or buffer of the network.
@@ -46,6 +48,26 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def finish_task(self, task: int) -> None:
         """Turn what was trained into what is kept."""
+
+    # For streams that announce no task (scenario NNs).
+
+    def keep_scores(self, place: str) -> None:
+        """Keep what is needed to train finished tasks on. Raises `ConfigurationError` where a method cannot do that."""
+        raise ConfigurationError(
+            f"{type(self).__name__} cannot train a finished task on, as scenario=nns needs; use method=supsup."
+        )
+
+    def begin_combination(self, task: int) -> None:
+        """Train ``task`` as a linear combination of the finished ones."""
+        raise NotImplementedError
+
+    def reopen_task(self, task: int) -> None:
+        """Train a finished task on."""
+        raise NotImplementedError
+
+    def commit_task(self, task: int) -> None:
+        """Put the task in training into what is kept, and go on training it."""
+        raise NotImplementedError
 
     @abstractmethod
     def trainable(self) -> list[nn.Parameter]:

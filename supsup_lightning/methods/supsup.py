@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from supsup_lightning import codec
 from supsup_lightning.bank import MaskBank
+from supsup_lightning.combinations import Combinations
 from supsup_lightning.errors import ConfigurationError, MismatchError, check_choice
 from supsup_lightning.layout import ByName, Layout, MaskRule
 from supsup_lightning.masks import (
@@ -20,6 +21,7 @@ from supsup_lightning.masks import (
     make_rule,
     masked_weights,
 )
+from supsup_lightning.methods.kept_scores import KeptScores
 from supsup_lightning.methods.method import Method, Part
 from supsup_lightning.seeding import generator
 
@@ -27,7 +29,8 @@ from supsup_lightning.seeding import generator
 class SupSup(Method):
     """One frozen network, one mask a task; normalisation layers keep their running statistics for each task.
 
-    A superposition belongs to no task, so it is normalised by the statistics of the batch at hand.
+    A superposition belongs to no task, so it is normalised by the statistics of the batch at hand. A task may also be
+    a linear combination of the masks of others (`begin_combination`).
 
     Args:
         network: any module. Its masked weights are overwritten with random ones (``weights``); none is trained.
@@ -83,8 +86,13 @@ class SupSup(Method):
         self.store_weights = store_weights
         self._regrown = {*_aliases(network, self.layout.names), *self.statistics_layout.names}
         self.bank = MaskBank(self.layout.num_weights, self.statistics_layout.num_weights)
+        self.combinations = Combinations(self.statistics_layout.num_weights)
+        # Of the task in training. A combination's coefficients take the first places of the same vector, so that
+        # optimizers, checkpoints and DDP see one parameter of one shape, whatever is trained.
         self.scores = nn.Parameter(torch.zeros(self.layout.num_weights))
+        self.kept_scores: KeptScores | None = None
         self.task_in_training: int | None = None
+        self.combining = False  # the task in training is a combination
 
         if weights != "keep":
             drawn = WEIGHT_INITIALISERS[weights](self.layout.shapes, generator(seed, "weights"))
@@ -109,19 +117,41 @@ class SupSup(Method):
 
     def begin_task(self, task: int) -> None:
         """Fresh scores, drawn from (seed, task)."""
-        if task in self.bank:
-            raise ConfigurationError(
-                f"Task {task} is finished and its mask is in the bank. To train anew, make a new method; to go "
-                "on, resume from a checkpoint (ckpt_path); to train this task again, `bank.remove` it first."
-            )
-        fresh = kaiming_uniform_scores(self.layout.shapes, generator(self.seed, "scores", task))
-        with torch.no_grad():
-            self.scores.copy_(fresh)
-        self.statistics.copy_(self._fresh_statistics())
-        self.task_in_training = task
+        self._check_unknown(task)
+        self._begin(task, self._drawn_scores(task), self._fresh_statistics())
 
-    def finish_task(self, task: int) -> None:
-        """Commit the mask of the scores, and the running statistics, to the bank.
+    def begin_combination(self, task: int) -> None:
+        """Train no mask but coefficients of all masks there are, equal ones at first.
+
+        From then on none of these masks can change: `reopen_task` keeps them as they are.
+        """
+        self._check_unknown(task)
+        if not len(self.bank):
+            raise ConfigurationError(f"Task {task} cannot be a combination: there is no mask yet.")
+        equal = self.scores.new_full((len(self.bank),), 1 / len(self.bank))
+        self._begin(task, equal, self._fresh_statistics(), combining=True)
+
+    def keep_scores(self, place: str) -> None:
+        """Keep the scores of finished tasks for `reopen_task`, in one of `KeptScores`' places."""
+        self.kept_scores = KeptScores(place)
+
+    def reopen_task(self, task: int) -> None:
+        """Train a finished task on, from its kept scores, or from scores made of its bits where none are kept.
+
+        A mask that a combination rests on is trained without effect.
+        """
+        if task in self.combinations:
+            coefficients = self.combinations.get(task, self.bank.tasks)
+            self._begin(task, coefficients, self.combinations.get_statistics(task), combining=True)
+            return
+        scores = None if self.kept_scores is None else self.kept_scores.get(task)
+        if scores is None:
+            mask = self.bank.get(task)
+            scores = self.rule.scores_of(mask, self._drawn_scores(task).to(mask.device))
+        self._begin(task, scores, self.bank.get_statistics(task))
+
+    def commit_task(self, task: int) -> None:
+        """Put the task in training into what is kept, as it is now; its training may go on.
 
         Raises:
             ConfigurationError: training changed a buffer of the network that is no running statistic.
@@ -137,8 +167,44 @@ class SupSup(Method):
         if torch.distributed.is_initialized():  # each process has seen its share of every batch
             torch.distributed.all_reduce(self.statistics)
             self.statistics /= torch.distributed.get_world_size()
-        self.bank.add(task, self.rule(self.scores) > 0, self.statistics)
+        if self.combining:
+            self.combinations.set(task, self._coefficients(), self.statistics, masks=self.bank.tasks)
+            return
+        mask = self.rule(self.scores) > 0
+        if task not in self.bank:
+            self.bank.add(task, mask, self.statistics)
+        elif not self.combinations.rests_on(task):
+            self.bank.replace(task, mask, self.statistics)
+        if self.kept_scores is not None:
+            self.kept_scores.set(task, self.scores)
+
+    def finish_task(self, task: int) -> None:
+        """Commit the mask of the scores, and the running statistics, to the bank; see `commit_task`."""
+        self.commit_task(task)
         self.task_in_training = None
+
+    def _begin(self, task: int, values: Tensor, statistics: Tensor, *, combining: bool = False) -> None:
+        with torch.no_grad():
+            self.scores.zero_()
+            self.scores[: len(values)] = values
+        self.scores.grad = None
+        self.statistics.copy_(statistics)
+        self.task_in_training, self.combining = task, combining
+
+    def _check_unknown(self, task: int) -> None:
+        if task in self.bank or task in self.combinations:
+            raise ConfigurationError(
+                f"Task {task} is finished and its mask is in the bank. To train anew, make a new method; to go on, "
+                "resume from a checkpoint (ckpt_path); to train this task on, `reopen_task`; to train it again from "
+                "the start, `bank.remove` it first."
+            )
+
+    def _drawn_scores(self, task: int) -> Tensor:
+        return kaiming_uniform_scores(self.layout.shapes, generator(self.seed, "scores", task))
+
+    def _coefficients(self) -> Tensor:
+        """Of the combination in training, over the bank's masks, ``(masks,)``."""
+        return self.scores[: len(self.bank)]
 
     def trainable(self) -> list[nn.Parameter]:
         """The scores, ``(weights,)``."""
@@ -147,26 +213,45 @@ class SupSup(Method):
     def effective(self, task: int) -> dict[str, Tensor]:
         """``W * M_task``: differentiable in the scores while the task is in training, from the bank afterwards.
 
-        With the task's running statistics: those in training are updated in place, finished ones are copies.
+        With the task's running statistics: those in training are updated in place, finished ones are copies. In
+        evaluation mode, a task that is trained on counts as it was last committed.
         """
-        if task == self.task_in_training:
-            weights = masked_weights(self.scores, self.frozen, self.rule)
+        finished = task in self.bank or task in self.combinations
+        if task == self.task_in_training and (self.training or not finished):
             # `.data`: layers update their parts in place, each under a version counter of its own.
             statistics = {name: part.data for name, part in self.statistics_layout.split(self.statistics).items()}
+            return {**self.layout.split(self._weights_in_training(task)), **statistics}
+        if task in self.combinations:
+            weights = self.bank.superpose(self.combinations.get(task, self.bank.tasks)) * self.frozen
+            kept = self.combinations.get_statistics(task)
         else:
             weights = self.bank.get(task) * self.frozen
-            statistics = self.statistics_layout.split(self.bank.get_statistics(task))
-        return {**self.layout.split(weights), **statistics}
+            kept = self.bank.get_statistics(task)
+        return {**self.layout.split(weights), **self.statistics_layout.split(kept)}
+
+    def _weights_in_training(self, task: int) -> Tensor:
+        """``(weights,)``, differentiable in the scores."""
+        if self.combining:
+            return self.bank.superpose(self._coefficients()) * self.frozen
+        if len(self.combinations) and self.combinations.rests_on(task):
+            return self.bank.get(task) * self.frozen + 0 * self.scores  # a gradient of 0, as DDP waits for one
+        return masked_weights(self.scores, self.frozen, self.rule)
 
     # Superposition.
 
     @property
     def tasks(self) -> Tensor:
-        """The finished tasks, ``(k,)`` int64."""
-        return self.bank.tasks
+        """The finished tasks, ``(k,)`` int64: masks, then combinations."""
+        return torch.cat([self.bank.tasks, self.combinations.tasks])
 
     def superposed(self, coefficients: Tensor | None = None) -> dict[str, Tensor]:
-        """``W * sum_i a_i M_i``."""
+        """``W * sum_i a_i M_i``, where a combination stands for its masks."""
+        if len(self.combinations):
+            masks, k = len(self.bank), len(self.tasks)
+            if coefficients is None:
+                coefficients = self.frozen.new_full((k,), 1 / k)
+            own, combined = coefficients[:masks], coefficients[masks:]
+            coefficients = own + combined @ self.combinations.matrix(self.bank.tasks)
         return self.layout.split(self.bank.superpose(coefficients) * self.frozen)
 
     def forward_superposed(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
@@ -180,24 +265,33 @@ class SupSup(Method):
         return bool(self.statistics_layout.names)
 
     def project(self, gradients: dict[str, Tensor], rows: Tensor | None = None) -> Tensor:
-        """``dO/da_i = <dO/dW_a * W, M_i>``: one inner product a mask, ``(*batch, k)``."""
+        """``dO/da_i = <dO/dW_a * W, M_i>``: one inner product a mask, ``(*batch, k)``; combinations combine them."""
         batch_dims = next(iter(gradients.values())).ndim - len(self.layout.shapes[0])
-        return self.bank.project(self.layout.flatten(gradients, batch_dims=batch_dims) * self.frozen, rows)
+        vector = self.layout.flatten(gradients, batch_dims=batch_dims) * self.frozen
+        if not len(self.combinations):
+            return self.bank.project(vector, rows)
+        masks = self.bank.project(vector)
+        products = torch.cat([masks, masks @ self.combinations.matrix(self.bank.tasks).T], dim=-1)
+        return products if rows is None else products[..., rows]
 
     # What is kept.
 
     def sparsity(self) -> Tensor:
-        """Measured share of weights that each mask switches off, ``(k,)``."""
-        return self.bank.sparsity()
+        """Measured share of weights that each mask, or combination, switches off, ``(k,)``."""
+        combined = [self.bank.superpose(row) for row in self.combinations.matrix(self.bank.tasks)]
+        return torch.cat([self.bank.sparsity(), *((weights == 0).float().mean().view(1) for weights in combined)])
 
     def task_bytes(self) -> int:
         """One bit a weight, and the normalisation layers' statistics in float32."""
         return self.bank.packed.shape[1] + self.bank.statistics.shape[1] * self.bank.statistics.itemsize
 
+    def combination_bytes(self) -> int:
+        """Bytes that a combination adds: a float32 a mask, and the normalisation layers' statistics."""
+        return 4 * (len(self.bank) + self.statistics_layout.num_weights)
+
     def parts(self) -> list[Part]:
         """Parameters and statistics in the network's order; the density is that of task 0's mask before training."""
-        scores = kaiming_uniform_scores(self.layout.shapes, generator(self.seed, "scores", 0))
-        masks = self.layout.split(self.rule(scores))
+        masks = self.layout.split(self.rule(self._drawn_scores(0)))
         parts = []
         for name, tensor in self.network.state_dict().items():
             kept, density, task_bytes = "frozen", None, 0.0
@@ -215,9 +309,8 @@ class SupSup(Method):
         parameters = {name: p for name, p in self.network.state_dict().items() if self._is_stored(name)}
         codec.write(
             path,
-            packed=self.bank.packed,
-            tasks=self.bank.tasks,
-            statistics=self.bank.statistics,
+            bank=self.bank.state_dict(),
+            combinations=self.combinations.state_dict(),
             identity=self.identity,
             parameters=parameters,
         )
@@ -227,7 +320,8 @@ class SupSup(Method):
         stored = codec.read(path)
         self._check_identity(stored.identity, f"The mask bank {path}", stored.parameters)
         self._set_parameters(stored.parameters)
-        self.bank.load_state_dict({name: getattr(stored, name) for name in ("packed", "tasks", "statistics")})
+        self.bank.load_state_dict(stored.bank)
+        self.combinations.load_state_dict(stored.combinations)
         _read_off_network(self)
 
     def merge(self, path: str | Path) -> None:
@@ -246,17 +340,26 @@ class SupSup(Method):
                 f"The mask bank {path} was trained with other values of {', '.join(different)}, which are not masked. "
                 "Make the network from the same seed (lightning.seed_everything) wherever it is trained."
             )
+        if len(stored.combinations["tasks"]):
+            raise MismatchError(
+                f"The mask bank {path} holds combinations of its masks, which cannot be merged; load it by itself."
+            )
         other = MaskBank(self.layout.num_weights, self.statistics_layout.num_weights)
-        other.load_state_dict({name: getattr(stored, name) for name in ("packed", "tasks", "statistics")})
+        other.load_state_dict(stored.bank)
         self.bank.merge(other)
 
     def get_extra_state(self) -> dict[str, Any]:
         """The identity of network, seed and rule, and the task in training; into `state_dict`."""
-        return {"identity": self.identity, "task_in_training": self.task_in_training}
+        return {
+            "identity": self.identity,
+            "task_in_training": self.task_in_training,
+            "combining": self.combining,
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """From `state_dict`; the identity was checked before anything was loaded."""
         self.task_in_training = state["task_in_training"]
+        self.combining = state["combining"]
 
     # The network, which is only ever read.
 

@@ -1,0 +1,92 @@
+"""Tasks that are no mask of their own but a linear combination of the masks there are: a few numbers a task."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+
+class Combinations(nn.Module):
+    """Coefficients over masks, by task id; part of `state_dict`, and loadable at any number of them.
+
+    Attributes:
+        tasks: ``(combinations,)`` int64.
+        masks: ``(masks,)`` int64, the tasks whose masks are combined.
+        coefficients: ``(combinations, masks)`` float32; 0 for masks that are younger than the combination.
+        statistics: ``(combinations, statistics)`` float32, the running statistics of normalisation layers.
+
+    >>> combined = Combinations()
+    >>> combined.set(2, torch.tensor([0.5, 1.0]), masks=torch.tensor([0, 1]))
+    >>> combined.matrix(torch.tensor([0, 1, 3])).tolist()
+    [[0.5, 1.0, 0.0]]
+    """
+
+    tasks: Tensor
+    masks: Tensor
+    coefficients: Tensor
+    statistics: Tensor
+
+    def __init__(self, num_statistics: int = 0) -> None:
+        super().__init__()
+        self.register_buffer("tasks", torch.empty(0, dtype=torch.int64))
+        self.register_buffer("masks", torch.empty(0, dtype=torch.int64))
+        self.register_buffer("coefficients", torch.empty(0, 0))
+        self.register_buffer("statistics", torch.empty(0, num_statistics))
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __contains__(self, task: int) -> bool:
+        return bool((self.tasks == task).any())
+
+    def set(self, task: int, coefficients: Tensor, statistics: Tensor | None = None, *, masks: Tensor) -> None:
+        """Store the coefficients of ``task`` over ``masks``, both ``(masks,)``, in place of any it had.
+
+        ``masks`` has to name those of the former combinations as well. ``statistics`` is ``(statistics,)``.
+        """
+        self.coefficients = self.matrix(masks)
+        self.masks = masks.clone()
+        if task not in self:
+            self.tasks = torch.cat([self.tasks, self.tasks.new_tensor([task])])
+            self.coefficients = pad(self.coefficients, (0, 0, 0, 1))
+            self.statistics = pad(self.statistics, (0, 0, 0, 1))
+        row = self._row(task)
+        self.coefficients[row] = coefficients.detach()
+        if statistics is not None:
+            self.statistics[row] = statistics.detach()
+
+    def get(self, task: int, masks: Tensor) -> Tensor:
+        """The coefficients of ``task`` over ``masks``, ``(masks,)``. Raises `KeyError` if it has none."""
+        return self.matrix(masks)[self._row(task)]
+
+    def get_statistics(self, task: int) -> Tensor:
+        """A copy of the statistics of ``task``, ``(statistics,)``. Raises `KeyError` if it has none."""
+        return self.statistics[self._row(task)].clone()
+
+    def matrix(self, masks: Tensor) -> Tensor:
+        """All coefficients over ``masks`` ``(masks,)``, in this order: ``(combinations, masks)``.
+
+        Raises:
+            KeyError: a mask that a combination rests on is not among them.
+        """
+        place = self.masks.unsqueeze(1) == masks  # (own masks, masks)
+        absent = self.masks[~place.any(1) & self.coefficients.any(0)].tolist()
+        if absent:
+            raise KeyError(f"Combinations rest on the masks of tasks {absent}, which are not there any more.")
+        return self.coefficients @ place.to(self.coefficients.dtype)
+
+    def rests_on(self, mask: int) -> bool:
+        """Whether a combination has a coefficient other than 0 for the mask of this task."""
+        return bool(self.coefficients[:, self.masks == mask].any())
+
+    def _row(self, task: int) -> int:
+        rows = (self.tasks == task).nonzero()
+        if not len(rows):
+            raise KeyError(f"Task {task} is no combination; there are {len(self)} of them.")
+        return int(rows[0])
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        # They grow, so loading first takes on the stored sizes; the default would refuse them.
+        for name in ("tasks", "masks", "coefficients", "statistics"):
+            if (stored := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, getattr(self, name).new_empty(stored.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

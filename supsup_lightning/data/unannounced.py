@@ -1,0 +1,284 @@
+"""Streams whose task changes without notice (scenario NNs): the order in which tasks come, and who serves them.
+
+Order        for how long at a time each task comes: `Blocks`, `Recurring`, `Switching`
+Unannounced  the data module that serves the batches of any `TaskSequence` in that order
+"""
+
+import math
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from supsup_lightning.data.tasks import TaskDataModule, TaskSequence
+from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.seeding import derive_seed, generator
+
+
+class Block(NamedTuple):
+    """A stretch of the stream that is all one task's.
+
+    Attributes:
+        task: the true one.
+        steps: batches.
+    """
+
+    task: int
+    steps: int
+
+
+class Order(ABC):
+    """For how long at a time each task comes. Whatever the order, each gets its training length in all."""
+
+    @abstractmethod
+    def blocks(self, lengths: Sequence[int], *, seed: int) -> list[Block]:
+        """The stream.
+
+        Args:
+            lengths: training batches of each task.
+            seed: of what is random in it.
+        """
+
+    def identity(self) -> dict[str, Any]:
+        """What the order depends on, for a checkpoint to be checked by."""
+        return {"order": type(self).__name__, **vars(self)}
+
+
+class Blocks(Order):
+    """Each task once, from 0 on.
+
+    >>> Blocks().blocks([300, 200], seed=0)
+    [Block(task=0, steps=300), Block(task=1, steps=200)]
+    """
+
+    def blocks(self, lengths: Sequence[int], *, seed: int) -> list[Block]:
+        """One block a task."""
+        return [Block(task, steps) for task, steps in enumerate(lengths)]
+
+
+class Recurring(Order):
+    """All tasks from 0 on, and again, ``rounds`` times; a block is that part of its task's training length.
+
+    >>> Recurring(rounds=2).blocks([300, 200], seed=0)
+    [Block(task=0, steps=150), Block(task=1, steps=100), Block(task=0, steps=150), Block(task=1, steps=100)]
+    """
+
+    def __init__(self, *, rounds: int = 2) -> None:
+        if type(rounds) is not int or rounds < 1:
+            raise ConfigurationError(f"order.rounds={rounds!r} must be a whole number from 1 on.")
+        self.rounds = rounds
+
+    def blocks(self, lengths: Sequence[int], *, seed: int) -> list[Block]:
+        """``rounds`` blocks a task."""
+        if min(lengths) < self.rounds:
+            raise ConfigurationError(f"order.rounds={self.rounds} is more than the {min(lengths)} steps of a task.")
+        return [
+            Block(task, steps * (part + 1) // self.rounds - steps * part // self.rounds)
+            for part in range(self.rounds)
+            for task, steps in enumerate(lengths)
+        ]
+
+
+class Switching(Order):
+    """After each batch, by chance, another task of those that have training left; blocks last ``mean_steps`` on average.
+
+    >>> [tuple(block) for block in Switching(mean_steps=80).blocks([150, 150], seed=0)]
+    [(1, 58), (0, 12), (1, 72), (0, 56), (1, 20), (0, 82)]
+    """
+
+    def __init__(self, *, mean_steps: int = 300) -> None:
+        if type(mean_steps) is not int or mean_steps < 1:
+            raise ConfigurationError(f"order.mean_steps={mean_steps!r} must be a whole number from 1 on.")
+        self.mean_steps = mean_steps
+
+    def blocks(self, lengths: Sequence[int], *, seed: int) -> list[Block]:
+        """Blocks of geometric lengths."""
+        draw = generator(seed, "order of tasks")
+        left, stream = list(lengths), []
+        task = int(torch.randint(len(left), (), generator=draw))
+        while any(left):
+            others = [other for other, steps in enumerate(left) if steps and other != task]
+            if stream and others:
+                task = others[int(torch.randint(len(others), (), generator=draw))]
+            steps = left[task]
+            if others and self.mean_steps > 1:
+                chance = float(torch.rand((), generator=draw, dtype=torch.float64))
+                steps = min(steps, 1 + int(math.log1p(-chance) / math.log1p(-1 / self.mean_steps)))
+            elif others:
+                steps = 1
+            left[task] -= steps
+            stream.append(Block(task, steps))
+        return stream
+
+
+class Unannounced(TaskDataModule):
+    """The training batches of a sequence of tasks, in an order that no batch, loader or epoch gives away.
+
+    An epoch is a fixed number of batches, whatever tasks they are of: a checkpoint is written after each. Nothing is
+    validated, as the task would have to be known. The true task of a batch is kept for reports alone.
+
+    Args:
+        tasks: to be served, each for its own training length.
+        order: how they follow one another.
+        steps_per_epoch: batches in an epoch. Masks do not depend on it.
+
+    Raises:
+        ConfigurationError: an option out of its range.
+    """
+
+    def __init__(self, tasks: TaskSequence, order: Order | None = None, *, steps_per_epoch: int = 1000) -> None:
+        super().__init__(seed=tasks.seed)
+        if type(steps_per_epoch) is not int or steps_per_epoch < 1:
+            raise ConfigurationError(
+                f"datamodule.steps_per_epoch={steps_per_epoch!r} must be a whole number from 1 on."
+            )
+        self.tasks = tasks
+        self.order = Blocks() if order is None else order
+        self.steps_per_epoch = steps_per_epoch
+        self._blocks: list[Block] = []
+        self._ends: list[int] = []  # of each block, in steps of the stream
+
+    # The stream.
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The true tasks over time; for the loader and for reports, not for the learner."""
+        if not self._blocks:
+            data = self.tasks
+            lengths = [data.steps_per_epoch(task) * data.epochs_per_task for task in range(data.num_tasks)]
+            self._blocks = self.order.blocks(lengths, seed=self.seed)
+            self._ends = list(accumulate(block.steps for block in self._blocks))
+        return self._blocks
+
+    @property
+    def num_steps(self) -> int:
+        """Batches of the whole stream."""
+        return sum(block.steps for block in self.blocks)
+
+    @property
+    def num_epochs(self) -> int:
+        """For ``Trainer(max_epochs=...)``; the last one may be shorter."""
+        return -(-self.num_steps // self.steps_per_epoch)
+
+    def step(self, epoch: int, batch: int) -> int:
+        """The position of an epoch's batch in the stream, from 0."""
+        return epoch * self.steps_per_epoch + batch
+
+    def true_task(self, step: int) -> int:
+        """The task of a batch of the stream; for reports alone."""
+        return self.blocks[bisect_right(self._ends, step)].task
+
+    def true_tasks(self, epoch: int) -> dict[int, float]:
+        """Share of each task in the batches of an epoch."""
+        first, last = self._span(epoch)
+        shares: dict[int, float] = {}
+        for block, start, end in self._pieces(first, last):
+            shares[block.task] = shares.get(block.task, 0.0) + (end - start) / (last - first)
+        return shares
+
+    def tasks_seen(self, step: int) -> int | None:
+        """How many tasks have come so far, if a task's first block ends with this batch; for reports alone."""
+        number = bisect_right(self._ends, step)
+        seen = {block.task for block in self.blocks[: number + 1]}
+        ends = step + 1 == self._ends[number]
+        return len(seen) if ends and len(seen) > len({block.task for block in self.blocks[:number]}) else None
+
+    def place(self, epoch: int, batch: int) -> str:
+        """The position in the stream."""
+        return f"at step {self.step(epoch, batch)} of the stream"
+
+    def batches(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of the stream from ``first`` to before ``last``, the same wherever one begins."""
+        for block, start, end in self._pieces(first, last):
+            per_epoch = self.tasks.steps_per_epoch(block.task)
+            done = start  # of this task's own training
+            while done < end:
+                epoch, place = divmod(done, per_epoch)
+                steps = slice(place, min(per_epoch, place + end - done))
+                torch.manual_seed(derive_seed(self.seed, "loader", block.task, epoch))  # of loaders that shuffle
+                yield from self.tasks.train_loader(block.task, epoch=epoch, steps=steps)
+                done += steps.stop - steps.start
+
+    def _span(self, epoch: int) -> tuple[int, int]:
+        first = epoch * self.steps_per_epoch
+        return first, min(first + self.steps_per_epoch, self.num_steps)
+
+    def _pieces(self, first: int, last: int) -> Iterator[tuple[Block, int, int]]:
+        """Blocks between two steps of the stream, each with the first and the last step of its task's own training."""
+        trained = [0] * self.tasks.num_tasks
+        position = 0
+        for block in self.blocks:
+            start, end = max(first, position), min(last, position + block.steps)
+            if start < end:
+                before = trained[block.task] - position
+                yield block, before + start, before + end
+            trained[block.task] += block.steps
+            position += block.steps
+            if position >= last:
+                return
+
+    # What the tasks say.
+
+    @property
+    def num_tasks(self) -> int:
+        """How many there are; for reports alone."""
+        return self.tasks.num_tasks
+
+    @property
+    def num_classes(self) -> tuple[int, ...]:
+        """Classes of each task."""
+        return self.tasks.num_classes
+
+    def example(self) -> Tensor:
+        """Two inputs as the network gets them."""
+        return self.tasks.example()
+
+    def test_loader(self, task: int) -> Iterable:
+        """The test batches of any task."""
+        return self.tasks.test_loader(task)
+
+    def num_skipped(self) -> int:
+        """Images left out because they could not be read."""
+        return self.tasks.num_skipped()
+
+    def identity(self) -> dict[str, Any]:
+        """The options of tasks, order and epochs."""
+        return {**self.tasks.identity(), **self.order.identity(), "steps_per_epoch": self.steps_per_epoch}
+
+    # Lightning's hooks.
+
+    def prepare_data(self) -> None:
+        """The tasks' own."""
+        self.tasks.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        """The tasks' own."""
+        self.tasks.trainer = self.trainer  # device and processes
+        self.tasks.setup(stage)
+
+    def train_dataloader(self) -> "_Epoch":
+        """The batches of the current epoch."""
+        return _Epoch(self, *self._span(self.trainer.current_epoch if self.trainer else 0))
+
+    def val_dataloader(self) -> list:
+        """None."""
+        return []
+
+
+class _Epoch:
+    """A stretch of the stream as Lightning takes it for a DataLoader."""
+
+    def __init__(self, data: Unannounced, first: int, last: int) -> None:
+        self.data = data
+        self.first = first
+        self.last = last
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.data.batches(self.first, self.last)
