@@ -35,7 +35,7 @@ def train(config: DictConfig) -> float | None:
     checkpoint = command_line.checkpoint_to_resume(config, folder / "checkpoints" / "last.ckpt")
 
     L.seed_everything(config.seed, workers=True, verbose=False)
-    data = instantiate(config.data)
+    data = instantiate(config.unannounced or config.data)
     module = instantiate(config.module)
     trainer = instantiate(
         config.trainer,

@@ -1,6 +1,7 @@
 """Lightning callbacks that users switch on and off in conf/callbacks; import them from supsup_lightning.callbacks.
 
-Order matters where one reads what another did at the same moment: `TaskBoundary` first.
+Order matters where one reads what another did at the same moment: `TaskBoundary`, or `TaskDiscovery` and
+`RecordStream`, first.
 """
 
 from supsup_lightning.callbacks.evaluation import EvaluateSeenTasks
@@ -8,6 +9,17 @@ from supsup_lightning.callbacks.figures import DrawFigures
 from supsup_lightning.callbacks.loss_guard import LossGuard
 from supsup_lightning.callbacks.progress import TaskProgress
 from supsup_lightning.callbacks.results import WriteResults
+from supsup_lightning.callbacks.stream_record import RecordStream
 from supsup_lightning.callbacks.task_boundary import TaskBoundary
+from supsup_lightning.callbacks.task_discovery import TaskDiscovery
 
-__all__ = ["DrawFigures", "EvaluateSeenTasks", "LossGuard", "TaskBoundary", "TaskProgress", "WriteResults"]
+__all__ = [
+    "DrawFigures",
+    "EvaluateSeenTasks",
+    "LossGuard",
+    "RecordStream",
+    "TaskBoundary",
+    "TaskDiscovery",
+    "TaskProgress",
+    "WriteResults",
+]

@@ -1,6 +1,7 @@
 """Accuracy of all tasks learned so far, as learning goes on."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from time import perf_counter
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,9 @@ from supsup_lightning.module import ContinualModule, in_mode
 class EvaluateSeenTasks(L.Callback):
     """Fills the accuracy matrix: a row at each listed number of tasks, and the last row from the final test.
 
+    In a stream that announces no task, a row is filled when a task's first block ends, with the masks as they were
+    last committed; the learner does not notice.
+
     Args:
         eval_at: numbers of learned tasks after which all of them are tested; ``all`` for after every task,
             which makes the cost quadratic in the number of tasks.
@@ -21,6 +25,7 @@ class EvaluateSeenTasks(L.Callback):
     Attributes:
         matrix: ``(tasks, tasks)`` float64: row ``n - 1`` after learning ``n`` tasks, column a task; NaN where not
             evaluated.
+        seconds: what this has taken in the current epoch.
     """
 
     def __init__(self, *, eval_at: Sequence[int] | str = "all") -> None:
@@ -31,6 +36,7 @@ class EvaluateSeenTasks(L.Callback):
             )
         self.eval_at = eval_at
         self.matrix = torch.empty(0, 0, dtype=torch.float64)
+        self.seconds = 0.0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """An empty matrix, unless there is one from a checkpoint or from training."""
@@ -38,15 +44,34 @@ class EvaluateSeenTasks(L.Callback):
         if len(self.matrix) != num_tasks:
             self.matrix = torch.full((num_tasks, num_tasks), torch.nan, dtype=torch.float64)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
-        """Test all finished tasks, if their number is listed."""
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock anew."""
+        self.seconds = 0.0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: ContinualModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """In an unannounced stream, test the tasks seen so far where the first block of one ends."""
         data = trainer.datamodule
-        learned = data.task_of_epoch(trainer.current_epoch) + 1
-        listed = self.eval_at == "all" or learned in self.eval_at
-        if data.ends_task(trainer.current_epoch) and listed and learned < data.num_tasks:
-            with trainer.precision_plugin.test_step_context():  # as in the final test
-                accuracy, _ = evaluate_tasks(pl_module, data, range(learned)).compute()
-            self.matrix[learned - 1] = accuracy.cpu()
+        if not pl_module.scenario.task_known_in_training:
+            self._evaluate(trainer, pl_module, data.tasks_seen(data.step(trainer.current_epoch, batch_idx)))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+        """Where a task ends, test all finished tasks."""
+        data, epoch = trainer.datamodule, trainer.current_epoch
+        if pl_module.scenario.task_known_in_training and data.ends_task(epoch):
+            self._evaluate(trainer, pl_module, range(data.task_of_epoch(epoch) + 1))
+
+    def _evaluate(self, trainer: L.Trainer, module: ContinualModule, tasks: Collection[int]) -> None:
+        """Test these tasks, if their number is listed."""
+        listed = self.eval_at == "all" or len(tasks) in self.eval_at
+        if not listed or not 0 < len(tasks) < trainer.datamodule.num_tasks or not len(module.method.tasks):
+            return
+        started = perf_counter()
+        with trainer.precision_plugin.test_step_context():  # as in the final test
+            accuracy, _ = evaluate_tasks(module, trainer.datamodule, tasks).compute()
+        self.matrix[len(tasks) - 1] = accuracy.cpu()
+        self.seconds += perf_counter() - started
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """The final test is the last row."""
@@ -63,9 +88,9 @@ class EvaluateSeenTasks(L.Callback):
         self.matrix = state_dict["matrix"]
 
 
-def accuracy_matrix(trainer: L.Trainer) -> torch.Tensor | None:
-    """The matrix of the trainer's `EvaluateSeenTasks`, if it has one."""
-    return next((c.matrix for c in trainer.callbacks if isinstance(c, EvaluateSeenTasks)), None)
+def evaluation_of(trainer: L.Trainer) -> EvaluateSeenTasks | None:
+    """The trainer's `EvaluateSeenTasks`, if it has one."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, EvaluateSeenTasks)), None)
 
 
 @torch.no_grad()

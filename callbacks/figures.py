@@ -6,11 +6,15 @@ import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
 from supsup_lightning import figures
-from supsup_lightning.callbacks.evaluation import accuracy_matrix
+from supsup_lightning.callbacks.evaluation import evaluation_of
+from supsup_lightning.callbacks.stream_record import record_of_stream
+from supsup_lightning.callbacks.task_discovery import discovery_of
 
 
 class DrawFigures(L.Callback):
-    """Draws ``accuracy_matrix.png`` after the final test, and hands it to Weights & Biases where that listens.
+    """Draws pictures after the final test, and hands them to Weights & Biases where that listens.
+
+    ``accuracy_matrix.png``; of a stream that announces no task also ``stream.png``.
 
     Args:
         folder: where pictures go.
@@ -21,10 +25,16 @@ class DrawFigures(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw, in the first process."""
-        matrix = accuracy_matrix(trainer)
-        if not trainer.is_global_zero or matrix is None:
+        if not trainer.is_global_zero:
             return
-        path = figures.accuracy_matrix(matrix, self.folder / "accuracy_matrix.png")
+        paths = []
+        if (evaluation := evaluation_of(trainer)) is not None:
+            paths.append(figures.accuracy_matrix(evaluation.matrix, self.folder / "accuracy_matrix.png"))
+        record, discovery = record_of_stream(trainer), discovery_of(trainer)
+        if record is not None and discovery is not None and record.stretches:
+            path = self.folder / "stream.png"
+            paths.append(figures.stream(record.stretches, discovery.decisions, num_steps=record.num_steps, path=path))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image("accuracy_matrix", [str(path)])
+                for path in paths:
+                    logger.log_image(path.stem, [str(path)])

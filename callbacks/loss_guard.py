@@ -46,11 +46,8 @@ class LossGuard(L.Callback):
             raise _diverged(trainer, "The scores became NaN or infinite", batch_idx)
 
 
-def _diverged(trainer: L.Trainer, what: str, step_in_epoch: int) -> TrainingDiverged:
-    data, epoch = trainer.datamodule, trainer.current_epoch
-    task = data.task_of_epoch(epoch)
-    step = (epoch % data.epochs_per_task) * int(trainer.num_training_batches) + step_in_epoch
+def _diverged(trainer: L.Trainer, what: str, batch: int) -> TrainingDiverged:
     return TrainingDiverged(
-        f"{what} in task {task} at its step {step}. The {task} tasks before it are kept. Lower the learning rate "
-        "(optimizer.lr) and start afresh."
+        f"{what} {trainer.datamodule.place(trainer.current_epoch, batch)}. What was finished before is kept. Lower the "
+        "learning rate (optimizer.lr) and start afresh."
     )

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from supsup_lightning.callbacks.task_discovery import discovery_of
 from supsup_lightning.module import ContinualModule
 
 _SECONDS_BETWEEN_REFRESHES = 0.2
@@ -17,7 +18,8 @@ _SECONDS_BETWEEN_REFRESHES = 0.2
 class TaskProgress(ProgressBar):
     """The task in training, its accuracy so far, tasks per minute and time left; a line for each finished task.
 
-    On a terminal as a moving bar; where the output goes to a file, the lines alone.
+    Where nothing announces tasks, a line for each that is discovered, and one for each epoch. On a terminal as a moving
+    bar; where the output goes to a file, the lines alone.
     """
 
     def __init__(self) -> None:
@@ -51,18 +53,26 @@ class TaskProgress(ProgressBar):
         """Refresh a few times a second; between refreshes this costs nothing."""
         if self._progress is None or monotonic() - self._refreshed < _SECONDS_BETWEEN_REFRESHES:
             return
-        data = trainer.datamodule
         epochs = trainer.current_epoch + (batch_idx + 1) / int(trainer.num_training_batches)
-        accuracy = _batch_accuracy(pl_module, outputs)
-        status = f"batch accuracy {accuracy:.3f}  {self._tasks_per_minute(data, epochs):.1f} tasks/min"
-        task = data.task_of_epoch(trainer.current_epoch)
-        self._update(epochs, f"training task {task + 1}/{data.num_tasks}", status)
+        accuracy = f"batch accuracy {_batch_accuracy(pl_module, outputs):.3f}"
+        if pl_module.scenario.task_known_in_training:
+            data = trainer.datamodule
+            description = f"training task {data.task_of_epoch(trainer.current_epoch) + 1}/{data.num_tasks}"
+            self._update(epochs, description, f"{accuracy}  {self._tasks_per_minute(data, epochs):.1f} tasks/min")
+        else:
+            self._update(epochs, f"training task {pl_module.current_task}", f"{accuracy}  {_discovered(pl_module)}")
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """One line for a finished task."""
-        data = trainer.datamodule
-        if not self._enabled or not data.ends_task(trainer.current_epoch):
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+        """One line for a finished task, or for an epoch in which tasks were to be discovered."""
+        if not self._enabled:
             return
+        if not pl_module.scenario.task_known_in_training:
+            self._print_epoch(trainer, pl_module)
+        elif trainer.datamodule.ends_task(trainer.current_epoch):
+            self._print_task(trainer)
+
+    def _print_task(self, trainer: L.Trainer) -> None:
+        data = trainer.datamodule
         task = data.task_of_epoch(trainer.current_epoch)
         rate = self._tasks_per_minute(data, trainer.current_epoch + 1)
         minutes_left = (data.num_tasks - task - 1) / rate
@@ -70,8 +80,19 @@ class TaskProgress(ProgressBar):
         accuracy = trainer.callback_metrics.get("val/accuracy") if validated else None
         line = f"task {task + 1}/{data.num_tasks}"
         line += f"  validation accuracy {accuracy:.4f}" if accuracy is not None else ""
-        line += f"  {rate:.1f} tasks/min  {_clock(60 * minutes_left)} left"
-        (self._progress.console if self._progress else self.console).print(line, highlight=False)
+        self._print(f"{line}  {rate:.1f} tasks/min  {_clock(60 * minutes_left)} left")
+
+    def _print_epoch(self, trainer: L.Trainer, module: ContinualModule) -> None:
+        data, discovery = trainer.datamodule, discovery_of(trainer)
+        begun = data.step(trainer.current_epoch, 0)
+        for decision in discovery.decisions if discovery is not None else ():
+            if decision.step >= begun and decision.action not in ("go on", "switch"):
+                why = f" ({decision.statistic:.3f} against {decision.threshold:.3f})" if decision.step else ""
+                self._print(f"batch {decision.step}: task {decision.task}, {decision.action}{why}")
+        done = trainer.current_epoch + 1
+        seconds_left = (monotonic() - self._began) / (done - self._first_epoch) * (data.num_epochs - done)
+        batches = min(data.step(done, 0), data.num_steps)
+        self._print(f"{batches}/{data.num_steps} batches  {_discovered(module)}  {_clock(seconds_left)} left")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the bar away."""
@@ -123,6 +144,9 @@ class TaskProgress(ProgressBar):
             self._progress.update(self._bar, completed=completed)
             self._progress.start()
 
+    def _print(self, line: str) -> None:
+        (self._progress.console if self._progress else self.console).print(line, highlight=False)
+
     def _update(self, done: float, description: str, status: str) -> None:
         assert self._progress is not None
         self._refreshed = monotonic()
@@ -142,6 +166,12 @@ def _batch_accuracy(module: ContinualModule, outputs: Any) -> float:
     if not isinstance(outputs, Mapping) or module.current_task is None:
         return float("nan")
     return (module.classes(outputs["logits"], module.current_task) == outputs["labels"]).float().mean().item()
+
+
+def _discovered(module: ContinualModule) -> str:
+    masks, tasks = module.method.num_masks, len(module.method.tasks)
+    combined = f" and {tasks - masks} combinations" if tasks > masks else ""
+    return f"{masks} masks{combined} so far"
 
 
 def _clock(seconds: float) -> str:

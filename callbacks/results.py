@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 
 from supsup_lightning import report
-from supsup_lightning.callbacks.evaluation import accuracy_matrix
+from supsup_lightning.callbacks.evaluation import evaluation_of
+from supsup_lightning.callbacks.stream_record import record_of_stream
 from supsup_lightning.files import set_aside
 from supsup_lightning.module import ContinualModule
 
@@ -51,8 +52,10 @@ class WriteResults(L.Callback):
         """Stop the clock after an epoch's last batch, so that validation and evaluation do not count."""
         if trainer.is_last_batch:
             _wait_for_accelerator()
-            task = trainer.datamodule.task_of_epoch(trainer.current_epoch)
-            self.seconds[task] = self.seconds.get(task, 0.0) + perf_counter() - self._started
+            evaluation = evaluation_of(trainer)
+            seconds = perf_counter() - self._started - (evaluation.seconds if evaluation is not None else 0.0)
+            for task, share in trainer.datamodule.true_tasks(trainer.current_epoch).items():
+                self.seconds[task] = self.seconds.get(task, 0.0) + share * seconds
 
     def on_train_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Write the bank."""
@@ -88,8 +91,10 @@ class WriteResults(L.Callback):
         assert pl_module.test_accuracy is not None
         self._save_bank(trainer, pl_module)
         num_tasks = len(pl_module.test_accuracy.images)
-        matrix = accuracy_matrix(trainer)
-        if matrix is None:
+        evaluation, record = evaluation_of(trainer), record_of_stream(trainer)
+        if evaluation is not None:
+            matrix = evaluation.matrix
+        else:
             matrix = torch.full((num_tasks, num_tasks), torch.nan, dtype=torch.float64)
             matrix[-1] = pl_module.test_accuracy.compute()[0].cpu()
         result = report.results(
@@ -103,6 +108,7 @@ class WriteResults(L.Callback):
             model_bytes=self.bank_path.stat().st_size,
             num_classes=pl_module.num_classes,
             skipped_images=int(skipped),
+            stream=None if record is None else report.stream(pl_module, record.assignment()),
         )
         report.write_matrix(self.folder / "accuracy_matrix.csv", matrix)
         report.write_json(self.folder / "results.json", result)  # last: its presence says that the run is complete
@@ -110,7 +116,7 @@ class WriteResults(L.Callback):
             numbers = {f"result/{key}": value for key, value in result.items() if isinstance(value, (int, float))}
             logger.log_metrics(numbers, step=trainer.global_step)
         console = Console()
-        console.print(report.table(result, accuracy=pl_module.test_accuracy, sparsity=pl_module.method.sparsity()))
+        console.print(report.table(result, accuracy=pl_module.test_accuracy, method=pl_module.method))
         for remark in report.remarks(result):
             console.print(remark, style="yellow")
         console.print(f"results in {self.folder}", soft_wrap=True)

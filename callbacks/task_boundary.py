@@ -16,22 +16,8 @@ class TaskBoundary(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Raise `ConfigurationError` where the trainer would not serve each task its own data."""
-        epochs = task_data(trainer).num_epochs
-        if stage != "fit":
-            return
-        if trainer.reload_dataloaders_every_n_epochs != 1:
-            raise ConfigurationError(
-                f"Trainer(reload_dataloaders_every_n_epochs={trainer.reload_dataloaders_every_n_epochs}) would train "
-                "every task on the first task's data; set it to 1."
-            )
-        if trainer.max_epochs != epochs:
-            raise ConfigurationError(
-                f"Trainer(max_epochs={trainer.max_epochs}) must be data.num_epochs, here {epochs}."
-            )
-        if trainer.max_steps != -1:
-            raise ConfigurationError(
-                f"Trainer(max_steps={trainer.max_steps}) would end a task half way; use data.steps_per_task instead."
-            )
+        if stage == "fit":
+            check_trainer(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Where a run resumes within a task, make the schedule anew: it was made before the task was known."""
@@ -59,3 +45,19 @@ class TaskBoundary(L.Callback):
         if trainer.datamodule.ends_task(trainer.current_epoch):
             pl_module.method.finish_task(trainer.datamodule.task_of_epoch(trainer.current_epoch))
             pl_module.current_task = None
+
+
+def check_trainer(trainer: L.Trainer) -> None:
+    """Raise `ConfigurationError` where the trainer would not train on the data as they come."""
+    epochs = task_data(trainer).num_epochs
+    if trainer.reload_dataloaders_every_n_epochs != 1:
+        raise ConfigurationError(
+            f"Trainer(reload_dataloaders_every_n_epochs={trainer.reload_dataloaders_every_n_epochs}) would train "
+            "every task on the first task's data; set it to 1."
+        )
+    if trainer.max_epochs != epochs:
+        raise ConfigurationError(f"Trainer(max_epochs={trainer.max_epochs}) must be data.num_epochs, here {epochs}.")
+    if trainer.max_steps != -1:
+        raise ConfigurationError(
+            f"Trainer(max_steps={trainer.max_steps}) would end a task half way; use data.steps_per_task instead."
+        )

@@ -3,13 +3,22 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from supsup_lightning.bank import MaskBank
-from supsup_lightning.data import ContinualDataModule, DataModuleSequence, PermutedDigits, PermutedMNIST
-from supsup_lightning.inference import Binary, Exhaustive, Given, Inference, OneShot
+from supsup_lightning.data import ContinualDataModule, DataModuleSequence, PermutedDigits, PermutedMNIST, Unannounced
+from supsup_lightning.inference import (
+    AccuracyDiscovery,
+    Binary,
+    Discovery,
+    Exhaustive,
+    Given,
+    GradientDiscovery,
+    Inference,
+    OneShot,
+)
 from supsup_lightning.layout import ByName
 from supsup_lightning.methods import Method, SupSup
 from supsup_lightning.module import ContinualModule
 from supsup_lightning.networks import FullyConnected, GEMResNet18, LeNet, ResNet50
-from supsup_lightning.scenario import GG, GNS, GNU, Scenario
+from supsup_lightning.scenario import GG, GNS, GNU, NNS, Scenario
 
 try:
     __version__ = version("supsup-lightning")
@@ -20,15 +29,19 @@ __all__ = [
     "GG",
     "GNS",
     "GNU",
+    "NNS",
+    "AccuracyDiscovery",
     "Binary",
     "ByName",
     "ContinualDataModule",
     "ContinualModule",
     "DataModuleSequence",
+    "Discovery",
     "Exhaustive",
     "FullyConnected",
     "GEMResNet18",
     "Given",
+    "GradientDiscovery",
     "Inference",
     "LeNet",
     "MaskBank",
@@ -39,4 +52,5 @@ __all__ = [
     "ResNet50",
     "Scenario",
     "SupSup",
+    "Unannounced",
 ]

@@ -2,7 +2,8 @@
 
 Tensors ``packed`` ``(masks, ceil(weights / 8))`` uint8 and ``tasks`` ``(masks,)`` int64, and ``parameters.<name>``
 for the network's own that no seed regrows; with normalisation layers also ``statistics`` ``(masks, statistics)``
-float32. Where tasks are combinations of masks, their `Combinations` as ``combinations.<name>``. The header's metadata holds what identifies the network, the seed and the mask rule.
+float32. Where tasks are combinations of masks, their `Combinations` as ``combinations.<name>``. The header's metadata
+holds what identifies the network, the seed and the mask rule.
 """
 
 from collections.abc import Mapping

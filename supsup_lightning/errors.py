@@ -21,6 +21,10 @@ class TrainingDiverged(SupSupError, ArithmeticError):
     """The loss became NaN or infinite."""
 
 
+class DiscoveryStopped(SupSupError, RuntimeError):
+    """A stream has more tasks than there may be masks."""
+
+
 def check_choice(option: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise `ConfigurationError` unless ``value`` is one of ``choices``."""
     if value not in choices:

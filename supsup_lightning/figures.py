@@ -1,5 +1,6 @@
 """Figures from results; each function writes one picture."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -43,6 +44,57 @@ def accuracy_matrix(matrix: Tensor, path: str | Path) -> Path:
     axes.set_ylabel("tasks learned")
     axes.set_title(f"Test accuracy; average at the end {np.nanmean(values[-1]):.3f}", fontsize=11)
     figure.colorbar(image, ax=axes, label="accuracy")
+    path = Path(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return path
+
+
+def stream(
+    stretches: Sequence[tuple[int, int, int]],
+    decisions: Sequence[tuple[int, int, str, float, float]],
+    *,
+    num_steps: int,
+    path: str | Path,
+) -> Path:
+    """Draw true task and trained task over time, and under it the decision statistic with its threshold.
+
+    True tasks are numbered as they first appear, so that the two lines lie on one another where each got a task of
+    its own at once.
+
+    Args:
+        stretches: first step, true task, trained task of batches in a row, as `RecordStream` has them.
+        decisions: step, task, action, statistic and threshold, as `TaskDiscovery` has them.
+        num_steps: length of the stream.
+        path: of the picture, PNG.
+    """
+    first, true, trained = zip(*stretches, strict=True)
+    appearance = {task: number for number, task in enumerate(dict.fromkeys(true))}
+    edges = [*first, num_steps]
+    figure = Figure(figsize=(10, 5.5))
+    figure.set_layout_engine("constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    numbers = [appearance[task] for task in true]
+    above.stairs(numbers, edges, baseline=None, color="0.75", linewidth=5, label="true task, as it first appears")
+    above.stairs(trained, edges, baseline=None, color="tab:blue", linewidth=1.2, label="task of the learner")
+    above.set_ylabel("task")
+    above.yaxis.get_major_locator().set_params(integer=True)
+    judged = np.array([(d[0], d[3], d[4], d[2] == "combined") for d in decisions if np.isfinite(d[3])]).reshape(-1, 4)
+    steps, statistics, thresholds, combined = judged.T
+    fits, combined = statistics >= thresholds, combined.astype(bool)
+    below.plot(steps[~combined], thresholds[~combined], "--", color="black", linewidth=0.8, label="threshold")
+    for chosen, style, label in (
+        (fits & ~combined, {"marker": "o", "color": "tab:blue", "s": 8}, "a known task fits"),
+        (~fits & ~combined, {"marker": "o", "color": "tab:red", "s": 14}, "none fits"),
+        (combined, {"marker": "s", "color": "tab:purple", "s": 20}, "a combination is kept (its accuracy)"),
+    ):
+        if chosen.any():
+            below.scatter(steps[chosen], statistics[chosen], label=label, **style)
+    below.set_ylabel("decision statistic")
+    below.set_xlabel("batch of the stream")
+    for axes in (above, below):
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=9)
     path = Path(path)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)

@@ -1,6 +1,8 @@
 """Accuracy by task, and what the accuracy matrix says about forgetting."""
 
 import torch
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -34,6 +36,48 @@ class TaskAccuracy(Metric):
     def compute(self) -> Tensor:
         """``(2, tasks)`` in [0, 1]: shares of images predicted right, and whose task is found; NaN without images."""
         return torch.stack([self.right, self.found]).double() / self.images
+
+
+class TaskAssignment(Metric):
+    """How well tasks that a learner made up match the true ones, counted in training batches.
+
+    ``adjusted_rand_index``: 1 for a perfect match whatever the numbering, 0 on average for a random one (Hubert and
+    Arabie 1985). ``matched``: the share of batches in their place, when tasks and true tasks are paired one to one in
+    the best way.
+
+    >>> metric = TaskAssignment()
+    >>> for task, true_task, batches in ((5, 0, 100), (3, 1, 90), (5, 1, 10)):
+    ...     metric.update(task, true_task, batches=batches)
+    >>> {name: round(value.item(), 3) for name, value in metric.compute().items()}
+    {'adjusted_rand_index': 0.809, 'matched': 0.95}
+    """
+
+    full_state_update = False
+    tasks: list[Tensor]
+    true_tasks: list[Tensor]
+
+    def __init__(self) -> None:
+        # Every process makes the same assignment, so there is nothing to bring together.
+        super().__init__(sync_on_compute=False)
+        for name in ("tasks", "true_tasks"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, task: int, true_task: int, *, batches: int = 1) -> None:
+        """Count ``batches`` in a row of ``true_task`` that trained ``task``."""
+        self.tasks.append(torch.full((batches,), task))
+        self.true_tasks.append(torch.full((batches,), true_task))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Both figures, each ``()`` float."""
+        tasks, numbers = torch.cat(self.tasks).unique(return_inverse=True)
+        true_tasks, true_numbers = torch.cat(self.true_tasks).unique(return_inverse=True)
+        shape = (len(tasks), len(true_tasks))
+        counts = (numbers * shape[1] + true_numbers).bincount(minlength=shape[0] * shape[1]).view(shape)
+        pairs = linear_sum_assignment(counts.numpy(), maximize=True)
+        return {
+            "adjusted_rand_index": torch.tensor(adjusted_rand_score(true_numbers, numbers)),
+            "matched": counts[pairs].sum() / len(numbers),
+        }
 
 
 def forgetting(matrix: Tensor) -> float | None:

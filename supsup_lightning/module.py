@@ -12,21 +12,26 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from supsup_lightning.data import TaskDataModule
+from supsup_lightning.data import TaskDataModule, TaskSequence
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference import Inference, OneShot
 from supsup_lightning.methods import Method
 from supsup_lightning.metrics import TaskAccuracy
 from supsup_lightning.scenario import GNU, Scenario
-from supsup_lightning.schedules import cosine
+from supsup_lightning.schedules import constant, cosine
 
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
-MakeSchedule = Callable[[Optimizer, int], LRScheduler]
+MakeSchedule = Callable[[Optimizer, int | None], LRScheduler]
 
 
 def default_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
     """The most accurate of those measured whose masks are still told apart by one gradient (docs/optimizers.md)."""
     return Adam(parameters, lr=1e-3, betas=(0.9, 0.99))
+
+
+def default_coefficient_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
+    """Coefficients of a combination are a few numbers near 1: they want larger steps than scores."""
+    return Adam(parameters, lr=0.05)
 
 
 class ContinualModule(L.LightningModule):
@@ -37,7 +42,9 @@ class ContinualModule(L.LightningModule):
         inference: how the task of test images is found.
         scenario: what is revealed when; the inference has to fit it.
         optimizer: a function of the trainable parameters, called afresh for each task.
-        schedule: a function of the optimizer and the steps of a task; a task starts it afresh.
+        schedule: a function of the optimizer and the steps of a task, None where they are not known; a task starts it
+            afresh. By default a cosine, or a constant where the steps are not known.
+        coefficient_optimizer: as ``optimizer``, for tasks that are combinations of masks.
 
     Raises:
         ConfigurationError: an inference that the scenario has no use for, or that needs what the scenario hides.
@@ -50,16 +57,19 @@ class ContinualModule(L.LightningModule):
         inference: Inference | None = None,
         scenario: Scenario = GNU,
         optimizer: MakeOptimizer = default_optimizer,
-        schedule: MakeSchedule = cosine,
+        schedule: MakeSchedule | None = None,
+        coefficient_optimizer: MakeOptimizer = default_coefficient_optimizer,
     ) -> None:
         super().__init__()
         self.method = method
         self.inference = OneShot() if inference is None else inference
         self.scenario = scenario
         self.make_optimizer = optimizer
-        self.make_schedule = schedule
+        self.make_coefficient_optimizer = coefficient_optimizer
+        self.make_schedule = schedule or (cosine if scenario.task_known_in_training else constant)
         self.num_classes: tuple[int, ...] = ()  # of each task; known once there is data
-        self.current_task: int | None = None  # in training; set by TaskBoundary
+        self.current_task: int | None = None  # in training; set by TaskBoundary or TaskDiscovery
+        self.true_tasks: dict[int, int] = {}  # where tasks are discovered: whose images each has learned; for reports
         self.test_accuracy: TaskAccuracy | None = None
         # A bank grows between steps, in every process alike: DDP must not broadcast the buffers that it began with.
         self._ddp_params_and_buffers_to_ignore = [
@@ -79,6 +89,7 @@ class ContinualModule(L.LightningModule):
         if stage == "predict":
             return
         data = task_data(self.trainer)
+        _check_announcement(self.scenario, data)
         self.num_classes = tuple(data.num_classes)
         example = data.example().to(self.device)
         output_size = self._output_size(example)
@@ -133,27 +144,38 @@ class ContinualModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """A fresh optimizer and schedule over one task."""
         data = self.trainer.datamodule
-        task = data.task_of_epoch(self.trainer.current_epoch)
+        make = self.make_coefficient_optimizer if self.method.combining else self.make_optimizer
         try:
-            optimizer = self.make_optimizer(self.method.trainable())
+            optimizer = make(self.method.trainable())
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"The optimizer's options do not work: {error}.") from error
-        steps_per_epoch = -(-data.steps_per_epoch(task) // self.trainer.accumulate_grad_batches)
-        schedule = self.make_schedule(optimizer, steps_per_epoch * data.epochs_per_task)
+        steps = None
+        if self.scenario.task_known_in_training:
+            task = data.task_of_epoch(self.trainer.current_epoch)
+            steps_per_epoch = -(-data.steps_per_epoch(task) // self.trainer.accumulate_grad_batches)
+            steps = steps_per_epoch * data.epochs_per_task
+        schedule = self.make_schedule(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def task_callbacks(self, data: L.LightningDataModule) -> list[L.Callback]:
         """The callbacks that a `Trainer` needs for this module, and the evaluation of tasks seen so far."""
-        from supsup_lightning.callbacks import EvaluateSeenTasks, LossGuard, TaskBoundary
+        from supsup_lightning.callbacks import (
+            EvaluateSeenTasks,
+            LossGuard,
+            RecordStream,
+            TaskBoundary,
+            TaskDiscovery,
+        )
 
-        return [TaskBoundary(), LossGuard(), EvaluateSeenTasks()]
+        begins_tasks = [TaskBoundary()] if self.scenario.task_known_in_training else [TaskDiscovery(), RecordStream()]
+        return [*begins_tasks, LossGuard(), EvaluateSeenTasks()]
 
     # Steps.
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Cross-entropy over all outputs, superfluous ones included, under the mask of the task in training."""
         images, labels = batch
-        task = self._task_in_training()
+        task = self.task_in_training
         logits = self.method(images, task)
         loss = cross_entropy(logits, labels)
         # Each `self.log` costs about as much as the rest of Lightning's loop, so only where a logger takes the value.
@@ -168,7 +190,7 @@ class ContinualModule(L.LightningModule):
         if self.trainer.sanity_checking:  # before training, when no task has begun
             return
         images, labels = batch
-        task = self._task_in_training()
+        task = self.task_in_training
         right = self.classes(self.method(images, task), task) == labels
         self.log("val/accuracy", right.float().mean(), batch_size=len(labels), sync_dist=True)
 
@@ -204,6 +226,8 @@ class ContinualModule(L.LightningModule):
             right = self.classes(self.method(images, task), task) == labels
         else:
             tasks, predicted = self.infer(images)
+            if not self.scenario.task_known_in_training:  # tasks have the learner's own numbers
+                tasks = tasks.cpu().apply_(lambda own: self.true_tasks.get(own, -1)).to(tasks.device)
             found = tasks == task
             right = predicted == labels
             if not self.scenario.labels_shared:
@@ -236,13 +260,16 @@ class ContinualModule(L.LightningModule):
 
     def classes(self, logits: Tensor, task: int) -> Tensor:
         """``(batch, output_size)`` to ``(batch,)``: an output that is no class of the task is never an answer."""
-        return logits[:, : self.num_classes[task]].argmax(1)
+        known = self.scenario.task_known_in_training
+        return logits[:, : self.num_classes[task] if known else max(self.num_classes)].argmax(1)
 
-    def _task_in_training(self) -> int:
+    @property
+    def task_in_training(self) -> int:
+        """The task that training batches belong to. Raises `ConfigurationError` if none has begun."""
         if self.current_task is None:
             raise ConfigurationError(
                 "No task has begun: give the Trainer the callbacks of `model.task_callbacks(data)` "
-                "(or supsup_lightning.callbacks.TaskBoundary)."
+                "(or supsup_lightning.callbacks.TaskBoundary, in scenario NNs TaskDiscovery)."
             )
         return self.current_task
 
@@ -266,6 +293,20 @@ def task_data(trainer: L.Trainer) -> TaskDataModule:
             "trainer.fit(model, data). (DataModuleSequence makes tasks of ordinary LightningDataModules.)"
         )
     return data
+
+
+def _check_announcement(scenario: Scenario, data: TaskDataModule) -> None:
+    announced = isinstance(data, TaskSequence)
+    if scenario.task_known_in_training and not announced:
+        raise ConfigurationError(
+            f"In scenario={scenario.name.lower()} each training batch comes with its task, which {type(data).__name__} "
+            "does not tell; use scenario=nns, or the tasks without it."
+        )
+    if not scenario.task_known_in_training and announced:
+        raise ConfigurationError(
+            f"In scenario={scenario.name.lower()} nothing tells the task of a training batch, but "
+            f"{type(data).__name__} does; wrap it: Unannounced(data)."
+        )
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from torch import Tensor
 from supsup_lightning import __version__
 from supsup_lightning.files import replacing
 from supsup_lightning.methods import Method
-from supsup_lightning.metrics import TaskAccuracy, backward_transfer, forgetting
+from supsup_lightning.metrics import TaskAccuracy, TaskAssignment, backward_transfer, forgetting
+from supsup_lightning.module import ContinualModule
 from supsup_lightning.scenario import Scenario
 
 # A table of more tasks shows the first and the last of them.
@@ -38,6 +39,7 @@ def results(
     model_bytes: int,
     num_classes: Sequence[int],
     skipped_images: int = 0,
+    stream: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The contents of results.json.
 
@@ -52,13 +54,14 @@ def results(
         model_bytes: of the mask bank's file, all that is needed beside code and configuration.
         num_classes: of each task.
         skipped_images: image files left out because they could not be read, since this process started.
+        stream: of a stream that announces no task, what `stream` makes.
     """
     right, found = accuracy.compute()
     per_task = [round(value, 6) for value in right.tolist()]
     return {
         **run,
         "num_tasks": len(per_task),
-        "num_masks": len(method.tasks),
+        "num_masks": method.num_masks,
         "average_accuracy": round(sum(per_task) / len(per_task), 6),
         "accuracy_per_task": per_task,
         "num_classes": list(num_classes),
@@ -67,6 +70,7 @@ def results(
         "backward_transfer": backward_transfer(matrix),
         "sparsity": round(method.sparsity().mean().item(), 6),
         "mask_bytes_per_task": method.task_bytes(),
+        **(stream or {}),
         "model_bytes": model_bytes,
         "train_seconds": round(sum(seconds_per_task), 3),
         "seconds_per_task": [round(seconds, 4) for seconds in seconds_per_task],
@@ -78,6 +82,28 @@ def results(
             "python": platform.python_version(),
             **{name: version(name) for name in _VERSIONS_OF},
         },
+    }
+
+
+def stream(module: ContinualModule, assignment: TaskAssignment) -> dict[str, Any]:
+    """What results.json says besides of a stream that announces no task.
+
+    Args:
+        module: with its finished tasks, and what is known of whose images each has learned.
+        assignment: of training batches to the learner's tasks.
+    """
+    method = module.method
+    figures = {name: round(value.item(), 6) for name, value in assignment.compute().items()}
+    learned: dict[int, list[int]] = {task: [] for task in sorted(set(module.true_tasks.values()))}
+    for task in method.tasks.tolist():
+        if task in module.true_tasks:
+            learned[module.true_tasks[task]].append(task)
+    return {
+        "num_combinations": len(method.tasks) - method.num_masks,
+        "combination_bytes": method.combination_bytes(),
+        "adjusted_rand_index": figures["adjusted_rand_index"],
+        "assignment_accuracy": figures["matched"],
+        "learned_as": {str(task): own for task, own in learned.items()},
     }
 
 
@@ -149,45 +175,49 @@ def masked_table(method: Method) -> Table:
     return shown
 
 
-def table(result: Mapping[str, Any], *, accuracy: TaskAccuracy, sparsity: Tensor) -> Table:
+def table(result: Mapping[str, Any], *, accuracy: TaskAccuracy, method: Method) -> Table:
     """The result by task, for a terminal, with the averages under it.
 
     Args:
         result: as `results` makes it.
         accuracy: of the final test.
-        sparsity: ``(tasks,)``.
+        method: with its finished tasks.
     """
     title = " · ".join(
         f"{key} {result[key]}" for key in ("scenario", "data", "network", "method", "seed") if key in result
     )
-    shown = Table("task", "accuracy", "task found", "sparsity", "bytes", title=title, show_footer=False)
+    learned_as = result.get("learned_as")  # where nothing announced the tasks
+    columns = ["task", "accuracy", "task found", "sparsity", "bytes"]
+    shown = Table(*columns, *(["learned as"] if learned_as is not None else []), title=title, show_footer=False)
     for column in shown.columns:
         column.justify = "right"
     hidden = result["task_inference_accuracy"] is not None
     found = accuracy.compute()[1].tolist()
+    sparsity = dict(zip(method.tasks.tolist(), method.sparsity().tolist(), strict=True))
     num_tasks = result["num_tasks"]
-    rows = [
-        (
-            str(task),
-            f"{value:.4f}",
-            f"{found[task]:.4f}" if hidden else "given",
-            f"{off:.4f}",
-            f"{result['mask_bytes_per_task']:,}",
-        )
-        for task, (value, off) in enumerate(zip(result["accuracy_per_task"], sparsity.tolist(), strict=True))
-    ]
+    rows = []
+    for task, value in enumerate(result["accuracy_per_task"]):
+        own = [task] if learned_as is None else learned_as.get(str(task), [])
+        off = f"{sum(sparsity[number] for number in own) / len(own):.4f}" if own else ""
+        row = [str(task), f"{value:.4f}", f"{found[task]:.4f}" if hidden else "given", off]
+        row.append(f"{sum(method.bytes_of(number) for number in own):,}")
+        if learned_as is not None:
+            row.append(", ".join(map(str, own)) or "nothing of its own")
+        rows.append(row)
     if num_tasks > _MOST_TABLE_ROWS:
         half = _MOST_TABLE_ROWS // 2
-        rows = [*rows[:half], ("…",) * 5, *rows[-half:]]
+        rows = [*rows[:half], ["…"] * len(shown.columns), *rows[-half:]]
     for row in rows:
         shown.add_row(*row)
     shown.add_section()
+    tasks = f"{result['num_masks']} masks" if learned_as is not None else ""
     shown.add_row(
         "all",
         f"{result['average_accuracy']:.4f}",
         f"{result['task_inference_accuracy']:.4f}" if hidden else "given",
         f"{result['sparsity']:.4f}",
         f"{result['model_bytes']:,}",
+        *([tasks] if learned_as is not None else []),
         style="bold",
     )
     return shown

@@ -24,3 +24,4 @@ class Scenario:
 GG = Scenario("GG", task_known_in_training=True, task_known_at_inference=True, labels_shared=True)
 GNS = Scenario("GNs", task_known_in_training=True, task_known_at_inference=False, labels_shared=True)
 GNU = Scenario("GNu", task_known_in_training=True, task_known_at_inference=False, labels_shared=False)
+NNS = Scenario("NNs", task_known_in_training=False, task_known_at_inference=False, labels_shared=True)

@@ -5,9 +5,19 @@ from math import cos, pi
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from supsup_lightning.errors import ConfigurationError
 
-def cosine(optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0) -> LRScheduler:
-    """Linear warm-up, then half a cosine down to 0 at ``total_steps``."""
+
+def cosine(optimizer: Optimizer, total_steps: int | None, *, warmup_steps: int = 0) -> LRScheduler:
+    """Linear warm-up, then half a cosine down to 0 at ``total_steps``.
+
+    Raises:
+        ConfigurationError: the length of a task is not known.
+    """
+    if total_steps is None:
+        raise ConfigurationError(
+            "schedule=cosine has to know how long a task lasts, and scenario=nns does not tell; use schedule=constant."
+        )
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -17,6 +27,6 @@ def cosine(optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0) -> 
     return LambdaLR(optimizer, factor)
 
 
-def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
+def constant(optimizer: Optimizer, total_steps: int | None) -> LRScheduler:
     """The optimizer's own learning rate throughout."""
     return LambdaLR(optimizer, lambda step: 1.0)

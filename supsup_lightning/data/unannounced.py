@@ -84,7 +84,9 @@ class Recurring(Order):
 
 
 class Switching(Order):
-    """After each batch, by chance, another task of those that have training left; blocks last ``mean_steps`` on average.
+    """After each batch, by chance, another task of those that have training left.
+
+    Blocks last ``mean_steps`` on average, until the tasks run out of training.
 
     >>> [tuple(block) for block in Switching(mean_steps=80).blocks([150, 150], seed=0)]
     [(1, 58), (0, 12), (1, 72), (0, 56), (1, 20), (0, 82)]
@@ -98,7 +100,8 @@ class Switching(Order):
     def blocks(self, lengths: Sequence[int], *, seed: int) -> list[Block]:
         """Blocks of geometric lengths."""
         draw = generator(seed, "order of tasks")
-        left, stream = list(lengths), []
+        left = list(lengths)
+        stream: list[Block] = []
         task = int(torch.randint(len(left), (), generator=draw))
         while any(left):
             others = [other for other, steps in enumerate(left) if steps and other != task]
@@ -134,7 +137,7 @@ class Unannounced(TaskDataModule):
         super().__init__(seed=tasks.seed)
         if type(steps_per_epoch) is not int or steps_per_epoch < 1:
             raise ConfigurationError(
-                f"datamodule.steps_per_epoch={steps_per_epoch!r} must be a whole number from 1 on."
+                f"unannounced.steps_per_epoch={steps_per_epoch!r} must be a whole number from 1 on."
             )
         self.tasks = tasks
         self.order = Blocks() if order is None else order
@@ -180,12 +183,13 @@ class Unannounced(TaskDataModule):
             shares[block.task] = shares.get(block.task, 0.0) + (end - start) / (last - first)
         return shares
 
-    def tasks_seen(self, step: int) -> int | None:
-        """How many tasks have come so far, if a task's first block ends with this batch; for reports alone."""
+    def tasks_seen(self, step: int) -> list[int]:
+        """The tasks so far, if the first block of one ends with this batch, and otherwise none; for reports alone."""
         number = bisect_right(self._ends, step)
-        seen = {block.task for block in self.blocks[: number + 1]}
-        ends = step + 1 == self._ends[number]
-        return len(seen) if ends and len(seen) > len({block.task for block in self.blocks[:number]}) else None
+        before = {block.task for block in self.blocks[:number]}
+        if step + 1 != self._ends[number] or self.blocks[number].task in before:
+            return []
+        return sorted({*before, self.blocks[number].task})
 
     def place(self, epoch: int, batch: int) -> str:
         """The position in the stream."""
@@ -255,7 +259,7 @@ class Unannounced(TaskDataModule):
         """The tasks' own."""
         self.tasks.prepare_data()
 
-    def setup(self, stage: str | None = None) -> None:
+    def setup(self, stage: str = "fit") -> None:
         """The tasks' own."""
         self.tasks.trainer = self.trainer  # device and processes
         self.tasks.setup(stage)

@@ -1,8 +1,19 @@
 """Which task does this input belong to? One file an answer, one small surface for all (`Inference`)."""
 
 from supsup_lightning.inference.binary import Binary
+from supsup_lightning.inference.discovery import AccuracyDiscovery, Discovery, GradientDiscovery, Verdict
 from supsup_lightning.inference.exhaustive import Exhaustive
 from supsup_lightning.inference.inference import Given, Inference
 from supsup_lightning.inference.one_shot import OneShot
 
-__all__ = ["Binary", "Exhaustive", "Given", "Inference", "OneShot"]
+__all__ = [
+    "AccuracyDiscovery",
+    "Binary",
+    "Discovery",
+    "Exhaustive",
+    "Given",
+    "GradientDiscovery",
+    "Inference",
+    "OneShot",
+    "Verdict",
+]

@@ -1,6 +1,7 @@
 """The surface that every method offers to the module, the callbacks and the inference."""
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +41,8 @@ class Method(nn.Module, ABC):
     """
 
     network: nn.Module
+    task_in_training: int | None = None
+    combining = False  # what is in training is no mask but the coefficients of a combination
 
     @abstractmethod
     def begin_task(self, task: int) -> None:
@@ -59,6 +62,10 @@ class Method(nn.Module, ABC):
 
     def begin_combination(self, task: int) -> None:
         """Train ``task`` as a linear combination of the finished ones."""
+        raise NotImplementedError
+
+    def with_random_masks(self, count: int) -> AbstractContextManager[None]:
+        """For the length of a ``with`` block, that many untrained tasks among the finished ones, at ids below 0."""
         raise NotImplementedError
 
     def reopen_task(self, task: int) -> None:
@@ -84,6 +91,11 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def tasks(self) -> Tensor:
         """``(k,)`` int64: the finished tasks, in the order of the coefficients of `superposed`."""
+
+    @property
+    def num_masks(self) -> int:
+        """How many of the finished tasks have a mask of their own."""
+        return len(self.tasks)
 
     @abstractmethod
     def superposed(self, coefficients: Tensor | None = None) -> dict[str, Tensor]:
@@ -117,6 +129,14 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def task_bytes(self) -> int:
         """Bytes that one more task adds to what is kept."""
+
+    def combination_bytes(self) -> int:
+        """Bytes that one more combination adds; 0 where a method has none."""
+        return 0
+
+    def bytes_of(self, task: int) -> int:
+        """Bytes that are kept for a finished task."""
+        return self.task_bytes()
 
     @abstractmethod
     def parts(self) -> list[Part]:

@@ -1,7 +1,8 @@
 """SupSup: a task is a binary mask over the frozen weights of one network (section 3 of the paper)."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,6 @@ class SupSup(Method):
         # optimizers, checkpoints and DDP see one parameter of one shape, whatever is trained.
         self.scores = nn.Parameter(torch.zeros(self.layout.num_weights))
         self.kept_scores: KeptScores | None = None
-        self.task_in_training: int | None = None
-        self.combining = False  # the task in training is a combination
 
         if weights != "keep":
             drawn = WEIGHT_INITIALISERS[weights](self.layout.shapes, generator(seed, "weights"))
@@ -134,6 +133,19 @@ class SupSup(Method):
     def keep_scores(self, place: str) -> None:
         """Keep the scores of finished tasks for `reopen_task`, in one of `KeptScores`' places."""
         self.kept_scores = KeptScores(place)
+
+    @contextmanager
+    def with_random_masks(self, count: int) -> Iterator[None]:
+        """Masks of fresh scores for the length of a ``with`` block."""
+        added = range(-count, 0)
+        for task in added:
+            fresh = self.rule(self._drawn_scores(task)) > 0
+            self.bank.add(task, fresh, self._fresh_statistics())
+        try:
+            yield
+        finally:
+            for task in added:
+                self.bank.remove(task)
 
     def reopen_task(self, task: int) -> None:
         """Train a finished task on, from its kept scores, or from scores made of its bits where none are kept.
@@ -244,6 +256,11 @@ class SupSup(Method):
         """The finished tasks, ``(k,)`` int64: masks, then combinations."""
         return torch.cat([self.bank.tasks, self.combinations.tasks])
 
+    @property
+    def num_masks(self) -> int:
+        """Finished tasks that are no combination."""
+        return len(self.bank)
+
     def superposed(self, coefficients: Tensor | None = None) -> dict[str, Tensor]:
         """``W * sum_i a_i M_i``, where a combination stands for its masks."""
         if len(self.combinations):
@@ -288,6 +305,10 @@ class SupSup(Method):
     def combination_bytes(self) -> int:
         """Bytes that a combination adds: a float32 a mask, and the normalisation layers' statistics."""
         return 4 * (len(self.bank) + self.statistics_layout.num_weights)
+
+    def bytes_of(self, task: int) -> int:
+        """Of a mask, or of a combination."""
+        return self.combination_bytes() if task in self.combinations else self.task_bytes()
 
     def parts(self) -> list[Part]:
         """Parameters and statistics in the network's order; the density is that of task 0's mask before training."""
@@ -431,6 +452,11 @@ def _check_and_fill_in(module: SupSup, state_dict: dict[str, Any], prefix: str, 
     network = f"{prefix}network."
     own = module.network.state_dict()
     parameters = {name: state_dict[network + name] for name in own if network + name in state_dict}
+    kept = f"{prefix}kept_scores._extra_state"
+    if module.kept_scores is None:
+        state_dict.pop(kept, None)  # needed only to train on
+    else:
+        state_dict.setdefault(kept, {"scores": {}})
     extra = state_dict.get(f"{prefix}_extra_state")
     if extra is not None:
         module._check_identity(extra["identity"], "The checkpoint", parameters)

@@ -1,0 +1,85 @@
+"""What nobody tells the learner, kept for reports: the true task of each training batch, beside the one it trained."""
+
+from typing import Any, NamedTuple
+
+import lightning as L
+
+from supsup_lightning.metrics import TaskAssignment
+from supsup_lightning.module import ContinualModule
+
+
+class Stretch(NamedTuple):
+    """Batches in a row of one true task that trained one task of the learner's.
+
+    Attributes:
+        first: step of the stream.
+        true_task: the stream's number.
+        task: the learner's number.
+    """
+
+    first: int
+    true_task: int
+    task: int
+
+
+class RecordStream(L.Callback):
+    """Records which task of the learner's each batch of an unannounced stream trained; decides nothing.
+
+    Attributes:
+        stretches: all of them, in order.
+        num_steps: batches so far.
+    """
+
+    def __init__(self) -> None:
+        self.stretches: list[Stretch] = []
+        self.num_steps = 0
+        self._batches: dict[int, dict[int, int]] = {}  # of each of the learner's tasks, by true task
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+        """Tell the module what a resumed run knew."""
+        self._update_true_tasks(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: ContinualModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the true task of the batch."""
+        data = trainer.datamodule
+        step = data.step(trainer.current_epoch, batch_idx)
+        true, task = data.true_task(step), pl_module.task_in_training
+        if not self.stretches or self.stretches[-1][1:] != (true, task):
+            self.stretches.append(Stretch(step, true, task))
+        counts = self._batches.setdefault(task, {})
+        counts[true] = counts.get(true, 0) + 1
+        self.num_steps = step + 1
+        if counts[true] >= counts.get(pl_module.true_tasks.get(task, true), 0):
+            pl_module.true_tasks[task] = true
+
+    def assignment(self) -> TaskAssignment:
+        """How well the learner's tasks match the true ones."""
+        metric = TaskAssignment()
+        ends = [*(stretch.first for stretch in self.stretches[1:]), self.num_steps]
+        for stretch, end in zip(self.stretches, ends, strict=True):
+            metric.update(stretch.task, stretch.true_task, batches=end - stretch.first)
+        return metric
+
+    def state_dict(self) -> dict[str, Any]:
+        """Into checkpoints."""
+        return {
+            "stretches": [tuple(stretch) for stretch in self.stretches],
+            "num_steps": self.num_steps,
+            "batches": self._batches,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.stretches = [Stretch(*stretch) for stretch in state_dict["stretches"]]
+        self.num_steps = state_dict["num_steps"]
+        self._batches = state_dict["batches"]
+
+    def _update_true_tasks(self, module: ContinualModule) -> None:
+        module.true_tasks = {task: max(counts, key=counts.__getitem__) for task, counts in self._batches.items()}
+
+
+def record_of_stream(trainer: L.Trainer) -> RecordStream | None:
+    """The trainer's `RecordStream`, if it has one."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, RecordStream)), None)

@@ -1,0 +1,253 @@
+"""Where a stream says nothing about tasks: which mask the next batches train."""
+
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from supsup_lightning.callbacks.task_boundary import check_trainer
+from supsup_lightning.errors import DiscoveryStopped
+from supsup_lightning.inference.discovery import AccuracyDiscovery, Discovery, Verdict, mean_over_processes
+from supsup_lightning.module import ContinualModule, in_mode
+from supsup_lightning.seeding import derive_seed
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Decision(NamedTuple):
+    """What was decided, and why.
+
+    Attributes:
+        step: of the stream; the batch of this step is the first that is trained so.
+        task: that is trained from here on, by the learner's own numbers.
+        action: ``go on``, ``switch``, ``new mask``, ``combine`` (a trial begins), ``combined`` (the trial succeeded) or
+            ``reuse``.
+        statistic: of the verdict; at the end of a trial, the combination's accuracy. NaN at the first step.
+        threshold: of the same.
+    """
+
+    step: int
+    task: int
+    action: str
+    statistic: float = float("nan")
+    threshold: float = float("nan")
+
+
+class TaskDiscovery(L.Callback):
+    """Begins tasks, goes on with them and comes back to them as a `Discovery` finds (scenario NNs).
+
+    Every so many batches:
+
+    1. What the task in training has learned since is committed, unless it has lost accuracy on the images of its last
+       confirmed batch: then the stream has changed meanwhile, and what it learned of another task is dropped.
+    2. The verdict on the next batch: a task fits (go on, or switch to it), or none does.
+    3. If none does, a new mask begins, or a trial of a combination, as the discovery says.
+
+    Nothing here looks at an epoch or at a true task, so masks depend on the batches alone.
+
+    Attributes:
+        decisions: all of them so far.
+        accuracy: of each task on its own training batches, as last measured.
+    """
+
+    def __init__(self, discovery: Discovery | None = None) -> None:
+        self.discovery = AccuracyDiscovery() if discovery is None else discovery
+        self.decisions: list[Decision] = []
+        self.accuracy: dict[int, float] = {}
+        self._confirmed: Batch | None = None  # the last one that a decision was taken on: of the task in training
+        self._confirmed_step = 0
+        self._measured_from = 0  # the step from which accuracy counts
+        self._trial_ends: int | None = None  # the step at which the combination in training is judged
+        self._nearest = 0  # the known task that fitted best when the trial began
+        self._right: list[Tensor] = []  # of each batch that counts, its accuracy
+
+    # Lightning's hooks.
+
+    def setup(self, trainer: L.Trainer, pl_module: ContinualModule, stage: str) -> None:
+        """Raise `ConfigurationError` where trainer or method cannot do this."""
+        if stage == "fit":
+            check_trainer(trainer)
+            pl_module.method.keep_scores(self.discovery.scores)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+        """Where a run resumes, go on with the task in training."""
+        pl_module.current_task = pl_module.method.task_in_training
+        if trainer.current_epoch:
+            step = self._confirmed_step
+            self._confirmed = next(trainer.datamodule.batches(step, step + 1))
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: ContinualModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Decide, where it is time; seed what layers draw (dropout, say) by the step."""
+        data = trainer.datamodule
+        step, decided = data.step(trainer.current_epoch, batch_idx), True
+        if step == 0:
+            self._begin(trainer, pl_module, Decision(0, 0, "new mask"))
+        elif step == self._trial_ends:
+            self._end_trial(trainer, pl_module, step)
+        elif self._trial_ends is None and step % self.discovery.every == 0:
+            self._decide(trainer, pl_module, batch, step)
+        else:
+            decided = False
+        if decided:
+            self._confirmed, self._confirmed_step = batch, step
+        torch.manual_seed(derive_seed(data.seed, "layers", step, trainer.global_rank))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: ContinualModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Measure accuracy on training batches."""
+        if trainer.datamodule.step(trainer.current_epoch, batch_idx) >= self._measured_from:
+            predicted = outputs["logits"][:, : max(pl_module.num_classes)].argmax(1)
+            self._right.append((predicted == outputs["labels"]).float().mean())
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+        """Commit what is in training."""
+        task = pl_module.task_in_training
+        if self._trial_ends is not None:  # cut short: there is no later half to judge it by
+            self._trial_ends = None
+            pl_module.method.commit_task(task)
+        else:
+            self._commit(pl_module)
+        pl_module.method.task_in_training = pl_module.current_task = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with."""
+        return {
+            "decisions": [tuple(decision) for decision in self.decisions],
+            "accuracy": self.accuracy,
+            "confirmed_step": self._confirmed_step,
+            "measured_from": self._measured_from,
+            "trial_ends": self._trial_ends,
+            "nearest": self._nearest,
+            "right": [float(share) for share in self._right],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.decisions = [Decision(*decision) for decision in state_dict["decisions"]]
+        self.accuracy = state_dict["accuracy"]
+        self._confirmed_step = state_dict["confirmed_step"]
+        self._measured_from = state_dict["measured_from"]
+        self._trial_ends = state_dict["trial_ends"]
+        self._nearest = state_dict["nearest"]
+        self._right = [torch.tensor(share) for share in state_dict["right"]]
+
+    # Decisions.
+
+    def _decide(self, trainer: L.Trainer, module: ContinualModule, batch: Batch, step: int) -> None:
+        up_to_date = self._commit(module)
+        verdict = trainer.strategy.broadcast(self._judge(module, batch))
+        decision = Decision(step, verdict.task, "go on", verdict.statistic, verdict.threshold)
+        if not verdict.fits:
+            self._begin_unknown(trainer, module, decision)
+        elif verdict.task != module.current_task:
+            self._reopen(trainer, module, decision._replace(action="switch"))
+        elif not up_to_date:  # the stream was elsewhere for a while
+            self._reopen(trainer, module, decision)
+        else:
+            self._note(trainer, decision)
+
+    def _judge(self, module: ContinualModule, batch: Batch) -> Verdict:
+        images, labels = batch
+        with in_mode(module, training=False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            return self.discovery.judge(
+                module.method,
+                images.float() if images.is_floating_point() else images,
+                labels,
+                num_classes=max(module.num_classes),
+                current=module.task_in_training,
+                accuracy=self.accuracy,
+            )
+
+    def _commit(self, module: ContinualModule) -> bool:
+        """Commit what is in training unless it has become worse at its task; whether it was committed."""
+        method, task = module.method, module.task_in_training
+        if task in method.tasks.tolist():
+            before = self._accuracy_on_confirmed(module, live=False)
+            now = self._accuracy_on_confirmed(module, live=True)
+            if now < before - self.discovery.tolerance:
+                return False
+        method.commit_task(task)
+        if self._right:
+            self.accuracy[task] = self._measured_accuracy()
+        return True
+
+    @torch.no_grad()
+    def _accuracy_on_confirmed(self, module: ContinualModule, *, live: bool) -> float:
+        """Of the task in training, as it is now or as it was last committed."""
+        assert self._confirmed is not None
+        images, labels = self._confirmed
+        with in_mode(module.method, training=live):
+            effective = module.method.effective(module.task_in_training)
+        with in_mode(module.method, training=False):
+            logits = functional_call(module.method.network, effective, (images,))
+        predicted = logits[:, : max(module.num_classes)].argmax(1)
+        return mean_over_processes((predicted == labels).float().mean()).item()
+
+    def _begin_unknown(self, trainer: L.Trainer, module: ContinualModule, decision: Decision) -> None:
+        discovery, method = self.discovery, module.method
+        new = len(method.tasks)
+        if discovery.on_unknown != "new_mask" and method.num_masks >= discovery.combine_from:
+            self._trial_ends = decision.step + discovery.trial_steps
+            self._nearest = decision.task
+            method.begin_combination(new)
+            self._start(trainer, module, decision._replace(task=new, action="combine"), length=discovery.trial_steps)
+        else:
+            self._begin_mask(trainer, module, decision)
+
+    def _begin_mask(self, trainer: L.Trainer, module: ContinualModule, decision: Decision) -> None:
+        discovery, method = self.discovery, module.method
+        if discovery.max_masks is None or method.num_masks < discovery.max_masks:
+            self._begin(trainer, module, decision._replace(task=len(method.tasks), action="new mask"))
+        elif discovery.at_max_masks == "stop":
+            raise DiscoveryStopped(
+                f"No task fits the batch at step {decision.step} of the stream, and there are discovery.max_masks="
+                f"{discovery.max_masks} masks already. Raise it, or use discovery.at_max_masks=reuse."
+            )
+        else:
+            self._reopen(trainer, module, decision._replace(action="reuse"))
+
+    def _end_trial(self, trainer: L.Trainer, module: ContinualModule, step: int) -> None:
+        self._trial_ends = None
+        task, accuracy = module.task_in_training, self._measured_accuracy()
+        known = sum(self.accuracy.values()) / len(self.accuracy)
+        decision = Decision(step, task, "combined", accuracy, known - self.discovery.tolerance)
+        if self.discovery.on_unknown == "combine" or accuracy >= decision.threshold:
+            module.method.commit_task(task)
+            self.accuracy[task] = accuracy
+            self._note(trainer, decision)
+        else:
+            self._begin_mask(trainer, module, decision._replace(task=self._nearest))
+
+    def _begin(self, trainer: L.Trainer, module: ContinualModule, decision: Decision) -> None:
+        module.method.begin_task(decision.task)
+        self._start(trainer, module, decision, length=self.discovery.every)
+
+    def _reopen(self, trainer: L.Trainer, module: ContinualModule, decision: Decision) -> None:
+        module.method.reopen_task(decision.task)
+        self._start(trainer, module, decision, length=self.discovery.every)
+
+    def _start(self, trainer: L.Trainer, module: ContinualModule, decision: Decision, *, length: int) -> None:
+        module.current_task = decision.task
+        trainer.strategy.setup_optimizers(trainer)
+        self._note(trainer, decision, length=length)
+
+    def _note(self, trainer: L.Trainer, decision: Decision, *, length: int | None = None) -> None:
+        self._right.clear()
+        self._measured_from = decision.step + (length or self.discovery.every) // 2
+        self.decisions.append(decision)
+        values = {"task": decision.task, "statistic": decision.statistic, "threshold": decision.threshold}
+        for listener in trainer.loggers:
+            listener.log_metrics({f"discovery/{name}": value for name, value in values.items()}, step=decision.step)
+
+    def _measured_accuracy(self) -> float:
+        return mean_over_processes(torch.stack(self._right).mean()).item()
+
+
+def discovery_of(trainer: L.Trainer) -> TaskDiscovery | None:
+    """The trainer's `TaskDiscovery`, if it has one."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, TaskDiscovery)), None)

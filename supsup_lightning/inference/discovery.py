@@ -1,0 +1,220 @@
+"""Does one of the tasks so far fit a batch, or is it of a new one? For streams that announce no task (scenario NNs)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from supsup_lightning.errors import ConfigurationError, check_choice
+from supsup_lightning.inference.objectives import OBJECTIVES, Objective
+from supsup_lightning.inference.one_shot import confidence_gain
+from supsup_lightning.methods import Method
+from supsup_lightning.methods.kept_scores import PLACES
+
+# Added to accuracies above chance before one is divided by the other: a mask that has learned nothing yet fits all.
+_NOTHING_LEARNED = 0.05
+
+
+class Verdict(NamedTuple):
+    """What a batch says.
+
+    Attributes:
+        task: the task that fits it best.
+        statistic: how well.
+        threshold: the task fits if the statistic is not below it; otherwise none does.
+    """
+
+    task: int
+    statistic: float
+    threshold: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether training goes on with that task."""
+        return self.statistic >= self.threshold
+
+
+class Discovery(ABC):
+    """When to ask, and what to do with the answer; `judge` gives it, and is what to override for a rule of your own.
+
+    Args:
+        objective: of the one-shot gradient: ``entropy``, ``superfluous`` or ``max_probability``.
+        every: batches from one decision to the next. A task that lasts less is easily overlooked.
+        max_masks: the most masks to make; by default there is no limit.
+        at_max_masks: what then becomes of a batch that no task fits: ``reuse`` the best of them, or ``stop``.
+        on_unknown: what becomes of it before: ``new_mask``; ``combine``, train only the coefficients of a linear
+            combination of the masks there are; or ``auto``, try to combine, and make a mask if that is not accurate.
+        combine_from: masks that there have to be before any are combined.
+        trial_steps: batches on which a combination is trained before it is judged, by the later half of them.
+        tolerance: in accuracy on training batches: how far below the mean of the known tasks a combination may be,
+            and by how much a mask may have lost on earlier images of its task before it is set back.
+        scores: where scores of tasks that may come again are kept: ``device``, ``host`` or ``bits`` (`KeptScores`).
+
+    Raises:
+        ConfigurationError: an option out of its range.
+    """
+
+    def __init__(
+        self,
+        objective: str = "entropy",
+        *,
+        every: int = 100,
+        max_masks: int | None = None,
+        at_max_masks: str = "reuse",
+        on_unknown: str = "new_mask",
+        combine_from: int = 2,
+        trial_steps: int = 200,
+        tolerance: float = 0.02,
+        scores: str = "host",
+    ) -> None:
+        check_choice("discovery.objective", objective, tuple(OBJECTIVES))
+        check_choice("discovery.at_max_masks", at_max_masks, ("reuse", "stop"))
+        check_choice("discovery.on_unknown", on_unknown, ("new_mask", "combine", "auto"))
+        check_choice("discovery.scores", scores, PLACES)
+        counts = {"every": every, "max_masks": max_masks, "combine_from": combine_from, "trial_steps": trial_steps}
+        for name, value in counts.items():
+            if (value is not None or name != "max_masks") and (type(value) is not int or value < 1):
+                raise ConfigurationError(f"discovery.{name}={value!r} must be a whole number from 1 on.")
+        if not 0 <= tolerance < 1:
+            raise ConfigurationError(f"discovery.tolerance={tolerance} is in accuracy; it lies in [0, 1).")
+        self.objective_name = objective
+        self.objective: Objective = OBJECTIVES[objective]
+        self.every = every
+        self.max_masks = max_masks
+        self.at_max_masks = at_max_masks
+        self.on_unknown = on_unknown
+        self.combine_from = combine_from
+        self.trial_steps = trial_steps
+        self.tolerance = tolerance
+        self.scores = scores
+
+    @abstractmethod
+    def judge(
+        self,
+        method: Method,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        num_classes: int,
+        current: int,
+        accuracy: Mapping[int, float],
+    ) -> Verdict:
+        """Which task fits a training batch best, and how well.
+
+        Args:
+            method: with the tasks so far, each as it was last committed, the one in training included.
+            images: ``(batch, *shape)`` float32.
+            labels: ``(batch,)`` int64.
+            num_classes: of the task with most of them.
+            current: the task in training.
+            accuracy: of each task on its own training batches, as last measured.
+
+        With several processes, each judges its share of a batch: bring what is measured together by
+        `mean_over_processes` before anything is decided on it. The first process's verdict counts.
+        """
+
+
+class AccuracyDiscovery(Discovery):
+    """A task fits if its mask gets as much of the batch right as of its own batches before.
+
+    One gradient of the superposition names a few candidates; each, and the task in training, then predicts the
+    batch, whose labels training knows. Statistic: accuracy above chance, as a share of that on the task's own
+    batches: near 1 for a known task and 0 for an unknown one, however many masks there are.
+
+    Args:
+        objective: of the one-shot gradient.
+        threshold: the share that a task has to reach.
+        candidates: tasks that predict the batch.
+        options: those of `Discovery`.
+    """
+
+    def __init__(self, objective: str = "entropy", *, threshold: float = 0.5, candidates: int = 3, **options) -> None:
+        super().__init__(objective, **options)
+        if not 0 < threshold < 1:
+            raise ConfigurationError(f"discovery.threshold={threshold} must lie between 0 and 1.")
+        if type(candidates) is not int or candidates < 1:
+            raise ConfigurationError(f"discovery.candidates={candidates!r} must be a whole number from 1 on.")
+        self.threshold = threshold
+        self.candidates = candidates
+
+    def judge(
+        self,
+        method: Method,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        num_classes: int,
+        current: int,
+        accuracy: Mapping[int, float],
+    ) -> Verdict:
+        """The candidate that is right most often among those that fit."""
+        gain = mean_over_processes(confidence_gain(method, images, num_classes, self.objective))
+        likely = method.tasks[gain.topk(min(self.candidates, len(gain))).indices].tolist()
+        tasks = [current, *(task for task in likely if task != current)]
+        right = [(method(images, task)[:, :num_classes].argmax(1) == labels).float().mean() for task in tasks]
+        shares = mean_over_processes(torch.stack(right)).tolist()
+        chance = 1 / num_classes
+        fits = [
+            (share - chance + _NOTHING_LEARNED) / (max(accuracy[task] - chance, 0) + _NOTHING_LEARNED)
+            for task, share in zip(tasks, shares, strict=True)
+        ]
+        fitting = [place for place, fit in enumerate(fits) if fit >= self.threshold]
+        best = max(fitting, key=shares.__getitem__) if fitting else max(range(len(fits)), key=fits.__getitem__)
+        return Verdict(tasks[best], fits[best], self.threshold)
+
+
+class GradientDiscovery(Discovery):
+    """The paper's rule: no task fits if the gradient tells the tasks hardly apart (section 3.4).
+
+    Statistic: ``k * max_i softmax(-dO/da)_i``, 1 where all tasks gain alike. It looks at no label, and it shrinks as
+    tasks become many: at a fixed ``epsilon`` it serves dozens of them, trained with ``optimizer=rmsprop``.
+
+    Args:
+        objective: of the one-shot gradient.
+        epsilon: a task fits if the statistic is at least 1 + epsilon.
+        min_masks: while there are fewer, random masks that no task has trained fill the superposition up.
+        options: those of `Discovery`.
+    """
+
+    def __init__(self, objective: str = "entropy", *, epsilon: float = 2**-3, min_masks: int = 5, **options) -> None:
+        super().__init__(objective, **options)
+        if not epsilon > 0:
+            raise ConfigurationError(f"discovery.epsilon={epsilon} must be positive.")
+        if type(min_masks) is not int or min_masks < 2:
+            raise ConfigurationError(
+                f"discovery.min_masks={min_masks!r} must be a whole number from 2 on: one mask by itself always wins."
+            )
+        self.epsilon = epsilon
+        self.min_masks = min_masks
+
+    def judge(
+        self,
+        method: Method,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        num_classes: int,
+        current: int,
+        accuracy: Mapping[int, float],
+    ) -> Verdict:
+        """The task with the largest gain."""
+        missing = self.min_masks - len(method.tasks)
+        with method.with_random_masks(missing) if missing > 0 else nullcontext():
+            gain = mean_over_processes(confidence_gain(method, images, num_classes, self.objective))
+            tasks = method.tasks.tolist()
+        known = [place for place, task in enumerate(tasks) if task >= 0]
+        best = max(known, key=gain.tolist().__getitem__)
+        statistic = len(gain) * torch.softmax(gain, 0)[best].item()
+        return Verdict(tasks[best], statistic, 1 + self.epsilon)
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a tensor over all processes, the same in each; the tensor itself where there is only one."""
+    if not torch.distributed.is_initialized():
+        return value
+    value = value.clone()
+    torch.distributed.all_reduce(value)
+    return value / torch.distributed.get_world_size()
