@@ -3,6 +3,7 @@
 import lightning as L
 import torch
 
+from supsup_lightning.data import TaskSequence
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.module import ContinualModule, task_data
 from supsup_lightning.seeding import derive_seed
@@ -17,7 +18,7 @@ class TaskBoundary(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Raise `ConfigurationError` where the trainer would not serve each task its own data."""
         if stage == "fit":
-            check_trainer(trainer)
+            check_trainer(trainer, TaskSequence, "TaskDiscovery (callbacks=discovery)")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Where a run resumes within a task, make the schedule anew: it was made before the task was known."""
@@ -47,9 +48,18 @@ class TaskBoundary(L.Callback):
             pl_module.current_task = None
 
 
-def check_trainer(trainer: L.Trainer) -> None:
-    """Raise `ConfigurationError` where the trainer would not train on the data as they come."""
-    epochs = task_data(trainer).num_epochs
+def check_trainer(trainer: L.Trainer, wanted: type, instead: str) -> None:
+    """Raise `ConfigurationError` where the trainer would not train on the data as they come.
+
+    Args:
+        trainer: about to start.
+        wanted: the kind of data that the callback serves.
+        instead: the callback for the other kind.
+    """
+    data = task_data(trainer)
+    if not isinstance(data, wanted):
+        raise ConfigurationError(f"{type(data).__name__} needs another callback to begin tasks: {instead}.")
+    epochs = data.num_epochs
     if trainer.reload_dataloaders_every_n_epochs != 1:
         raise ConfigurationError(
             f"Trainer(reload_dataloaders_every_n_epochs={trainer.reload_dataloaders_every_n_epochs}) would train "

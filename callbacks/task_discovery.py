@@ -8,10 +8,19 @@ from torch import Tensor
 from torch.func import functional_call
 
 from supsup_lightning.callbacks.task_boundary import check_trainer
+from supsup_lightning.data import Unannounced
 from supsup_lightning.errors import DiscoveryStopped
-from supsup_lightning.inference.discovery import AccuracyDiscovery, Discovery, Verdict, mean_over_processes
+from supsup_lightning.inference.discovery import (
+    AccuracyDiscovery,
+    Discovery,
+    Verdict,
+    above_chance,
+    mean_over_processes,
+)
 from supsup_lightning.module import ContinualModule, in_mode
 from supsup_lightning.seeding import derive_seed
+
+_RECENT_BATCHES = 10  # that one is compared with for the alarm
 
 Batch = tuple[Tensor, Tensor]
 
@@ -38,7 +47,7 @@ class Decision(NamedTuple):
 class TaskDiscovery(L.Callback):
     """Begins tasks, goes on with them and comes back to them as a `Discovery` finds (scenario NNs).
 
-    Every so many batches:
+    Every so many batches, and as soon as accuracy on training batches drops (`Discovery`'s alarm):
 
     1. What the task in training has learned since is committed, unless it has lost accuracy on the images of its last
        confirmed batch: then the stream has changed meanwhile, and what it learned of another task is dropped.
@@ -58,17 +67,17 @@ class TaskDiscovery(L.Callback):
         self.accuracy: dict[int, float] = {}
         self._confirmed: Batch | None = None  # the last one that a decision was taken on: of the task in training
         self._confirmed_step = 0
-        self._measured_from = 0  # the step from which accuracy counts
         self._trial_ends: int | None = None  # the step at which the combination in training is judged
         self._nearest = 0  # the known task that fitted best when the trial began
-        self._right: list[Tensor] = []  # of each batch that counts, its accuracy
+        self._shares: list[float] = []  # accuracy of each batch since the last decision
+        self._alarmed = False
 
     # Lightning's hooks.
 
     def setup(self, trainer: L.Trainer, pl_module: ContinualModule, stage: str) -> None:
         """Raise `ConfigurationError` where trainer or method cannot do this."""
         if stage == "fit":
-            check_trainer(trainer)
+            check_trainer(trainer, Unannounced, "TaskBoundary (callbacks=default)")
             pl_module.method.keep_scores(self.discovery.scores)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
@@ -87,8 +96,8 @@ class TaskDiscovery(L.Callback):
         if step == 0:
             self._begin(trainer, pl_module, Decision(0, 0, "new mask"))
         elif step == self._trial_ends:
-            self._end_trial(trainer, pl_module, step)
-        elif self._trial_ends is None and step % self.discovery.every == 0:
+            self._end_trial(trainer, pl_module, batch, step)
+        elif self._trial_ends is None and (self._alarmed or step % self.discovery.every == 0):
             self._decide(trainer, pl_module, batch, step)
         else:
             decided = False
@@ -99,10 +108,12 @@ class TaskDiscovery(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: ContinualModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Measure accuracy on training batches."""
-        if trainer.datamodule.step(trainer.current_epoch, batch_idx) >= self._measured_from:
-            predicted = outputs["logits"][:, : max(pl_module.num_classes)].argmax(1)
-            self._right.append((predicted == outputs["labels"]).float().mean())
+        """Measure accuracy on training batches, each before it is learned from."""
+        share = _accuracy(pl_module, outputs["logits"], outputs["labels"])
+        if self._trial_ends is None and self._drops(share, chance=1 / max(pl_module.num_classes)):
+            self._alarmed = True
+        else:
+            self._shares.append(share)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Commit what is in training."""
@@ -120,10 +131,10 @@ class TaskDiscovery(L.Callback):
             "decisions": [tuple(decision) for decision in self.decisions],
             "accuracy": self.accuracy,
             "confirmed_step": self._confirmed_step,
-            "measured_from": self._measured_from,
+            "alarmed": self._alarmed,
             "trial_ends": self._trial_ends,
             "nearest": self._nearest,
-            "right": [float(share) for share in self._right],
+            "shares": self._shares,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -131,10 +142,10 @@ class TaskDiscovery(L.Callback):
         self.decisions = [Decision(*decision) for decision in state_dict["decisions"]]
         self.accuracy = state_dict["accuracy"]
         self._confirmed_step = state_dict["confirmed_step"]
-        self._measured_from = state_dict["measured_from"]
+        self._alarmed = state_dict["alarmed"]
         self._trial_ends = state_dict["trial_ends"]
         self._nearest = state_dict["nearest"]
-        self._right = [torch.tensor(share) for share in state_dict["right"]]
+        self._shares = state_dict["shares"]
 
     # Decisions.
 
@@ -172,7 +183,7 @@ class TaskDiscovery(L.Callback):
             if now < before - self.discovery.tolerance:
                 return False
         method.commit_task(task)
-        if self._right:
+        if self._shares:
             self.accuracy[task] = self._measured_accuracy()
         return True
 
@@ -185,8 +196,7 @@ class TaskDiscovery(L.Callback):
             effective = module.method.effective(module.task_in_training)
         with in_mode(module.method, training=False):
             logits = functional_call(module.method.network, effective, (images,))
-        predicted = logits[:, : max(module.num_classes)].argmax(1)
-        return mean_over_processes((predicted == labels).float().mean()).item()
+        return _accuracy(module, logits, labels)
 
     def _begin_unknown(self, trainer: L.Trainer, module: ContinualModule, decision: Decision) -> None:
         discovery, method = self.discovery, module.method
@@ -195,7 +205,7 @@ class TaskDiscovery(L.Callback):
             self._trial_ends = decision.step + discovery.trial_steps
             self._nearest = decision.task
             method.begin_combination(new)
-            self._start(trainer, module, decision._replace(task=new, action="combine"), length=discovery.trial_steps)
+            self._start(trainer, module, decision._replace(task=new, action="combine"))
         else:
             self._begin_mask(trainer, module, decision)
 
@@ -211,7 +221,7 @@ class TaskDiscovery(L.Callback):
         else:
             self._reopen(trainer, module, decision._replace(action="reuse"))
 
-    def _end_trial(self, trainer: L.Trainer, module: ContinualModule, step: int) -> None:
+    def _end_trial(self, trainer: L.Trainer, module: ContinualModule, batch: Batch, step: int) -> None:
         self._trial_ends = None
         task, accuracy = module.task_in_training, self._measured_accuracy()
         known = sum(self.accuracy.values()) / len(self.accuracy)
@@ -221,31 +231,53 @@ class TaskDiscovery(L.Callback):
             self.accuracy[task] = accuracy
             self._note(trainer, decision)
         else:
-            self._begin_mask(trainer, module, decision._replace(task=self._nearest))
+            # Meanwhile the stream may have come to a task that is known.
+            module.current_task = self._nearest
+            verdict = trainer.strategy.broadcast(self._judge(module, batch))
+            decision = Decision(step, verdict.task, "switch", verdict.statistic, verdict.threshold)
+            if verdict.fits:
+                self._reopen(trainer, module, decision)
+            else:
+                self._begin_mask(trainer, module, decision)
 
     def _begin(self, trainer: L.Trainer, module: ContinualModule, decision: Decision) -> None:
         module.method.begin_task(decision.task)
-        self._start(trainer, module, decision, length=self.discovery.every)
+        self._start(trainer, module, decision)
 
     def _reopen(self, trainer: L.Trainer, module: ContinualModule, decision: Decision) -> None:
         module.method.reopen_task(decision.task)
-        self._start(trainer, module, decision, length=self.discovery.every)
+        self._start(trainer, module, decision)
 
-    def _start(self, trainer: L.Trainer, module: ContinualModule, decision: Decision, *, length: int) -> None:
+    def _start(self, trainer: L.Trainer, module: ContinualModule, decision: Decision) -> None:
         module.current_task = decision.task
         trainer.strategy.setup_optimizers(trainer)
-        self._note(trainer, decision, length=length)
+        self._note(trainer, decision)
 
-    def _note(self, trainer: L.Trainer, decision: Decision, *, length: int | None = None) -> None:
-        self._right.clear()
-        self._measured_from = decision.step + (length or self.discovery.every) // 2
+    def _note(self, trainer: L.Trainer, decision: Decision) -> None:
+        self._shares.clear()
+        self._alarmed = False
         self.decisions.append(decision)
         values = {"task": decision.task, "statistic": decision.statistic, "threshold": decision.threshold}
         for listener in trainer.loggers:
             listener.log_metrics({f"discovery/{name}": value for name, value in values.items()}, step=decision.step)
 
     def _measured_accuracy(self) -> float:
-        return mean_over_processes(torch.stack(self._right).mean()).item()
+        """Of the task in training, on the later half of the batches since the last decision."""
+        later = self._shares[len(self._shares) // 2 :]
+        return sum(later) / len(later)
+
+    def _drops(self, share: float, *, chance: float) -> bool:
+        """Whether a batch's accuracy is far below that of the batches just before."""
+        alarm, recent = self.discovery.alarm, self._shares[-_RECENT_BATCHES:]
+        if alarm is None or not recent:
+            return False
+        return above_chance(share, chance) < alarm * above_chance(sum(recent) / len(recent), chance)
+
+
+def _accuracy(module: ContinualModule, logits: Tensor, labels: Tensor) -> float:
+    """Share of a batch, over all processes, whose class is right."""
+    predicted = logits[:, : max(module.num_classes)].argmax(1)
+    return mean_over_processes((predicted == labels).float().mean()).item()
 
 
 def discovery_of(trainer: L.Trainer) -> TaskDiscovery | None:

@@ -82,6 +82,9 @@ def check_options(config: DictConfig) -> None:
     for option in ("resume", "print_masked"):
         if type(config[option]) is not bool:
             raise ConfigurationError(f"{option}={config[option]!r} must be true or false.")
+    for group in ("order", "discovery"):
+        if config.unannounced is None and config.get(group) is not None:
+            raise ConfigurationError(f"{group} has an effect in scenario=nns alone; add that, or leave {group} out.")
     pretrained = next((name for name in ("weights", "pretrained") if config.network.get(name)), None)
     if pretrained is not None and config.method.get("weights", "keep") != "keep":
         raise ConfigurationError(

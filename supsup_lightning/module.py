@@ -227,7 +227,7 @@ class ContinualModule(L.LightningModule):
         else:
             tasks, predicted = self.infer(images)
             if not self.scenario.task_known_in_training:  # tasks have the learner's own numbers
-                tasks = tasks.cpu().apply_(lambda own: self.true_tasks.get(own, -1)).to(tasks.device)
+                tasks = tasks.new_tensor([self.true_tasks.get(own, -1) for own in tasks.tolist()])
             found = tasks == task
             right = predicted == labels
             if not self.scenario.labels_shared:

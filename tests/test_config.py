@@ -41,6 +41,8 @@ def test_every_file_composes_and_instantiates(file, tmp_path, monkeypatch):
         overrides.append(f"data.root={two_classes_of_images(tmp_path)}")
     if file == "data/stream/whole":
         overrides.append("data.num_tasks=1")
+    if group in ("order", "discovery") or file == "callbacks/discovery":
+        overrides.insert(0, "scenario=nns")
     if file == "inference/given":
         overrides.append("scenario=gg")
     if name in ("gpu", "ddp") and group == "trainer" and not torch.cuda.is_available():
@@ -49,7 +51,7 @@ def test_every_file_composes_and_instantiates(file, tmp_path, monkeypatch):
         overrides.append("trainer.devices=1")
     config = composed(*overrides, folder=tmp_path)
     OmegaConf.resolve(config)
-    data, module = instantiate(config.data), instantiate(config.module)
+    data, module = instantiate(config.unannounced or config.data), instantiate(config.module)
     callbacks = [instantiate(callback) for callback in config.callbacks.values()]
     logger = instantiate(config.logger) or False
     trainer = instantiate(config.trainer, max_epochs=data.num_epochs, callbacks=callbacks, logger=logger)

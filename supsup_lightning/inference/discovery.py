@@ -14,8 +14,16 @@ from supsup_lightning.inference.one_shot import confidence_gain
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.kept_scores import PLACES
 
-# Added to accuracies above chance before one is divided by the other: a mask that has learned nothing yet fits all.
 _NOTHING_LEARNED = 0.05
+
+
+def above_chance(accuracy: float, chance: float) -> float:
+    """An accuracy to divide another by: above chance, plus a little, so that who has learned nothing yet fits all.
+
+    >>> above_chance(0.1, 0.1) / above_chance(0.1, 0.1), round(above_chance(0.1, 0.1) / above_chance(0.9, 0.1), 2)
+    (1.0, 0.06)
+    """
+    return max(accuracy - chance, 0) + _NOTHING_LEARNED
 
 
 class Verdict(NamedTuple):
@@ -42,7 +50,9 @@ class Discovery(ABC):
 
     Args:
         objective: of the one-shot gradient: ``entropy``, ``superfluous`` or ``max_probability``.
-        every: batches from one decision to the next. A task that lasts less is easily overlooked.
+        every: batches from one decision to the next.
+        alarm: decide at once after a training batch of whose accuracy (above chance) less than this share is left of
+            the ten batches before; by None never, so that a task that lasts less than ``every`` may be overlooked.
         max_masks: the most masks to make; by default there is no limit.
         at_max_masks: what then becomes of a batch that no task fits: ``reuse`` the best of them, or ``stop``.
         on_unknown: what becomes of it before: ``new_mask``; ``combine``, train only the coefficients of a linear
@@ -62,6 +72,7 @@ class Discovery(ABC):
         objective: str = "entropy",
         *,
         every: int = 100,
+        alarm: float | None = 0.5,
         max_masks: int | None = None,
         at_max_masks: str = "reuse",
         on_unknown: str = "new_mask",
@@ -78,11 +89,14 @@ class Discovery(ABC):
         for name, value in counts.items():
             if (value is not None or name != "max_masks") and (type(value) is not int or value < 1):
                 raise ConfigurationError(f"discovery.{name}={value!r} must be a whole number from 1 on.")
+        if alarm is not None and not 0 < alarm < 1:
+            raise ConfigurationError(f"discovery.alarm={alarm} is a share; it lies between 0 and 1, or is null.")
         if not 0 <= tolerance < 1:
             raise ConfigurationError(f"discovery.tolerance={tolerance} is in accuracy; it lies in [0, 1).")
         self.objective_name = objective
         self.objective: Objective = OBJECTIVES[objective]
         self.every = every
+        self.alarm = alarm
         self.max_masks = max_masks
         self.at_max_masks = at_max_masks
         self.on_unknown = on_unknown
@@ -158,7 +172,7 @@ class AccuracyDiscovery(Discovery):
         shares = mean_over_processes(torch.stack(right)).tolist()
         chance = 1 / num_classes
         fits = [
-            (share - chance + _NOTHING_LEARNED) / (max(accuracy[task] - chance, 0) + _NOTHING_LEARNED)
+            above_chance(share, chance) / above_chance(accuracy[task], chance)
             for task, share in zip(tasks, shares, strict=True)
         ]
         fitting = [place for place, fit in enumerate(fits) if fit >= self.threshold]
