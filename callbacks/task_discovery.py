@@ -1,5 +1,6 @@
 """Where a stream says nothing about tasks: which mask the next batches train."""
 
+import warnings
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -59,12 +60,14 @@ class TaskDiscovery(L.Callback):
     Attributes:
         decisions: all of them so far.
         accuracy: of each task on its own training batches, as last measured.
+        steps: for which each task has been trained; its schedule goes on from there when it comes again.
     """
 
     def __init__(self, discovery: Discovery | None = None) -> None:
         self.discovery = AccuracyDiscovery() if discovery is None else discovery
         self.decisions: list[Decision] = []
         self.accuracy: dict[int, float] = {}
+        self.steps: dict[int, int] = {}
         self._confirmed: Batch | None = None  # the last one that a decision was taken on: of the task in training
         self._confirmed_step = 0
         self._trial_ends: int | None = None  # the step at which the combination in training is judged
@@ -109,6 +112,8 @@ class TaskDiscovery(L.Callback):
         self, trainer: L.Trainer, pl_module: ContinualModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Measure accuracy on training batches, each before it is learned from."""
+        task = pl_module.task_in_training
+        self.steps[task] = self.steps.get(task, 0) + 1
         share = _accuracy(pl_module, outputs["logits"], outputs["labels"])
         if self._trial_ends is None and self._drops(share, chance=1 / max(pl_module.num_classes)):
             self._alarmed = True
@@ -130,6 +135,7 @@ class TaskDiscovery(L.Callback):
         return {
             "decisions": [tuple(decision) for decision in self.decisions],
             "accuracy": self.accuracy,
+            "steps": self.steps,
             "confirmed_step": self._confirmed_step,
             "alarmed": self._alarmed,
             "trial_ends": self._trial_ends,
@@ -141,6 +147,7 @@ class TaskDiscovery(L.Callback):
         """From a checkpoint."""
         self.decisions = [Decision(*decision) for decision in state_dict["decisions"]]
         self.accuracy = state_dict["accuracy"]
+        self.steps = state_dict["steps"]
         self._confirmed_step = state_dict["confirmed_step"]
         self._alarmed = state_dict["alarmed"]
         self._trial_ends = state_dict["trial_ends"]
@@ -241,6 +248,7 @@ class TaskDiscovery(L.Callback):
                 self._begin_mask(trainer, module, decision)
 
     def _begin(self, trainer: L.Trainer, module: ContinualModule, decision: Decision) -> None:
+        self.steps[decision.task] = 0  # where a combination was tried first, those were not the mask's
         module.method.begin_task(decision.task)
         self._start(trainer, module, decision)
 
@@ -251,6 +259,12 @@ class TaskDiscovery(L.Callback):
     def _start(self, trainer: L.Trainer, module: ContinualModule, decision: Decision) -> None:
         module.current_task = decision.task
         trainer.strategy.setup_optimizers(trainer)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*before `optimizer.step", category=UserWarning)
+            for config in trainer.lr_scheduler_configs:
+                schedule: Any = config.scheduler
+                for _ in range(self.steps.get(decision.task, 0)):
+                    schedule.step()
         self._note(trainer, decision)
 
     def _note(self, trainer: L.Trainer, decision: Decision) -> None:

@@ -18,7 +18,7 @@ from supsup_lightning.inference import Inference, OneShot
 from supsup_lightning.methods import Method
 from supsup_lightning.metrics import TaskAccuracy
 from supsup_lightning.scenario import GNU, Scenario
-from supsup_lightning.schedules import constant, cosine
+from supsup_lightning.schedules import cosine, inverse_sqrt
 
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 MakeSchedule = Callable[[Optimizer, int | None], LRScheduler]
@@ -43,7 +43,7 @@ class ContinualModule(L.LightningModule):
         scenario: what is revealed when; the inference has to fit it.
         optimizer: a function of the trainable parameters, called afresh for each task.
         schedule: a function of the optimizer and the steps of a task, None where they are not known; a task starts it
-            afresh. By default a cosine, or a constant where the steps are not known.
+            afresh. By default `cosine`, or `inverse_sqrt` where the steps are not known.
         coefficient_optimizer: as ``optimizer``, for tasks that are combinations of masks.
 
     Raises:
@@ -66,7 +66,7 @@ class ContinualModule(L.LightningModule):
         self.scenario = scenario
         self.make_optimizer = optimizer
         self.make_coefficient_optimizer = coefficient_optimizer
-        self.make_schedule = schedule or (cosine if scenario.task_known_in_training else constant)
+        self.make_schedule = schedule or (cosine if scenario.task_known_in_training else inverse_sqrt)
         self.num_classes: tuple[int, ...] = ()  # of each task; known once there is data
         self.current_task: int | None = None  # in training; set by TaskBoundary or TaskDiscovery
         self.true_tasks: dict[int, int] = {}  # where tasks are discovered: whose images each has learned; for reports

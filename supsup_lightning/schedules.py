@@ -1,6 +1,6 @@
 """Learning-rate schedules over one task; each task starts its own."""
 
-from math import cos, pi
+from math import cos, pi, sqrt
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -16,7 +16,7 @@ def cosine(optimizer: Optimizer, total_steps: int | None, *, warmup_steps: int =
     """
     if total_steps is None:
         raise ConfigurationError(
-            "schedule=cosine has to know how long a task lasts, and scenario=nns does not tell; use schedule=constant."
+            "schedule=cosine has to know how long a task lasts, and scenario=nns does not tell; use inverse_sqrt."
         )
 
     def factor(step: int) -> float:
@@ -25,6 +25,11 @@ def cosine(optimizer: Optimizer, total_steps: int | None, *, warmup_steps: int =
         return 0.5 * (1 + cos(pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
 
     return LambdaLR(optimizer, factor)
+
+
+def inverse_sqrt(optimizer: Optimizer, total_steps: int | None, *, decay_steps: int = 100) -> LRScheduler:
+    """``1 / sqrt(1 + step / decay_steps)``: for tasks of unknown length, whose masks settle nevertheless."""
+    return LambdaLR(optimizer, lambda step: 1 / sqrt(1 + step / decay_steps))
 
 
 def constant(optimizer: Optimizer, total_steps: int | None) -> LRScheduler:

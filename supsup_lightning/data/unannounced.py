@@ -107,12 +107,13 @@ class Switching(Order):
             others = [other for other, steps in enumerate(left) if steps and other != task]
             if stream and others:
                 task = others[int(torch.randint(len(others), (), generator=draw))]
-            steps = left[task]
-            if others and self.mean_steps > 1:
-                chance = float(torch.rand((), generator=draw, dtype=torch.float64))
-                steps = min(steps, 1 + int(math.log1p(-chance) / math.log1p(-1 / self.mean_steps)))
-            elif others:
-                steps = 1
+            elif stream:  # the last one with training left goes on
+                task, before = stream.pop()
+                left[task] += before
+            # Of a geometric distribution, by its inverse.
+            chance = float(torch.rand((), generator=draw, dtype=torch.float64))
+            drawn = 1 + int(math.log1p(-chance) / math.log1p(-1 / self.mean_steps)) if self.mean_steps > 1 else 1
+            steps = min(drawn, left[task]) if others else left[task]
             left[task] -= steps
             stream.append(Block(task, steps))
         return stream
