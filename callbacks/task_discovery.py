@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.optim import Optimizer
 
 from supsup_lightning.callbacks.task_boundary import check_trainer
 from supsup_lightning.data import Unannounced
@@ -22,6 +23,10 @@ from supsup_lightning.module import ContinualModule, in_mode
 from supsup_lightning.seeding import derive_seed
 
 _RECENT_BATCHES = 10  # that one is compared with for the alarm
+_LOST = 0.05  # of its accuracy on earlier images of its task: then a mask has learned of another task meanwhile
+# An optimizer that starts anew takes steps that are too large for a trained mask, which one gradient then no longer
+# tells from the others (docs/discovery.md): its learning rate begins at 0.
+_WARM_UP_STEPS = 100
 
 Batch = tuple[Tensor, Tensor]
 
@@ -50,8 +55,8 @@ class TaskDiscovery(L.Callback):
 
     Every so many batches, and as soon as accuracy on training batches drops (`Discovery`'s alarm):
 
-    1. What the task in training has learned since is committed, unless it has lost accuracy on the images of its last
-       confirmed batch: then the stream has changed meanwhile, and what it learned of another task is dropped.
+    1. What the task in training has learned since is committed, unless it has lost accuracy on the batch of the last
+       decision: then the stream has changed meanwhile, and what it learned of another task is dropped.
     2. The verdict on the next batch: a task fits (go on, or switch to it), or none does.
     3. If none does, a new mask begins, or a trial of a combination, as the discovery says.
 
@@ -72,6 +77,7 @@ class TaskDiscovery(L.Callback):
         self._confirmed_step = 0
         self._trial_ends: int | None = None  # the step at which the combination in training is judged
         self._nearest = 0  # the known task that fitted best when the trial began
+        self._warm_steps = _WARM_UP_STEPS  # since a known task came again
         self._shares: list[float] = []  # accuracy of each batch since the last decision
         self._alarmed = False
 
@@ -89,6 +95,7 @@ class TaskDiscovery(L.Callback):
         if trainer.current_epoch:
             step = self._confirmed_step
             self._confirmed = next(trainer.datamodule.batches(step, step + 1))
+            self._warm_up(trainer)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: ContinualModule, batch: Batch, batch_idx: int
@@ -137,6 +144,7 @@ class TaskDiscovery(L.Callback):
             "accuracy": self.accuracy,
             "steps": self.steps,
             "confirmed_step": self._confirmed_step,
+            "warm_steps": self._warm_steps,
             "alarmed": self._alarmed,
             "trial_ends": self._trial_ends,
             "nearest": self._nearest,
@@ -149,6 +157,7 @@ class TaskDiscovery(L.Callback):
         self.accuracy = state_dict["accuracy"]
         self.steps = state_dict["steps"]
         self._confirmed_step = state_dict["confirmed_step"]
+        self._warm_steps = state_dict["warm_steps"]
         self._alarmed = state_dict["alarmed"]
         self._trial_ends = state_dict["trial_ends"]
         self._nearest = state_dict["nearest"]
@@ -187,7 +196,7 @@ class TaskDiscovery(L.Callback):
         if task in method.tasks.tolist():
             before = self._accuracy_on_confirmed(module, live=False)
             now = self._accuracy_on_confirmed(module, live=True)
-            if now < before - self.discovery.tolerance:
+            if now < (1 - _LOST) * before:
                 return False
         method.commit_task(task)
         if self._shares:
@@ -265,6 +274,8 @@ class TaskDiscovery(L.Callback):
                 schedule: Any = config.scheduler
                 for _ in range(self.steps.get(decision.task, 0)):
                     schedule.step()
+        self._warm_steps = 0 if self.steps.get(decision.task) else _WARM_UP_STEPS
+        self._warm_up(trainer)
         self._note(trainer, decision)
 
     def _note(self, trainer: L.Trainer, decision: Decision) -> None:
@@ -274,6 +285,26 @@ class TaskDiscovery(L.Callback):
         values = {"task": decision.task, "statistic": decision.statistic, "threshold": decision.threshold}
         for listener in trainer.loggers:
             listener.log_metrics({f"discovery/{name}": value for name, value in values.items()}, step=decision.step)
+
+    def _warm_up(self, trainer: L.Trainer) -> None:
+        """Let the learning rate of a task that came again rise from 0, whatever its schedule."""
+
+        def factor() -> float:
+            return min(1.0, (self._warm_steps + 1) / _WARM_UP_STEPS)
+
+        def before(optimizer: Optimizer, *_: Any) -> None:
+            for group in optimizer.param_groups:
+                group["lr"] *= factor()
+
+        def after(optimizer: Optimizer, *_: Any) -> None:
+            for group in optimizer.param_groups:
+                group["lr"] /= factor()
+            self._warm_steps += 1
+
+        if self._warm_steps < _WARM_UP_STEPS:
+            for optimizer in trainer.optimizers:
+                optimizer.register_step_pre_hook(before)
+                optimizer.register_step_post_hook(after)
 
     def _measured_accuracy(self) -> float:
         """Of the task in training, on the later half of the batches since the last decision."""

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from supsup_lightning.data import TaskDataModule, TaskSequence
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.inference import Inference, OneShot
+from supsup_lightning.inference import Discovery, Inference, OneShot
 from supsup_lightning.methods import Method
 from supsup_lightning.metrics import TaskAccuracy
 from supsup_lightning.scenario import GNU, Scenario
@@ -157,8 +157,13 @@ class ContinualModule(L.LightningModule):
         schedule = self.make_schedule(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def task_callbacks(self, data: L.LightningDataModule) -> list[L.Callback]:
-        """The callbacks that a `Trainer` needs for this module, and the evaluation of tasks seen so far."""
+    def task_callbacks(self, data: L.LightningDataModule, *, discovery: Discovery | None = None) -> list[L.Callback]:
+        """The callbacks that a `Trainer` needs for this module, and the evaluation of tasks seen so far.
+
+        Args:
+            data: to be trained on.
+            discovery: how tasks are found that nothing announces (scenario NNs); by default `AccuracyDiscovery`.
+        """
         from supsup_lightning.callbacks import (
             EvaluateSeenTasks,
             LossGuard,
@@ -167,7 +172,9 @@ class ContinualModule(L.LightningModule):
             TaskDiscovery,
         )
 
-        begins_tasks = [TaskBoundary()] if self.scenario.task_known_in_training else [TaskDiscovery(), RecordStream()]
+        begins_tasks = (
+            [TaskBoundary()] if self.scenario.task_known_in_training else [TaskDiscovery(discovery), RecordStream()]
+        )
         return [*begins_tasks, LossGuard(), EvaluateSeenTasks()]
 
     # Steps.

@@ -67,14 +67,14 @@ def two_classes_of_images(folder: Path, *, per_class: int = 10, classes: Sequenc
     return folder
 
 
-def fit(method, data, *, folder, callbacks=(), **options) -> tuple[ContinualModule, L.Trainer]:
+def fit(method, data, *, folder, callbacks=(), discovery=None, **options) -> tuple[ContinualModule, L.Trainer]:
     """Train as a notebook user does, with more callbacks perhaps."""
     module = ContinualModule(method, **options)
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=data.num_epochs,
         reload_dataloaders_every_n_epochs=1,
-        callbacks=[*module.task_callbacks(data), *callbacks],
+        callbacks=[*module.task_callbacks(data, discovery=discovery), *callbacks],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -59,8 +59,7 @@ class Discovery(ABC):
             combination of the masks there are; or ``auto``, try to combine, and make a mask if that is not accurate.
         combine_from: masks that there have to be before any are combined.
         trial_steps: batches on which a combination is trained before it is judged, by the later half of them.
-        tolerance: in accuracy on training batches: how far below the mean of the known tasks a combination may be,
-            and by how much a mask may have lost on earlier images of its task before it is set back.
+        tolerance: in accuracy on training batches: how far a combination may be below the mean of the known tasks.
         scores: where scores of tasks that may come again are kept: ``device``, ``host`` or ``bits`` (`KeptScores`).
 
     Raises:
