@@ -18,7 +18,8 @@ class TaskBoundary(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Raise `ConfigurationError` where the trainer would not serve each task its own data."""
         if stage == "fit":
-            check_trainer(trainer, TaskSequence, "TaskDiscovery (callbacks=discovery)")
+            wanted = "data that say where a task begins; use TaskDiscovery (callbacks=discovery) for others"
+            check_trainer(trainer, TaskSequence, wanted)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Where a run resumes within a task, make the schedule anew: it was made before the task was known."""
@@ -48,17 +49,17 @@ class TaskBoundary(L.Callback):
             pl_module.current_task = None
 
 
-def check_trainer(trainer: L.Trainer, wanted: type, instead: str) -> None:
+def check_trainer(trainer: L.Trainer, kind: type, wanted: str) -> None:
     """Raise `ConfigurationError` where the trainer would not train on the data as they come.
 
     Args:
         trainer: about to start.
-        wanted: the kind of data that the callback serves.
-        instead: the callback for the other kind.
+        kind: of data that the callback serves.
+        wanted: the same in words, and what to do otherwise.
     """
     data = task_data(trainer)
-    if not isinstance(data, wanted):
-        raise ConfigurationError(f"{type(data).__name__} needs another callback to begin tasks: {instead}.")
+    if not isinstance(data, kind):
+        raise ConfigurationError(f"This callback needs {wanted}; got {type(data).__name__}.")
     epochs = data.num_epochs
     if trainer.reload_dataloaders_every_n_epochs != 1:
         raise ConfigurationError(

@@ -86,7 +86,7 @@ class TaskDiscovery(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: ContinualModule, stage: str) -> None:
         """Raise `ConfigurationError` where trainer or method cannot do this."""
         if stage == "fit":
-            check_trainer(trainer, Unannounced, "TaskBoundary (callbacks=default)")
+            check_trainer(trainer, Unannounced, "data that announce no task; wrap the others: Unannounced(data)")
             pl_module.method.keep_scores(self.discovery.scores)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:

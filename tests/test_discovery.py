@@ -11,19 +11,23 @@ from supsup_lightning import (
     NNS,
     AccuracyDiscovery,
     Binary,
+    ContinualDataModule,
     ContinualModule,
     Given,
     GradientDiscovery,
+    LeNet,
     OneShot,
     PermutedDigits,
+    PermutedMNIST,
+    SupSup,
     Unannounced,
 )
 from supsup_lightning.callbacks import RecordStream, TaskBoundary, TaskDiscovery
-from supsup_lightning.data import Recurring, Switching
+from supsup_lightning.data import Digits, Recurring, Rotated, Switching
 from supsup_lightning.errors import ConfigurationError, DiscoveryStopped
 from supsup_lightning.inference.discovery import Discovery, Verdict
 from supsup_lightning.metrics import TaskAssignment
-from supsup_lightning.schedules import cosine
+from supsup_lightning.schedules import constant, cosine
 from tests.conftest import QUIET, digits_lenet, fit, random_images, random_method, run_cli
 
 
@@ -106,15 +110,24 @@ def test_random_switching_is_noticed_at_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_papers_rule_finds_tasks_without_looking_at_labels(tmp_path):
-    paper = GradientDiscovery(alarm=None)
-    rmsprop = {"optimizer": lambda scores: torch.optim.RMSprop(scores, lr=5e-4)}
-    data = digits_stream(4, steps=300)
-    module, discovery, record = learn(data, tmp_path, discovery=paper, **rmsprop)
-    assert len(module.method.bank) == 4
-    assert record.assignment().compute()["adjusted_rand_index"] > 0.97
-    blind = [d.statistic for d in discovery.decisions if d.action == "go on"]
-    assert min(blind) > 1.125
+def test_the_papers_rule_finds_tasks_without_looking_at_labels(tmp_path, mnist_root, monkeypatch):
+    judge = GradientDiscovery.judge
+
+    def blind(self, method, images, labels, **known):
+        return judge(self, method, images, torch.full_like(labels, 10**6), **known)
+
+    monkeypatch.setattr(GradientDiscovery, "judge", blind)
+    _, trainer = fit(
+        SupSup(LeNet(output_size=500)),
+        Unannounced(PermutedMNIST(root=mnist_root, num_tasks=3, steps_per_task=300)),
+        folder=tmp_path,
+        scenario=NNS,
+        discovery=GradientDiscovery(alarm=None),
+        optimizer=lambda scores: torch.optim.RMSprop(scores, lr=1e-4),
+        schedule=constant,
+    )
+    assert actions(trainer.callbacks[0]) == ["new mask", "go on", "go on"] * 3
+    assert trainer.callbacks[1].assignment().compute()["adjusted_rand_index"] == 1
 
 
 def test_the_papers_statistic_counts_random_masks_until_there_are_enough():
@@ -156,20 +169,19 @@ def test_at_the_most_masks_the_best_is_reused_or_training_stops(tmp_path, at_max
 
 
 def test_a_rule_of_ones_own(tmp_path):
-    class ByPixels(Discovery):
-        """Knows the two permutations by heart."""
+    class ByMeanImage(Discovery):
+        """Knows the two permutations by their mean images."""
 
         def judge(self, method, images, labels, *, num_classes, current, accuracy):
             assert images.dtype == torch.float32
             assert not method.training
-            mine = images[:, 0, 0, 0].std().item() < 0.2
-            return Verdict(0 if mine else 1, 1.0 if (0 if mine else 1) < len(method.tasks) else 0.0, 0.5)
+            nearest = int((means - images.mean(0)).flatten(1).norm(dim=1).argmin())
+            return Verdict(min(nearest, len(method.tasks) - 1), float(nearest < len(method.tasks)), 0.5)
 
     data = digits_stream(2)
     data.setup()
-    widths = [next(iter(data.tasks.train_loader(task)))[0][:, 0, 0, 0].std().item() for task in (0, 1)]
-    assert (widths[0] < 0.2) != (widths[1] < 0.2), widths
-    module, discovery, _ = learn(data, tmp_path, discovery=ByPixels(alarm=None, every=50))
+    means = torch.stack([next(iter(data.tasks.train_loader(task)))[0].mean(0) for task in (0, 1)])
+    module, discovery, _ = learn(data, tmp_path, discovery=ByMeanImage(alarm=None, every=50))
     assert actions(discovery) == ["new mask", "go on", "go on", "new mask", "go on", "go on"]
     assert len(module.method.bank) == 2
 
@@ -178,9 +190,7 @@ def test_a_rule_of_ones_own(tmp_path):
 
 
 def turned(folder, angles, *, steps=300, **discovery):
-    """Digits turned by these angles one after another; small turns are nearly the same task."""
-    from supsup_lightning import ContinualDataModule
-    from supsup_lightning.data import Digits, Rotated
+    """Digits turned by these angles one after another."""
 
     class Angles(Rotated):
         def transformed(self, images, task, seed):
@@ -194,7 +204,7 @@ def turned(folder, angles, *, steps=300, **discovery):
 
 @pytest.mark.slow
 def test_auto_combines_where_that_is_accurate_and_makes_a_mask_where_not(tmp_path):
-    module, discovery, record = turned(tmp_path, [0, 40, 20, 180], on_unknown="auto", tolerance=0.06)
+    module, discovery, record = turned(tmp_path, [0, 30, 15, 180], on_unknown="auto", tolerance=0.2)
     assert actions(discovery).count("combined") == 1
     combined = module.method.combinations.tasks.tolist()
     assert [record_of(record, task) for task in combined] == [2]
@@ -314,7 +324,7 @@ def test_a_run_writes_what_was_discovered_and_draws_it(tmp_path):
         (["scenario=nns", "discovery.every=0"], "discovery.every=0 must be a whole number"),
         (["scenario=nns", "discovery.on_unknown=new"], "discovery.on_unknown='new' is not known"),
         (["scenario=nns", "discovery.scores=disk"], "discovery.scores='disk' is not known; choose one of device"),
-        (["scenario=nns", "discovery.evry=10"], "Did you mean discovery.every?"),
+        (["scenario=nns", "discovery.evry=10"], "Did you mean discovery.every"),
     ],
 )
 def test_mistakes_are_answered_before_training(overrides, message, tmp_path, monkeypatch, capsys):
@@ -343,13 +353,13 @@ def test_bad_options_of_discoveries_are_refused(make, message):
 
 
 def test_announced_tasks_and_hidden_ones_are_not_mixed_up(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"wrap it: Unannounced\(data\)"):
+    with pytest.raises(ConfigurationError, match=r"wrap the others: Unannounced\(data\)"):
         fit(digits_lenet(), digits_stream().tasks, folder=tmp_path, scenario=NNS)
     with pytest.raises(ConfigurationError, match="use scenario=nns, or the tasks without it"):
         fit(digits_lenet(), digits_stream(), folder=tmp_path)
     with pytest.raises(ConfigurationError, match="schedule=cosine has to know"):
         fit(digits_lenet(), digits_stream(), folder=tmp_path, scenario=NNS, schedule=cosine)
-    with pytest.raises(ConfigurationError, match="another callback to begin tasks: TaskDiscovery"):
+    with pytest.raises(ConfigurationError, match="use TaskDiscovery"):
         fit(digits_lenet(), digits_stream(), folder=tmp_path, scenario=NNS, callbacks=[TaskBoundary()])
 
 

@@ -115,6 +115,7 @@ def test_a_checkpoint_of_another_order_is_refused():
         (lambda: Recurring(rounds=0), "order.rounds=0 must be a whole number"),
         (lambda: Switching(mean_steps=0.5), "order.mean_steps=0.5 must be a whole number"),
         (lambda: Recurring(rounds=9).blocks([20, 5], seed=0), "order.rounds=9 is more than the 5 steps"),
+        (lambda: Blocks(tasks=[0, 0]).blocks([5, 5], seed=0), r"order.tasks=\[0, 0\] must name each task from 0 to 1"),
         (lambda: Unannounced(PermutedDigits(), steps_per_epoch=0), "unannounced.steps_per_epoch=0"),
     ],
 )

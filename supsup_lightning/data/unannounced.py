@@ -49,15 +49,24 @@ class Order(ABC):
 
 
 class Blocks(Order):
-    """Each task once, from 0 on.
+    """Each task once.
 
-    >>> Blocks().blocks([300, 200], seed=0)
-    [Block(task=0, steps=300), Block(task=1, steps=200)]
+    Args:
+        tasks: their order; by default from 0 on.
+
+    >>> Blocks(tasks=[1, 0]).blocks([300, 200], seed=0)
+    [Block(task=1, steps=200), Block(task=0, steps=300)]
     """
+
+    def __init__(self, *, tasks: Sequence[int] | None = None) -> None:
+        self.tasks = None if tasks is None else list(tasks)
 
     def blocks(self, lengths: Sequence[int], *, seed: int) -> list[Block]:
         """One block a task."""
-        return [Block(task, steps) for task, steps in enumerate(lengths)]
+        tasks = list(range(len(lengths))) if self.tasks is None else self.tasks
+        if sorted(tasks) != list(range(len(lengths))):
+            raise ConfigurationError(f"order.tasks={tasks} must name each task from 0 to {len(lengths) - 1} once.")
+        return [Block(task, lengths[task]) for task in tasks]
 
 
 class Recurring(Order):
