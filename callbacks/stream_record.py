@@ -39,6 +39,10 @@ class RecordStream(L.Callback):
         """Tell the module what a resumed run knew."""
         self._update_true_tasks(pl_module)
 
+    def on_test_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+        """Likewise, as a run that resumes after its training does not start that again."""
+        self._update_true_tasks(pl_module)
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: ContinualModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

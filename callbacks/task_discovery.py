@@ -92,7 +92,7 @@ class TaskDiscovery(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Where a run resumes, go on with the task in training."""
         pl_module.current_task = pl_module.method.task_in_training
-        if trainer.current_epoch:
+        if pl_module.current_task is not None:
             step = self._confirmed_step
             self._confirmed = next(trainer.datamodule.batches(step, step + 1))
             self._warm_up(trainer)
@@ -127,12 +127,13 @@ class TaskDiscovery(L.Callback):
         else:
             self._shares.append(share)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
-        """Commit what is in training."""
-        task = pl_module.task_in_training
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+        """At the end of the stream, commit what is in training, before the last checkpoint is written."""
+        if trainer.current_epoch + 1 < trainer.datamodule.num_epochs:
+            return
         if self._trial_ends is not None:  # cut short: there is no later half to judge it by
             self._trial_ends = None
-            pl_module.method.commit_task(task)
+            pl_module.method.commit_task(pl_module.task_in_training)
         else:
             self._commit(pl_module)
         pl_module.method.task_in_training = pl_module.current_task = None
@@ -220,6 +221,7 @@ class TaskDiscovery(L.Callback):
         if discovery.on_unknown != "new_mask" and method.num_masks >= discovery.combine_from:
             self._trial_ends = decision.step + discovery.trial_steps
             self._nearest = decision.task
+            self.steps[new] = 0
             method.begin_combination(new)
             self._start(trainer, module, decision._replace(task=new, action="combine"))
         else:
@@ -257,7 +259,7 @@ class TaskDiscovery(L.Callback):
                 self._begin_mask(trainer, module, decision)
 
     def _begin(self, trainer: L.Trainer, module: ContinualModule, decision: Decision) -> None:
-        self.steps[decision.task] = 0  # where a combination was tried first, those were not the mask's
+        self.steps[decision.task] = 0
         module.method.begin_task(decision.task)
         self._start(trainer, module, decision)
 

@@ -257,7 +257,7 @@ class Stop(L.Callback):
 
 
 @pytest.mark.parametrize("on_unknown", ["new_mask", "auto"])
-@pytest.mark.parametrize("epoch", [0, 2, 3, 5])
+@pytest.mark.parametrize("epoch", [0, 2, 3, 5, 7])
 def test_a_resume_within_the_stream_ends_with_the_same_bits(tmp_path, epoch, on_unknown):
     def run(*, callbacks=(), checkpoint=None):
         data = digits_stream(3, steps=110, order=Recurring(rounds=2), steps_per_epoch=45)
@@ -285,6 +285,9 @@ def test_a_resume_within_the_stream_ends_with_the_same_bits(tmp_path, epoch, on_
     stop = Stop(tmp_path, epoch)
     run(callbacks=[stop])
     resumed, other = run(checkpoint=stop.path)
+    for each in (trainer, other):
+        each.test(datamodule=each.datamodule, model=each.lightning_module, verbose=False)
+    assert torch.equal(whole.test_accuracy.compute(), resumed.test_accuracy.compute())
     for name, value in whole.method.bank.state_dict().items():
         assert torch.equal(value, resumed.method.bank.state_dict()[name])
     assert torch.equal(whole.method.combinations.coefficients, resumed.method.combinations.coefficients)
