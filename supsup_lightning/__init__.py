@@ -13,6 +13,8 @@ from supsup_lightning.inference import (
     GradientDiscovery,
     Inference,
     OneShot,
+    Verdict,
+    mean_over_processes,
 )
 from supsup_lightning.layout import ByName
 from supsup_lightning.methods import Method, SupSup
@@ -53,4 +55,6 @@ __all__ = [
     "Scenario",
     "SupSup",
     "Unannounced",
+    "Verdict",
+    "mean_over_processes",
 ]

@@ -166,7 +166,8 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def forward(coefficients: Tensor, packed: Tensor, num_weights: int) -> Tensor:
         rows = coefficients.nonzero().flatten()  # masks that do not count are not read
-        return bits.weighted_sum(packed[rows], coefficients[rows], num_weights)
+        with torch.autocast(packed.device.type, enabled=False):  # weights keep their precision, as masked ones do
+            return bits.weighted_sum(packed[rows], coefficients[rows], num_weights)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
@@ -175,4 +176,5 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (packed,) = ctx.saved_tensors
-        return bits.dot(packed, gradient), None, None
+        with torch.autocast(packed.device.type, enabled=False):
+            return bits.dot(packed, gradient), None, None

@@ -73,6 +73,8 @@ def test_coefficients_are_trained_by_the_true_gradient():
 
     torch.testing.assert_close(method.scores.grad[:3], grad(loss)(torch.full((3,), 1 / 3)))
     assert not method.scores.grad[3:].any()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(method.layout.flatten(method.effective(3)), dense(method)[:3].mean(0))
 
 
 def test_masks_under_a_combination_stay_and_later_masks_do_not_change_it():

@@ -20,6 +20,7 @@ PAGES = {
     "my_datasets": ROOT / "docs" / "data" / "datasets.md",
     "my_modules": ROOT / "docs" / "data" / "lightning_data_modules.md",
     "my_network": ROOT / "docs" / "networks.md",
+    "my_discovery": ROOT / "docs" / "discovery.md",
     "files": ROOT / "docs" / "data" / "files.md",  # of configuration alone
 }
 USER_FILES = [name for name in PAGES if name != "files"]
@@ -54,6 +55,13 @@ def test_lightning_data_modules(tmp_path):
     found = results(CONF, "data=my_modules", *options, folder=tmp_path)
     assert found["num_classes"] == [2, 3, 5]
     assert found["average_accuracy"] > 0.9
+
+
+def test_a_rule_of_discovery(tmp_path):
+    options = ["discovery=my_discovery", "data.num_tasks=2", "data.steps_per_task=110"]
+    run_cli(CONF, "scenario=nns", *options, *QUIET, "hydra.run.dir=run", cwd=tmp_path)
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found["learned_as"] == {"0": [0], "1": [1]}
 
 
 def test_a_folder_of_images_with_a_damaged_one(tmp_path, images):
@@ -145,7 +153,7 @@ def test_every_command_on_the_page_composes(name, tmp_path):
     if name == "files":
         write_configurations(tmp_path)
     else:
-        users_folder(tmp_path, **{name: name if name == "my_network" else "my_data"})
+        users_folder(tmp_path, **{name: name if name in ("my_network", "my_discovery") else "my_data"})
     commands = [line for block in blocks(name, "sh") for line in block.replace("\\\n", " ").splitlines()]
     assert len(commands) >= 2
     for command in commands:

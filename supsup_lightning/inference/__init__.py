@@ -1,7 +1,13 @@
 """Which task does this input belong to? One file an answer, one small surface for all (`Inference`)."""
 
 from supsup_lightning.inference.binary import Binary
-from supsup_lightning.inference.discovery import AccuracyDiscovery, Discovery, GradientDiscovery, Verdict
+from supsup_lightning.inference.discovery import (
+    AccuracyDiscovery,
+    Discovery,
+    GradientDiscovery,
+    Verdict,
+    mean_over_processes,
+)
 from supsup_lightning.inference.exhaustive import Exhaustive
 from supsup_lightning.inference.inference import Given, Inference
 from supsup_lightning.inference.one_shot import OneShot
@@ -16,4 +22,5 @@ __all__ = [
     "Inference",
     "OneShot",
     "Verdict",
+    "mean_over_processes",
 ]
