@@ -67,7 +67,9 @@ class WriteResults(L.Callback):
         if finished and self._training_began:
             self._save_bank(trainer, pl_module)
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
-            Console().print(f"stopped; {finished} finished tasks are kept, and resume=true goes on from there")
+            resumable = trainer.checkpoint_callback is not None and (self.folder / "checkpoints" / "last.ckpt").exists()
+            then = "resume=true goes on from there" if resumable else "there is no checkpoint yet to go on from"
+            Console().print(f"stopped; {finished} finished tasks are kept, and {then}")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the times of an earlier test."""

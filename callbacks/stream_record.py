@@ -55,8 +55,7 @@ class RecordStream(L.Callback):
         counts = self._batches.setdefault(task, {})
         counts[true] = counts.get(true, 0) + 1
         self.num_steps = step + 1
-        if counts[true] >= counts.get(pl_module.true_tasks.get(task, true), 0):
-            pl_module.true_tasks[task] = true
+        pl_module.true_tasks[task] = _most_frequent(counts)
 
     def assignment(self) -> TaskAssignment:
         """How well the learner's tasks match the true ones."""
@@ -81,7 +80,11 @@ class RecordStream(L.Callback):
         self._batches = state_dict["batches"]
 
     def _update_true_tasks(self, module: ContinualModule) -> None:
-        module.true_tasks = {task: max(counts, key=counts.__getitem__) for task, counts in self._batches.items()}
+        module.true_tasks = {task: _most_frequent(counts) for task, counts in self._batches.items()}
+
+
+def _most_frequent(counts: dict[int, int]) -> int:
+    return max(counts, key=counts.__getitem__)
 
 
 def record_of_stream(trainer: L.Trainer) -> RecordStream | None:

@@ -72,7 +72,10 @@ class Combinations(nn.Module):
         absent = self.masks[~place.any(1) & self.coefficients.any(0)].tolist()
         if absent:
             raise KeyError(f"Combinations rest on the masks of tasks {absent}, which are not there any more.")
-        return self.coefficients @ place.to(self.coefficients.dtype)
+        known = place.any(1)
+        matrix = self.coefficients.new_zeros(len(self), len(masks))
+        matrix[:, place[known].int().argmax(1)] = self.coefficients[:, known]
+        return matrix
 
     def rests_on(self, mask: int) -> bool:
         """Whether a combination has a coefficient other than 0 for the mask of this task."""

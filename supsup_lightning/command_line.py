@@ -85,6 +85,8 @@ def check_options(config: DictConfig) -> None:
     for group in ("order", "discovery"):
         if config.unannounced is None and config.get(group) is not None:
             raise ConfigurationError(f"{group} has an effect in scenario=nns alone; add that, or leave {group} out.")
+    if config.unannounced is None and "task_discovery" in config.callbacks:
+        raise ConfigurationError("callbacks=discovery is for scenario=nns alone; add that, or leave it out.")
     pretrained = next((name for name in ("weights", "pretrained") if config.network.get(name)), None)
     if pretrained is not None and config.method.get("weights", "keep") != "keep":
         raise ConfigurationError(
@@ -164,6 +166,8 @@ def _suggestion(message: str) -> str:
     unknown = next((match[1] for pattern in patterns if (match := re.search(pattern, message))), None)
     if unknown is None:
         return ""
+    if unknown.partition(".")[0] in ("discovery", "order") and "scenario=nns" not in sys.argv:
+        return "\nscenario=nns has it."
     names = _names()
     near = [name for name in names if name.rsplit(".", 1)[-1] == unknown]
     near = near or difflib.get_close_matches(unknown, names, n=2, cutoff=0.6)

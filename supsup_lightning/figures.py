@@ -52,7 +52,7 @@ def accuracy_matrix(matrix: Tensor, path: str | Path) -> Path:
 
 def stream(
     stretches: Sequence[tuple[int, int, int]],
-    decisions: Sequence[tuple[int, int, str, float, float]],
+    decisions: Sequence[tuple[int, str, int, float, float]],
     *,
     num_steps: int,
     path: str | Path,
@@ -64,7 +64,7 @@ def stream(
 
     Args:
         stretches: first step, true task, trained task of batches in a row, as `RecordStream` has them.
-        decisions: step, task, action, statistic and threshold, as `TaskDiscovery` has them.
+        decisions: step, action, task, statistic and threshold, as `TaskDiscovery` has them.
         num_steps: length of the stream.
         path: of the picture, PNG.
     """
@@ -80,17 +80,15 @@ def stream(
     above.stairs(trained, edges, baseline=None, color="tab:blue", linewidth=1.2, label="task of the learner")
     above.set_ylabel("task")
     above.yaxis.get_major_locator().set_params(integer=True)
-    judged = np.array([(d[0], d[3], d[4], d[2] == "combined") for d in decisions if np.isfinite(d[3])]).reshape(-1, 4)
-    steps, statistics, thresholds, combined = judged.T
-    fits, combined = statistics >= thresholds, combined.astype(bool)
-    below.plot(steps[~combined], thresholds[~combined], "--", color="black", linewidth=0.8, label="threshold")
-    for chosen, style, label in (
-        (fits & ~combined, {"marker": "o", "color": "tab:blue", "s": 8}, "a known task fits"),
-        (~fits & ~combined, {"marker": "o", "color": "tab:red", "s": 14}, "none fits"),
-        (combined, {"marker": "s", "color": "tab:purple", "s": 20}, "a combination is kept (its accuracy)"),
-    ):
-        if chosen.any():
-            below.scatter(steps[chosen], statistics[chosen], label=label, **style)
+    judged = np.array([(d[0], d[3], d[4]) for d in decisions if np.isfinite(d[3])]).reshape(-1, 3)
+    steps, statistics, thresholds = judged.T
+    below.plot(steps, thresholds, "--", color="black", linewidth=0.8, label="threshold")
+    fits = statistics >= thresholds
+    for chosen, colour, label in ((fits, "tab:blue", "a known task fits"), (~fits, "tab:red", "none fits")):
+        below.scatter(steps[chosen], statistics[chosen], s=8, color=colour, label=label)
+    kept = [d[0] for d in decisions if d[1] == "combined"]
+    if kept:
+        below.vlines(kept, *below.get_ylim(), color="tab:purple", linewidth=1, label="a combination is kept")
     below.set_ylabel("decision statistic")
     below.set_xlabel("batch of the stream")
     for axes in (above, below):

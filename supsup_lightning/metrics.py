@@ -60,7 +60,7 @@ class TaskAssignment(Metric):
         # Every process makes the same assignment, so there is nothing to bring together.
         super().__init__(sync_on_compute=False)
         for name in ("tasks", "true_tasks"):
-            self.add_state(name, [], dist_reduce_fx="cat")
+            self.add_state(name, [])
 
     def update(self, task: int, true_task: int, *, batches: int = 1) -> None:
         """Count ``batches`` in a row of ``true_task`` that trained ``task``."""
@@ -68,7 +68,9 @@ class TaskAssignment(Metric):
         self.true_tasks.append(torch.full((batches,), true_task))
 
     def compute(self) -> dict[str, Tensor]:
-        """Both figures, each ``()`` float."""
+        """Both figures, each ``()`` float; NaN before any batch is counted."""
+        if not self.tasks:
+            return dict.fromkeys(("adjusted_rand_index", "matched"), torch.tensor(torch.nan))
         tasks, numbers = torch.cat(self.tasks).unique(return_inverse=True)
         true_tasks, true_numbers = torch.cat(self.true_tasks).unique(return_inverse=True)
         shape = (len(tasks), len(true_tasks))

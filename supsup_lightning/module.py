@@ -68,6 +68,7 @@ class ContinualModule(L.LightningModule):
         self.make_coefficient_optimizer = coefficient_optimizer
         self.make_schedule = schedule or (cosine if scenario.task_known_in_training else inverse_sqrt)
         self.num_classes: tuple[int, ...] = ()  # of each task; known once there is data
+        self.output_size = 0  # likewise
         self.current_task: int | None = None  # in training; set by TaskBoundary or TaskDiscovery
         self.true_tasks: dict[int, int] = {}  # where tasks are discovered: whose images each has learned; for reports
         self.test_accuracy: TaskAccuracy | None = None
@@ -92,7 +93,7 @@ class ContinualModule(L.LightningModule):
         _check_announcement(self.scenario, data)
         self.num_classes = tuple(data.num_classes)
         example = data.example().to(self.device)
-        output_size = self._output_size(example)
+        self.output_size = output_size = self._output_size(example)
         largest = max(self.num_classes)
         if output_size < largest:
             task = self.num_classes.index(largest)

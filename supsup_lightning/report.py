@@ -66,8 +66,9 @@ def results(
         "accuracy_per_task": per_task,
         "num_classes": list(num_classes),
         "task_inference_accuracy": None if scenario.task_known_at_inference else round(found.mean().item(), 6),
-        "forgetting": forgetting(matrix),
-        "backward_transfer": backward_transfer(matrix),
+        # Where nothing announces tasks, none is learned at one time, after which it could be forgotten.
+        "forgetting": forgetting(matrix) if scenario.task_known_in_training else None,
+        "backward_transfer": backward_transfer(matrix) if scenario.task_known_in_training else None,
         "sparsity": round(method.sparsity().mean().item(), 6),
         "mask_bytes_per_task": method.task_bytes(),
         **(stream or {}),
@@ -145,6 +146,13 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
     skipped, found = result["skipped_images"], result["task_inference_accuracy"]
     if skipped:
         said.append(f"{skipped} image{'s' if skipped > 1 else ''} could not be read and left out of account")
+    assigned = result.get("assignment_accuracy")
+    if assigned is not None and assigned < 0.9:
+        said.append(
+            f"only {assigned:.0%} of the training batches trained the task of their own that they should have: "
+            f"{result['num_masks']} masks for {result['num_tasks']} tasks. Look at figures/stream.png, and try another "
+            "discovery.threshold or discovery.every; discovery=gradient goes with optimizer=rmsprop schedule=constant"
+        )
     if found is not None and found < 0.5:
         said.append(
             f"only {found:.0%} of the inputs found their task: tasks that resemble one another are hard to tell apart "

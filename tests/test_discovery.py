@@ -1,6 +1,7 @@
 """Streams that announce no task: what is discovered, and that nothing else tells."""
 
 import json
+from itertools import pairwise
 
 import lightning as L
 import pytest
@@ -23,7 +24,7 @@ from supsup_lightning import (
     Unannounced,
 )
 from supsup_lightning.callbacks import RecordStream, TaskBoundary, TaskDiscovery
-from supsup_lightning.data import Digits, Recurring, Rotated, Switching
+from supsup_lightning.data import Digits, Recurring, Rotated, Split, Switching
 from supsup_lightning.errors import ConfigurationError, DiscoveryStopped
 from supsup_lightning.inference.discovery import Discovery, Verdict
 from supsup_lightning.metrics import TaskAssignment
@@ -198,7 +199,10 @@ def turned(folder, angles, *, steps=300, **discovery):
 
     tasks = ContinualDataModule(Angles(Digits(), degrees=1), num_tasks=len(angles), steps_per_task=steps)
     return learn(
-        Unannounced(tasks), folder, discovery=AccuracyDiscovery(threshold=0.9, **discovery), inference=Binary("entropy")
+        Unannounced(tasks),
+        folder,
+        discovery=AccuracyDiscovery(threshold=0.95, **discovery),
+        inference=Binary("entropy"),
     )
 
 
@@ -225,6 +229,61 @@ def test_combine_always_does_and_costs_a_number_a_mask(tmp_path):
     assert module.method.num_masks == 2
     assert len(module.method.combinations) >= 1
     assert actions(discovery).count("new mask") == 2
+
+
+def test_a_trial_ends_with_the_stream_or_its_task_and_leaves_nothing_worthless(tmp_path):
+    """Tasks of 60 batches are over before a trial of 100 is; nothing that was not accurate is kept."""
+    rule = AccuracyDiscovery(on_unknown="auto", trial_steps=100)
+    data = digits_stream(3, steps=160, order=Recurring(rounds=2))  # blocks of 80
+    module, discovery, _ = learn(data, tmp_path, discovery=rule)
+    assert not len(module.method.combinations)
+    assert len(module.method.bank) == 3
+    for decision, after in pairwise(discovery.decisions):
+        if decision.action == "combine":
+            assert after.step - decision.step == 50  # half of the trial shows that it is hopeless
+    module, _, _ = learn(digits_stream(3, steps=150), tmp_path, discovery=AccuracyDiscovery(on_unknown="auto"))
+    accuracy, found = module.test_accuracy.compute()
+    assert accuracy[:2].min() > 0.8
+    assert found[:2].min() > 0.9
+
+
+@pytest.mark.parametrize("batch_size", [4, 16])
+def test_small_batches_are_judged_together(tmp_path, batch_size):
+    tasks = PermutedDigits(num_tasks=2, steps_per_task=600, batch_size=batch_size)
+    module, _, record = learn(Unannounced(tasks), tmp_path)
+    assert len(module.method.bank) == 2
+    assert record.assignment().compute()["matched"] > 0.9
+
+
+def test_deciding_at_every_batch_loses_nothing(tmp_path):
+    module, discovery, _ = learn(digits_stream(2), tmp_path, discovery=AccuracyDiscovery(every=1))
+    assert len(module.method.bank) == 2
+    assert set(actions(discovery)) == {"new mask", "go on"}
+    assert module.test_accuracy.compute()[0].min() > 0.93
+
+
+def test_split_tasks_are_not_taken_for_one_another(tmp_path):
+    tasks = ContinualDataModule(Split(Digits(), classes_per_task=2), steps_per_task=200)
+    module, _, record = learn(Unannounced(tasks), tmp_path)
+    assert len(module.method.bank) == 5
+    assert record.assignment().compute()["matched"] > 0.9
+
+
+def test_normalisation_statistics_come_again_with_their_task(tmp_path):
+    network = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(64, 80), torch.nn.BatchNorm1d(80), torch.nn.ReLU(), torch.nn.Linear(80, 40)
+    )
+    module, trainer = fit(
+        SupSup(network),
+        digits_stream(2, steps=300, order=Recurring(rounds=2)),
+        folder=tmp_path,
+        scenario=NNS,
+        inference=OneShot("entropy", images="batch"),
+    )
+    trainer.test(module, trainer.datamodule, verbose=False)
+    assert len(module.method.bank) == 2
+    assert not torch.equal(*module.method.bank.statistics)
+    assert module.test_accuracy.compute()[0].min() > 0.85
 
 
 # Several processes, and resuming.
@@ -296,6 +355,27 @@ def test_a_resume_within_the_stream_ends_with_the_same_bits(tmp_path, epoch, on_
     assert whole.true_tasks == resumed.true_tasks
 
 
+def test_a_checkpoint_from_within_an_epoch_is_refused(tmp_path):
+    class Save(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 20:
+                trainer.save_checkpoint(tmp_path / "within.ckpt")
+
+    data = digits_stream(2, steps=60, steps_per_epoch=40)
+    fit(digits_lenet(), data, folder=tmp_path, scenario=NNS, callbacks=[Save()])
+    module = ContinualModule(digits_lenet(), scenario=NNS)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=data.num_epochs,
+        reload_dataloaders_every_n_epochs=1,
+        callbacks=module.task_callbacks(data),
+        logger=False,
+        default_root_dir=tmp_path,
+    )
+    with pytest.raises(ConfigurationError, match="written within an epoch"):
+        trainer.fit(module, data, ckpt_path=tmp_path / "within.ckpt")
+
+
 def test_a_run_writes_what_was_discovered_and_draws_it(tmp_path):
     options = ["scenario=nns", "data.num_tasks=2", "data.steps_per_task=120", "logger=csv", "eval_at=all"]
     done = run_cli(*options, "hydra.run.dir=run", cwd=tmp_path)
@@ -328,6 +408,20 @@ def test_a_run_writes_what_was_discovered_and_draws_it(tmp_path):
         (["scenario=nns", "discovery.on_unknown=new"], "discovery.on_unknown='new' is not known"),
         (["scenario=nns", "discovery.scores=disk"], "discovery.scores='disk' is not known; choose one of device"),
         (["scenario=nns", "discovery.evry=10"], "Did you mean discovery.every"),
+        (["discovery.every=10"], "scenario=nns has it"),
+        (["callbacks=discovery"], "callbacks=discovery is for scenario=nns alone"),
+        (["scenario=nns", "discovery.threshold=abc"], "discovery.threshold='abc' must lie between"),
+        (["scenario=nns", "order.tasks=3"], "order.tasks=3 must be a list of tasks"),
+        (
+            [
+                "scenario=nns",
+                "discovery.objective=superfluous",
+                "inference.objective=entropy",
+                "network.output_size=10",
+            ],
+            "discovery.objective=superfluous needs outputs beyond the classes",
+        ),
+        (["scenario=nns", "+trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches=2 would mix"),
     ],
 )
 def test_mistakes_are_answered_before_training(overrides, message, tmp_path, monkeypatch, capsys):
@@ -346,6 +440,8 @@ def test_mistakes_are_answered_before_training(overrides, message, tmp_path, mon
         (lambda: AccuracyDiscovery(tolerance=2), "discovery.tolerance=2 is in accuracy"),
         (lambda: AccuracyDiscovery(alarm=0), "discovery.alarm=0 is a share"),
         (lambda: AccuracyDiscovery(max_masks=0), "discovery.max_masks=0 must be a whole"),
+        (lambda: AccuracyDiscovery(at_max_masks="stop"), "stop has no effect without discovery.max_masks"),
+        (lambda: AccuracyDiscovery(on_unknown="auto", combine_from=3, max_masks=2), "combine_from=3 masks cannot be"),
         (lambda: GradientDiscovery(epsilon=0), "discovery.epsilon=0 must be positive"),
         (lambda: GradientDiscovery(min_masks=1), "one mask by itself always wins"),
     ],

@@ -67,13 +67,21 @@ def test_a_stream_is_the_same_wherever_one_begins():
         assert same(stream.batches(first, last), whole[first:last])
 
 
-def test_a_sequence_of_data_modules_shuffles_alike_wherever_one_begins():
-    stream = Unannounced(DataModuleSequence([Blobs(3), Blobs(3, seed=1)], epochs_per_task=2), Recurring(rounds=4))
+@pytest.mark.parametrize("length", [{"epochs_per_task": 2}, {"steps_per_task": 23}])  # several passes
+def test_a_sequence_of_data_modules_shuffles_alike_wherever_one_begins(length):
+    stream = Unannounced(DataModuleSequence([Blobs(3), Blobs(3, seed=1)], **length), Recurring(rounds=2))
     stream.setup()
     total = stream.num_steps
-    whole = list(stream.batches(0, total))
-    torch.manual_seed(123)
-    assert same(stream.batches(total // 2 - 1, total), whole[total // 2 - 1 :])
+
+    def served(first):
+        for step, batch in zip(range(first, total), stream.batches(first, total), strict=True):
+            yield batch
+            torch.manual_seed(step)  # as training does with what layers draw
+
+    whole = list(served(0))
+    for first in (1, total // 2 - 1, total - 3):
+        torch.manual_seed(123)
+        assert same(served(first), whole[first:])
 
 
 def test_neither_batches_nor_epochs_tell_the_task():

@@ -1,14 +1,16 @@
 """Ordinary LightningDataModules, one after another: each one is a task."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from supsup_lightning.data.tasks import TaskSequence
 from supsup_lightning.errors import ConfigurationError, DataError
+from supsup_lightning.seeding import derive_seed
 
 
 class DataModuleSequence(TaskSequence):
@@ -115,9 +117,9 @@ class DataModuleSequence(TaskSequence):
         return {**{name: getattr(self, name) for name in names}, "modules": modules}
 
     def train_loader(self, task: int, *, epoch: int = 0, steps: slice = slice(None)) -> "ModuleLoader":
-        """The task's own training loader; what shuffles it is seeded by the boundary callback, epoch by epoch."""
+        """The task's own training loader; each pass shuffles by a seed of its own."""
         first, last, _ = steps.indices(self.steps_per_epoch(task))
-        return ModuleLoader(self, task, self._loader(task, "train"), length=last - first, skip=first)
+        return ModuleLoader(self, task, self._loader(task, "train"), length=last - first, skip=first, epoch=epoch)
 
     def val_loader(self, task: int) -> "ModuleLoader | list":
         """The task's own validation loader; an empty list if it has none."""
@@ -154,30 +156,35 @@ class ModuleLoader:
     """A data module's loader, ``length`` batches of it after the first ``skip``, moved by the module's own hooks."""
 
     def __init__(
-        self, sequence: DataModuleSequence, task: int, loader: Iterable, *, length: int, skip: int = 0
+        self, sequence: DataModuleSequence, task: int, loader: Iterable, *, length: int, skip: int = 0, epoch: int = 0
     ) -> None:
         self.sequence = sequence
         self.task = task
         self.loader = loader
         self.length = length
         self.skip = skip
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         module, device = self.sequence.modules[self.task], self.sequence.device
-        for number, batch in enumerate(islice(self._endless(), self.skip, self.skip + self.length)):
+        for number, batch in enumerate(itertools.islice(self._endless(), self.skip, self.skip + self.length)):
             moved = module.transfer_batch_to_device(module.on_before_batch_transfer(batch, 0), device, 0)
             yield self._checked(module.on_after_batch_transfer(moved, 0), first=number == 0)
 
     def _endless(self) -> Iterator[Any]:
-        empty = False
-        while not empty:
-            empty = True
-            for batch in self.loader:
-                empty = False
-                yield batch
+        for number in itertools.count():
+            # What a loader shuffles by is drawn with its first batch; it depends on nothing that happens in training.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive_seed(self.sequence.seed, "loader", self.task, self.epoch, number))
+                batches = iter(self.loader)
+                first = next(batches, None)
+            if first is None:
+                return
+            yield first
+            yield from batches
 
     def _checked(self, batch: Any, *, first: bool) -> tuple[Tensor, Tensor]:
         name = type(self.sequence.modules[self.task]).__name__

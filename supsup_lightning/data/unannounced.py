@@ -16,7 +16,7 @@ from torch import Tensor
 
 from supsup_lightning.data.tasks import TaskDataModule, TaskSequence
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.seeding import derive_seed, generator
+from supsup_lightning.seeding import generator
 
 
 class Block(NamedTuple):
@@ -59,6 +59,8 @@ class Blocks(Order):
     """
 
     def __init__(self, *, tasks: Sequence[int] | None = None) -> None:
+        if tasks is not None and (isinstance(tasks, str) or not isinstance(tasks, Sequence)):
+            raise ConfigurationError(f"order.tasks={tasks!r} must be a list of tasks, such as [2,0,1].")
         self.tasks = None if tasks is None else list(tasks)
 
     def blocks(self, lengths: Sequence[int], *, seed: int) -> list[Block]:
@@ -143,7 +145,7 @@ class Unannounced(TaskDataModule):
         ConfigurationError: an option out of its range.
     """
 
-    def __init__(self, tasks: TaskSequence, order: Order | None = None, *, steps_per_epoch: int = 1000) -> None:
+    def __init__(self, tasks: TaskSequence, order: Order | None = None, *, steps_per_epoch: int = 500) -> None:
         super().__init__(seed=tasks.seed)
         if type(steps_per_epoch) is not int or steps_per_epoch < 1:
             raise ConfigurationError(
@@ -196,8 +198,10 @@ class Unannounced(TaskDataModule):
     def tasks_seen(self, step: int) -> list[int]:
         """The tasks so far, if the first block of one ends with this batch, and otherwise none; for reports alone."""
         number = bisect_right(self._ends, step)
+        if step + 1 != self._ends[number]:
+            return []
         before = {block.task for block in self.blocks[:number]}
-        if step + 1 != self._ends[number] or self.blocks[number].task in before:
+        if self.blocks[number].task in before:
             return []
         return sorted({*before, self.blocks[number].task})
 
@@ -213,7 +217,6 @@ class Unannounced(TaskDataModule):
             while done < end:
                 epoch, place = divmod(done, per_epoch)
                 steps = slice(place, min(per_epoch, place + end - done))
-                torch.manual_seed(derive_seed(self.seed, "loader", block.task, epoch))  # of loaders that shuffle
                 yield from self.tasks.train_loader(block.task, epoch=epoch, steps=steps)
                 done += steps.stop - steps.start
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from supsup_lightning.errors import ConfigurationError, check_choice
-from supsup_lightning.inference.objectives import OBJECTIVES, Objective
+from supsup_lightning.inference.objectives import OBJECTIVES, Objective, check_superfluous
 from supsup_lightning.inference.one_shot import confidence_gain
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.kept_scores import PLACES
@@ -24,6 +24,18 @@ def above_chance(accuracy: float, chance: float) -> float:
     (1.0, 0.06)
     """
     return max(accuracy - chance, 0) + _NOTHING_LEARNED
+
+
+def lowest_fit(threshold: float, accuracy: float, chance: float, num_images: int) -> float:
+    """The least share of an accuracy that a task may reach, on so few images, and still be that task.
+
+    ``threshold``, or where chance alone could go below that, three standard errors below 1.
+
+    >>> lowest_fit(0.8, 0.95, 0.1, 128), round(lowest_fit(0.8, 0.6, 0.1, 16), 2)
+    (0.8, 0.33)
+    """
+    standard_error = (max(accuracy * (1 - accuracy), 1 / num_images) / num_images) ** 0.5
+    return min(threshold, 1 - 3 * standard_error / above_chance(accuracy, chance))
 
 
 class Verdict(NamedTuple):
@@ -51,14 +63,15 @@ class Discovery(ABC):
     Args:
         objective: of the one-shot gradient: ``entropy``, ``superfluous`` or ``max_probability``.
         every: batches from one decision to the next.
-        alarm: decide at once after a training batch of whose accuracy (above chance) less than this share is left of
-            the ten batches before; by None never, so that a task that lasts less than ``every`` may be overlooked.
+        alarm: decide at once where accuracy on training batches (above chance) falls below this share of what it was
+            on the ten before; by None never, so that a task that lasts less than ``every`` may be overlooked.
         max_masks: the most masks to make; by default there is no limit.
         at_max_masks: what then becomes of a batch that no task fits: ``reuse`` the best of them, or ``stop``.
         on_unknown: what becomes of it before: ``new_mask``; ``combine``, train only the coefficients of a linear
             combination of the masks there are; or ``auto``, try to combine, and make a mask if that is not accurate.
         combine_from: masks that there have to be before any are combined.
-        trial_steps: batches on which a combination is trained before it is judged, by the later half of them.
+        trial_steps: batches on which a combination is trained before it is judged; far less than a task lasts, or the
+            task is over before it gets a mask.
         tolerance: in accuracy on training batches: how far a combination may be below the mean of the known tasks.
         scores: where scores of tasks that may come again are kept: ``device``, ``host`` or ``bits`` (`KeptScores`).
 
@@ -71,12 +84,12 @@ class Discovery(ABC):
         objective: str = "entropy",
         *,
         every: int = 100,
-        alarm: float | None = 0.5,
+        alarm: float | None = 0.8,
         max_masks: int | None = None,
         at_max_masks: str = "reuse",
         on_unknown: str = "new_mask",
         combine_from: int = 2,
-        trial_steps: int = 200,
+        trial_steps: int = 100,
         tolerance: float = 0.02,
         scores: str = "host",
     ) -> None:
@@ -88,10 +101,16 @@ class Discovery(ABC):
         for name, value in counts.items():
             if (value is not None or name != "max_masks") and (type(value) is not int or value < 1):
                 raise ConfigurationError(f"discovery.{name}={value!r} must be a whole number from 1 on.")
-        if alarm is not None and not 0 < alarm < 1:
-            raise ConfigurationError(f"discovery.alarm={alarm} is a share; it lies between 0 and 1, or is null.")
-        if not 0 <= tolerance < 1:
-            raise ConfigurationError(f"discovery.tolerance={tolerance} is in accuracy; it lies in [0, 1).")
+        if alarm is not None and not (_is_number(alarm) and 0 < alarm < 1):
+            raise ConfigurationError(f"discovery.alarm={alarm!r} is a share; it lies between 0 and 1, or is null.")
+        if not (_is_number(tolerance) and 0 <= tolerance < 1):
+            raise ConfigurationError(f"discovery.tolerance={tolerance!r} is in accuracy; it lies in [0, 1).")
+        if at_max_masks == "stop" and max_masks is None:
+            raise ConfigurationError("discovery.at_max_masks=stop has no effect without discovery.max_masks.")
+        if on_unknown != "new_mask" and max_masks is not None and combine_from > max_masks:
+            raise ConfigurationError(
+                f"discovery.combine_from={combine_from} masks cannot be reached with discovery.max_masks={max_masks}."
+            )
         self.objective_name = objective
         self.objective: Objective = OBJECTIVES[objective]
         self.every = every
@@ -103,6 +122,10 @@ class Discovery(ABC):
         self.trial_steps = trial_steps
         self.tolerance = tolerance
         self.scores = scores
+
+    def check(self, *, output_size: int, num_classes: int) -> None:
+        """Raise `ConfigurationError` if the objective cannot work with such a network."""
+        check_superfluous("discovery", self.objective_name, output_size=output_size, num_classes=num_classes)
 
     @abstractmethod
     def judge(
@@ -125,6 +148,7 @@ class Discovery(ABC):
             current: the task in training.
             accuracy: of each task on its own training batches, as last measured.
 
+        Of small batches, several are judged at once.
         With several processes, each judges its share of a batch: bring what is measured together by
         `mean_over_processes` before anything is decided on it. The first process's verdict counts.
         """
@@ -139,15 +163,15 @@ class AccuracyDiscovery(Discovery):
 
     Args:
         objective: of the one-shot gradient.
-        threshold: the share that a task has to reach.
+        threshold: the share that a task has to reach; less where the batch is too small to tell (`lowest_fit`).
         candidates: tasks that predict the batch.
         options: those of `Discovery`.
     """
 
-    def __init__(self, objective: str = "entropy", *, threshold: float = 0.5, candidates: int = 3, **options) -> None:
+    def __init__(self, objective: str = "entropy", *, threshold: float = 0.8, candidates: int = 3, **options) -> None:
         super().__init__(objective, **options)
-        if not 0 < threshold < 1:
-            raise ConfigurationError(f"discovery.threshold={threshold} must lie between 0 and 1.")
+        if not (_is_number(threshold) and 0 < threshold < 1):
+            raise ConfigurationError(f"discovery.threshold={threshold!r} must lie between 0 and 1.")
         if type(candidates) is not int or candidates < 1:
             raise ConfigurationError(f"discovery.candidates={candidates!r} must be a whole number from 1 on.")
         self.threshold = threshold
@@ -174,9 +198,11 @@ class AccuracyDiscovery(Discovery):
             above_chance(share, chance) / above_chance(accuracy[task], chance)
             for task, share in zip(tasks, shares, strict=True)
         ]
-        fitting = [place for place, fit in enumerate(fits) if fit >= self.threshold]
+        num_images = len(images) * num_processes()
+        lowest = [lowest_fit(self.threshold, accuracy[task], chance, num_images) for task in tasks]
+        fitting = [place for place, fit in enumerate(fits) if fit >= lowest[place]]
         best = max(fitting, key=shares.__getitem__) if fitting else max(range(len(fits)), key=fits.__getitem__)
-        return Verdict(tasks[best], fits[best], self.threshold)
+        return Verdict(tasks[best], fits[best], lowest[best])
 
 
 class GradientDiscovery(Discovery):
@@ -194,8 +220,8 @@ class GradientDiscovery(Discovery):
 
     def __init__(self, objective: str = "entropy", *, epsilon: float = 2**-3, min_masks: int = 5, **options) -> None:
         super().__init__(objective, **options)
-        if not epsilon > 0:
-            raise ConfigurationError(f"discovery.epsilon={epsilon} must be positive.")
+        if not (_is_number(epsilon) and epsilon > 0):
+            raise ConfigurationError(f"discovery.epsilon={epsilon!r} must be positive.")
         if type(min_masks) is not int or min_masks < 2:
             raise ConfigurationError(
                 f"discovery.min_masks={min_masks!r} must be a whole number from 2 on: one mask by itself always wins."
@@ -224,10 +250,19 @@ class GradientDiscovery(Discovery):
         return Verdict(tasks[best], statistic, 1 + self.epsilon)
 
 
+def num_processes() -> int:
+    """How many processes share each batch."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
 def mean_over_processes(value: Tensor) -> Tensor:
     """The mean of a tensor over all processes, the same in each; the tensor itself where there is only one."""
-    if not torch.distributed.is_initialized():
+    if num_processes() == 1:
         return value
     value = value.clone()
     torch.distributed.all_reduce(value)
-    return value / torch.distributed.get_world_size()
+    return value / num_processes()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from supsup_lightning.errors import ConfigurationError, check_choice
-from supsup_lightning.inference.objectives import OBJECTIVES, Objective, entropy
+from supsup_lightning.inference.objectives import OBJECTIVES, Objective, check_superfluous, entropy
 from supsup_lightning.methods import Method
 
 
@@ -81,12 +81,7 @@ class ConfidenceInference(Inference):
 
     def check(self, *, output_size: int, num_classes: int) -> None:
         """Raise `ConfigurationError` if the objective needs superfluous outputs and the network has none."""
-        if self.name == "superfluous" and output_size <= num_classes:
-            raise ConfigurationError(
-                f"inference.objective=superfluous needs outputs beyond the classes, but "
-                f"network.output_size={output_size} and the tasks have {num_classes} classes; raise "
-                "network.output_size (10 x the classes works well), or use inference.objective=entropy."
-            )
+        check_superfluous("inference", self.name, output_size=output_size, num_classes=num_classes)
 
     @torch.no_grad()
     def __call__(self, method: Method, images: Tensor, num_classes: int) -> Tensor:

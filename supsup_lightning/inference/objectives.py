@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from supsup_lightning.errors import ConfigurationError
+
 Objective = Callable[[Tensor, int], Tensor]
 
 
@@ -46,6 +48,16 @@ def max_probability(logits: Tensor, num_classes: int) -> Tensor:
     tensor([-0.2500])
     """
     return -torch.softmax(logits, dim=-1).amax(-1)
+
+
+def check_superfluous(option: str, objective: str, *, output_size: int, num_classes: int) -> None:
+    """Raise `ConfigurationError` if the objective of an option group needs superfluous outputs and there are none."""
+    if objective == "superfluous" and output_size <= num_classes:
+        raise ConfigurationError(
+            f"{option}.objective=superfluous needs outputs beyond the classes, but network.output_size={output_size} "
+            f"and the tasks have {num_classes} classes; raise network.output_size (10 x the classes works well), or "
+            f"use {option}.objective=entropy."
+        )
 
 
 OBJECTIVES: dict[str, Objective] = {

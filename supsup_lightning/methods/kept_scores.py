@@ -37,6 +37,13 @@ class KeptScores(nn.Module):
         """What is kept of ``task``, if anything."""
         return self._scores.get(task)
 
+    def _apply(self, fn, recurse=True):
+        # `.to()` of the whole module; scores on the host stay there.
+        super()._apply(fn, recurse)
+        if self.place == "device":
+            self._scores = {task: fn(scores) for task, scores in self._scores.items()}
+        return self
+
     def num_bytes(self) -> int:
         """Memory that they take."""
         return sum(scores.numel() * scores.itemsize for scores in self._scores.values())
@@ -46,7 +53,7 @@ class KeptScores(nn.Module):
         return {"scores": self._scores}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """From `state_dict`, to the place of here."""
+        """From `state_dict`; they follow the module to its device where that is their place."""
         self._scores = {}
         for task, scores in state["scores"].items():
             self.set(task, scores)

@@ -193,7 +193,7 @@ class SupSup(Method):
     def finish_task(self, task: int) -> None:
         """Commit the mask of the scores, and the running statistics, to the bank; see `commit_task`."""
         self.commit_task(task)
-        self.task_in_training = None
+        self.task_in_training, self.combining = None, False
 
     def _begin(self, task: int, values: Tensor, statistics: Tensor, *, combining: bool = False) -> None:
         with torch.no_grad():
@@ -207,8 +207,8 @@ class SupSup(Method):
         if task in self.bank or task in self.combinations:
             raise ConfigurationError(
                 f"Task {task} is finished and its mask is in the bank. To train anew, make a new method; to go on, "
-                "resume from a checkpoint (ckpt_path); to train this task on, `reopen_task`; to train it again from "
-                "the start, `bank.remove` it first."
+                "resume from a checkpoint (ckpt_path); to train this task on, `reopen_task`; to train its mask again "
+                "from the start, `bank.remove` it first."
             )
 
     def _drawn_scores(self, task: int) -> Tensor:
@@ -367,6 +367,9 @@ class SupSup(Method):
             )
         other = MaskBank(self.layout.num_weights, self.statistics_layout.num_weights)
         other.load_state_dict(stored.bank)
+        clashes = sorted({*other.tasks.tolist()} & {*self.combinations.tasks.tolist()})
+        if clashes:
+            raise KeyError(f"Tasks {clashes} are combinations here and masks in {path}; nothing is merged.")
         self.bank.merge(other)
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -380,7 +383,7 @@ class SupSup(Method):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """From `state_dict`; the identity was checked before anything was loaded."""
         self.task_in_training = state["task_in_training"]
-        self.combining = state["combining"]
+        self.combining = state.get("combining", False)
 
     # The network, which is only ever read.
 
@@ -452,6 +455,8 @@ def _check_and_fill_in(module: SupSup, state_dict: dict[str, Any], prefix: str, 
     network = f"{prefix}network."
     own = module.network.state_dict()
     parameters = {name: state_dict[network + name] for name in own if network + name in state_dict}
+    for name, value in Combinations(module.statistics_layout.num_weights).state_dict().items():
+        state_dict.setdefault(f"{prefix}combinations.{name}", value)  # absent from checkpoints before there were any
     kept = f"{prefix}kept_scores._extra_state"
     if module.kept_scores is None:
         state_dict.pop(kept, None)  # needed only to train on
