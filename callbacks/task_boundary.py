@@ -18,7 +18,7 @@ class TaskBoundary(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Raise `ConfigurationError` where the trainer would not serve each task its own data."""
         if stage == "fit":
-            wanted = "data that say where a task begins; use TaskDiscovery (callbacks=discovery) for others"
+            wanted = "data that say where a task begins; others need scenario=nns, with TaskDiscovery in its place"
             check_trainer(trainer, TaskSequence, wanted)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:

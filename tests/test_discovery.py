@@ -402,7 +402,7 @@ def test_a_run_writes_what_was_discovered_and_draws_it(tmp_path):
         (["order=recurring"], "order has an effect in scenario=nns alone"),
         (["discovery=gradient"], "discovery has an effect in scenario=nns alone"),
         (["scenario=nns", "schedule=cosine"], "schedule=cosine has to know how long a task lasts"),
-        (["scenario=nns", "callbacks=default"], "TaskDiscovery (callbacks=discovery)"),
+        (["scenario=nns", "callbacks=default"], "others need scenario=nns, with TaskDiscovery"),
         (["scenario=nns", "inference=given"], "In scenario=nns the task is hidden at inference"),
         (["scenario=nns", "discovery.every=0"], "discovery.every=0 must be a whole number"),
         (["scenario=nns", "discovery.on_unknown=new"], "discovery.on_unknown='new' is not known"),
@@ -454,11 +454,11 @@ def test_bad_options_of_discoveries_are_refused(make, message):
 def test_announced_tasks_and_hidden_ones_are_not_mixed_up(tmp_path):
     with pytest.raises(ConfigurationError, match=r"wrap the others: Unannounced\(data\)"):
         fit(digits_lenet(), digits_stream().tasks, folder=tmp_path, scenario=NNS)
-    with pytest.raises(ConfigurationError, match="use scenario=nns, or the tasks without it"):
+    with pytest.raises(ConfigurationError, match="others need scenario=nns"):
         fit(digits_lenet(), digits_stream(), folder=tmp_path)
     with pytest.raises(ConfigurationError, match="schedule=cosine has to know"):
         fit(digits_lenet(), digits_stream(), folder=tmp_path, scenario=NNS, schedule=cosine)
-    with pytest.raises(ConfigurationError, match="use TaskDiscovery"):
+    with pytest.raises(ConfigurationError, match="others need scenario=nns, with TaskDiscovery"):
         fit(digits_lenet(), digits_stream(), folder=tmp_path, scenario=NNS, callbacks=[TaskBoundary()])
 
 
