@@ -31,7 +31,8 @@ def unpack(archives: Path, folder: Path) -> None:
     for path in archives.glob("*.tar.gz"):
         if not (folder / path.name.removesuffix(".tar.gz")).exists():
             with tarfile.open(path) as archive:
-                archive.extractall(folder, filter="data")
+                safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # from Python 3.11.4 on
+                archive.extractall(folder, **safely)
     for path in archives.glob("*/*.zip"):
         if not (folder / path.stem).exists():
             with zipfile.ZipFile(path) as archive:
