@@ -171,7 +171,7 @@ def _batch_accuracy(module: ContinualModule, outputs: Any) -> float:
 def _discovered(module: ContinualModule) -> str:
     masks, tasks = module.method.num_masks, len(module.method.tasks)
     combined = f" and {tasks - masks} combinations" if tasks > masks else ""
-    return f"{masks} masks{combined} so far"
+    return f"{masks} mask{'s' if masks != 1 else ''}{combined} so far"
 
 
 def _clock(seconds: float) -> str:

@@ -123,6 +123,13 @@ class TaskDiscovery(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Raise `ConfigurationError` where discovery and network do not fit."""
         self.discovery.check(output_size=pl_module.output_size, num_classes=max(pl_module.num_classes))
+        if self.discovery.on_unknown != "new_mask" and pl_module.inference.superimposes:
+            logger.warning(
+                "%s finds the masks that a combination (discovery.on_unknown=%s) is made of, not the combination; "
+                "inference=exhaustive finds both.",
+                type(pl_module.inference).__name__,
+                self.discovery.on_unknown,
+            )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Where a run resumes, go on with the task in training."""

@@ -147,13 +147,14 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
     if skipped:
         said.append(f"{skipped} image{'s' if skipped > 1 else ''} could not be read and left out of account")
     assigned = result.get("assignment_accuracy")
-    if assigned is not None and assigned < 0.9:
+    if assigned is not None and assigned < 0.8:
         said.append(
             f"only {assigned:.0%} of the training batches trained the task of their own that they should have: "
-            f"{result['num_masks']} masks for {result['num_tasks']} tasks. Look at figures/stream.png, and try another "
-            "discovery.threshold or discovery.every; discovery=gradient goes with optimizer=rmsprop schedule=constant"
+            f"num_masks={result['num_masks']} for num_tasks={result['num_tasks']}. Look at figures/stream.png; a "
+            "higher discovery.threshold keeps tasks apart that resemble one another, and discovery=gradient goes with "
+            "optimizer=rmsprop schedule=constant"
         )
-    if found is not None and found < 0.5:
+    elif found is not None and found < 0.5:
         said.append(
             f"only {found:.0%} of the inputs found their task: tasks that resemble one another are hard to tell apart "
             "by one gradient; try inference=exhaustive inference.images=batch, or give the task with scenario=gg"
@@ -218,7 +219,7 @@ def table(result: Mapping[str, Any], *, accuracy: TaskAccuracy, method: Method) 
     for row in rows:
         shown.add_row(*row)
     shown.add_section()
-    tasks = f"{result['num_masks']} masks" if learned_as is not None else ""
+    tasks = f"{result['num_masks']} mask{'s' if result['num_masks'] != 1 else ''}"
     shown.add_row(
         "all",
         f"{result['average_accuracy']:.4f}",

@@ -157,14 +157,14 @@ class Discovery(ABC):
 class AccuracyDiscovery(Discovery):
     """A task fits if its mask gets as much of the batch right as of its own batches before.
 
-    One gradient of the superposition names a few candidates; each, and the task in training, then predicts the
-    batch, whose labels training knows. Statistic: accuracy above chance, as a share of that on the task's own
+    One gradient of the superposition names a few candidates, masks and combinations; each, and the task in training,
+    then predicts the batch, whose labels training knows. Statistic: accuracy above chance, as a share of that on the task's own
     batches: near 1 for a known task and 0 for an unknown one, however many masks there are.
 
     Args:
         objective: of the one-shot gradient.
         threshold: the share that a task has to reach; less where the batch is too small to tell (`lowest_fit`).
-        candidates: tasks that predict the batch.
+        candidates: masks, and combinations, that predict the batch.
         options: those of `Discovery`.
     """
 
@@ -189,8 +189,10 @@ class AccuracyDiscovery(Discovery):
     ) -> Verdict:
         """The candidate that is right most often among those that fit."""
         gain = mean_over_processes(confidence_gain(method, images, num_classes, self.objective))
-        likely = method.tasks[gain.topk(min(self.candidates, len(gain))).indices].tolist()
-        tasks = [current, *(task for task in likely if task != current)]
+        # A combination's gain is a mean of its masks', so they would leave it no place.
+        masks, combined = gain[: method.num_masks], gain[method.num_masks :]
+        likely = [self._first(masks), self._first(combined) + method.num_masks]
+        tasks = list(dict.fromkeys([current, *method.tasks[torch.cat(likely)].tolist()]))
         right = [(method(images, task)[:, :num_classes].argmax(1) == labels).float().mean() for task in tasks]
         shares = mean_over_processes(torch.stack(right)).tolist()
         chance = 1 / num_classes
@@ -203,6 +205,9 @@ class AccuracyDiscovery(Discovery):
         fitting = [place for place, fit in enumerate(fits) if fit >= lowest[place]]
         best = max(fitting, key=shares.__getitem__) if fitting else max(range(len(fits)), key=fits.__getitem__)
         return Verdict(tasks[best], fits[best], lowest[best])
+
+    def _first(self, gain: Tensor) -> Tensor:
+        return gain.topk(min(self.candidates, len(gain))).indices
 
 
 class GradientDiscovery(Discovery):

@@ -16,10 +16,12 @@ class Inference(ABC):
 
     Attributes:
         finds_task: the answer comes from the images; otherwise it has to be given.
+        superimposes: it asks the gradient of a superposition.
         superimposes_single_images: one image by itself passes through a superposition.
     """
 
     finds_task: bool
+    superimposes = False
     superimposes_single_images = False
 
     @abstractmethod

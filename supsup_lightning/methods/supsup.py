@@ -262,13 +262,13 @@ class SupSup(Method):
         return len(self.bank)
 
     def superposed(self, coefficients: Tensor | None = None) -> dict[str, Tensor]:
-        """``W * sum_i a_i M_i``, where a combination stands for its masks."""
+        """``W * sum_i a_i M_i``, where a combination stands for a weighted mean of its masks."""
         if len(self.combinations):
             masks, k = len(self.bank), len(self.tasks)
             if coefficients is None:
                 coefficients = self.frozen.new_full((k,), 1 / k)
             own, combined = coefficients[:masks], coefficients[masks:]
-            coefficients = own + combined @ self.combinations.matrix(self.bank.tasks)
+            coefficients = own + combined @ self._shares()
         return self.layout.split(self.bank.superpose(coefficients) * self.frozen)
 
     def forward_superposed(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
@@ -288,8 +288,13 @@ class SupSup(Method):
         if not len(self.combinations):
             return self.bank.project(vector, rows)
         masks = self.bank.project(vector)
-        products = torch.cat([masks, masks @ self.combinations.matrix(self.bank.tasks).T], dim=-1)
+        products = torch.cat([masks, masks @ self._shares().T], dim=-1)
         return products if rows is None else products[..., rows]
+
+    def _shares(self) -> Tensor:
+        """Coefficients of the combinations, of magnitude 1 in all: else the larger sum would win every gradient."""
+        matrix = self.combinations.matrix(self.bank.tasks)
+        return matrix / matrix.abs().sum(1, keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)
 
     # What is kept.
 
