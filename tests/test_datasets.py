@@ -206,7 +206,7 @@ def test_training_on_a_sequence_is_reproducible(tmp_path):
             ConfigurationError,
             r"data.input_shape=\[9\], but the inputs of task 0 have shape \[8\]",
         ),
-        (lambda: DataModuleSequence([Blobs(3)]).test_loader(1), ConfigurationError, "Task 1 is not in a sequence"),
+        (lambda: DataModuleSequence([Blobs(3)]).test_loader(1), ConfigurationError, "Task 1 is not among those"),
     ],
 )
 def test_mistakes_in_a_sequence_are_named(make, error, message):

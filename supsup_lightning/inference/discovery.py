@@ -158,8 +158,8 @@ class AccuracyDiscovery(Discovery):
     """A task fits if its mask gets as much of the batch right as of its own batches before.
 
     One gradient of the superposition names a few candidates, masks and combinations; each, and the task in training,
-    then predicts the batch, whose labels training knows. Statistic: accuracy above chance, as a share of that on the task's own
-    batches: near 1 for a known task and 0 for an unknown one, however many masks there are.
+    then predicts the batch, whose labels training knows. Statistic: accuracy above chance, as a share of that on the
+    task's own batches: near 1 for a known task and 0 for an unknown one, however many masks there are.
 
     Args:
         objective: of the one-shot gradient.
