@@ -87,7 +87,8 @@ class TaskProgress(ProgressBar):
         begun = data.step(trainer.current_epoch, 0)
         for decision in discovery.decisions if discovery is not None else ():
             if decision.step >= begun and decision.action not in ("go on", "switch"):
-                why = f" ({decision.statistic:.3f} against {decision.threshold:.3f})" if decision.step else ""
+                judged = decision.statistic == decision.statistic  # not NaN
+                why = f" ({decision.statistic:.3f} against {decision.threshold:.3f})" if judged else ""
                 self._print(f"batch {decision.step}: task {decision.task}, {decision.action}{why}")
         done = trainer.current_epoch + 1
         seconds_left = (monotonic() - self._began) / (done - self._first_epoch) * (data.num_epochs - done)
