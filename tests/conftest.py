@@ -67,8 +67,10 @@ def two_classes_of_images(folder: Path, *, per_class: int = 10, classes: Sequenc
     return folder
 
 
-def fit(method, data, *, folder, callbacks=(), discovery=None, **options) -> tuple[ContinualModule, L.Trainer]:
-    """Train as a notebook user does, with more callbacks perhaps."""
+def fit(
+    method, data, *, folder, callbacks=(), discovery=None, checkpoint=None, **options
+) -> tuple[ContinualModule, L.Trainer]:
+    """Train as a notebook user does, with more callbacks perhaps, or from a checkpoint on."""
     module = ContinualModule(method, **options)
     trainer = L.Trainer(
         accelerator="cpu",
@@ -82,7 +84,7 @@ def fit(method, data, *, folder, callbacks=(), discovery=None, **options) -> tup
         num_sanity_val_steps=0,
         default_root_dir=folder,
     )
-    trainer.fit(module, data)
+    trainer.fit(module, data, ckpt_path=checkpoint)
     return module, trainer
 
 

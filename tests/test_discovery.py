@@ -13,7 +13,6 @@ from supsup_lightning import (
     AccuracyDiscovery,
     Binary,
     ContinualDataModule,
-    ContinualModule,
     Given,
     GradientDiscovery,
     LeNet,
@@ -317,31 +316,15 @@ class Stop(L.Callback):
 
 @pytest.mark.parametrize(("epoch", "on_unknown"), [(0, "auto"), (2, "new_mask"), (5, "auto"), (7, "new_mask")])
 def test_a_resume_within_the_stream_ends_with_the_same_bits(tmp_path, epoch, on_unknown):
-    def run(*, callbacks=(), checkpoint=None):
+    def run(**options):
         data = digits_stream(3, steps=110, order=Recurring(rounds=2), steps_per_epoch=45)
-        module = ContinualModule(digits_lenet(), scenario=NNS)
-        discovery = AccuracyDiscovery(on_unknown=on_unknown, trial_steps=30)
-        trainer = L.Trainer(
-            accelerator="cpu",
-            max_epochs=data.num_epochs,
-            reload_dataloaders_every_n_epochs=1,
-            callbacks=[*module.task_callbacks(data, discovery=discovery), *callbacks],
-            logger=False,
-            enable_progress_bar=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            default_root_dir=tmp_path,
-        )
-        try:
-            trainer.fit(module, data, ckpt_path=checkpoint)
-        except (KeyboardInterrupt, SystemExit):
-            assert callbacks
-        return module, trainer
+        rule = AccuracyDiscovery(on_unknown=on_unknown, trial_steps=30)
+        return fit(digits_lenet(), data, folder=tmp_path, scenario=NNS, discovery=rule, **options)
 
     whole, trainer = run()
     stop = Stop(tmp_path, epoch)
-    run(callbacks=[stop])
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(callbacks=[stop])
     resumed, other = run(checkpoint=stop.path)
     for each in (trainer, other):
         each.test(datamodule=each.datamodule, model=each.lightning_module, verbose=False)
@@ -362,17 +345,8 @@ def test_a_checkpoint_from_within_an_epoch_is_refused(tmp_path):
 
     data = digits_stream(2, steps=60, steps_per_epoch=40)
     fit(digits_lenet(), data, folder=tmp_path, scenario=NNS, callbacks=[Save()])
-    module = ContinualModule(digits_lenet(), scenario=NNS)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=data.num_epochs,
-        reload_dataloaders_every_n_epochs=1,
-        callbacks=module.task_callbacks(data),
-        logger=False,
-        default_root_dir=tmp_path,
-    )
     with pytest.raises(ConfigurationError, match="written within an epoch"):
-        trainer.fit(module, data, ckpt_path=tmp_path / "within.ckpt")
+        fit(digits_lenet(), data, folder=tmp_path, scenario=NNS, checkpoint=tmp_path / "within.ckpt")
 
 
 def test_a_run_writes_what_was_discovered_and_draws_it(tmp_path):
