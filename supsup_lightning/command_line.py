@@ -166,8 +166,12 @@ def _suggestion(message: str) -> str:
     unknown = next((match[1] for pattern in patterns if (match := re.search(pattern, message))), None)
     if unknown is None:
         return ""
-    if unknown.partition(".")[0] in ("discovery", "order") and "scenario=nns" not in sys.argv:
-        return "\nscenario=nns has it."
+    group, _, option = unknown.partition(".")
+    if group in ("discovery", "order"):
+        if "scenario=nns" not in sys.argv:
+            return "\nscenario=nns has it."
+        if choices := [f"{group}={name}" for name in _choices(group) if option in _chosen(group, name)]:
+            return f"\n{' and '.join(choices)} has it."
     names = _names()
     near = [name for name in names if name.rsplit(".", 1)[-1] == unknown]
     near = near or difflib.get_close_matches(unknown, names, n=2, cutoff=0.6)
@@ -192,6 +196,20 @@ def _names() -> list[str]:
         config = compose("train", overrides=[f"hydra.searchpath=[file://{own}]", *chosen] if own else chosen)
     names = [*_keys(config), *files, *(f"{group}/{name}" for group in files for name in files[group])]
     return list(dict.fromkeys(name for name in names if name.rsplit(".", 1)[-1] not in ("_target_", "_partial_")))
+
+
+def _choices(group: str) -> list[str]:
+    """The files of a group."""
+    GlobalHydra.instance().clear()
+    with initialize_config_module("supsup_lightning.conf", version_base="1.3"):
+        return GlobalHydra.instance().config_loader().get_group_options(group, ObjectType.CONFIG)
+
+
+def _chosen(group: str, name: str) -> DictConfig:
+    """A group's options under one of its files, in scenario NNs."""
+    GlobalHydra.instance().clear()
+    with initialize_config_module("supsup_lightning.conf", version_base="1.3"):
+        return compose("train", overrides=["scenario=nns", f"{group}={name}"])[group]
 
 
 def _own_config_dir() -> Path | None:

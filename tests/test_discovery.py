@@ -382,6 +382,8 @@ def test_a_run_writes_what_was_discovered_and_draws_it(tmp_path):
         (["scenario=nns", "discovery.scores=disk"], "discovery.scores='disk' is not known; choose one of device"),
         (["scenario=nns", "discovery.evry=10"], "Did you mean discovery.every"),
         (["discovery.every=10"], "scenario=nns has it"),
+        (["scenario=nns", "order.mean_steps=30"], "order=switching has it"),
+        (["scenario=nns", "discovery.epsilon=0.1"], "discovery=gradient has it"),
         (["callbacks=discovery"], "callbacks=discovery is for scenario=nns alone"),
         (["scenario=nns", "discovery.threshold=abc"], "discovery.threshold='abc' must lie between"),
         (["scenario=nns", "order.tasks=3"], "order.tasks=3 must be a list of tasks"),
