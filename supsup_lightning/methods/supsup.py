@@ -228,8 +228,10 @@ class SupSup(Method):
         With the task's running statistics: those in training are updated in place, finished ones are copies. In
         evaluation mode, a task that is trained on counts as it was last committed.
         """
-        finished = task in self.bank or task in self.combinations
-        if task == self.task_in_training and (self.training or not finished):
+        # In training first: to look into the bank makes an accelerator wait.
+        if task == self.task_in_training and (
+            self.training or (task not in self.bank and task not in self.combinations)
+        ):
             # `.data`: layers update their parts in place, each under a version counter of its own.
             statistics = {name: part.data for name, part in self.statistics_layout.split(self.statistics).items()}
             return {**self.layout.split(self._weights_in_training(task)), **statistics}
