@@ -1,69 +1,55 @@
-"""The mask bank's file: a safetensors file, readable from any language.
+"""The file of what was learned: a safetensors file, readable from any language.
 
-Tensors ``packed`` ``(masks, ceil(weights / 8))`` uint8 and ``tasks`` ``(masks,)`` int64, and ``parameters.<name>``
-for the network's own that no seed regrows; with normalisation layers also ``statistics`` ``(masks, statistics)``
-float32. Where tasks are combinations of masks, their `Combinations` as ``combinations.<name>``. The header's metadata
-holds what identifies the network, the seed and the mask rule.
+Of a mask bank: tensors ``packed`` ``(masks, ceil(weights / 8))`` uint8 and ``tasks`` ``(masks,)`` int64, and
+``parameters.<name>`` for the network's own that no seed regrows; with normalisation layers also ``statistics``
+``(masks, statistics)`` float32. Where tasks are combinations of masks, their `Combinations` as ``combinations.<name>``.
+The header's metadata holds the format, and what identifies the network, the seed and the options.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from supsup_lightning.combinations import Combinations
 from supsup_lightning.errors import DataError
 from supsup_lightning.files import replacing
 
-FORMAT = "supsup-mask-bank-1"
+MASK_BANK = "supsup-mask-bank-1"
 
 
-class StoredBank(NamedTuple):
-    """What a bank file holds: the states of a `MaskBank` and of `Combinations`, and what they belong to."""
-
-    bank: dict[str, Tensor]
-    combinations: dict[str, Tensor]
-    identity: dict[str, str]
-    parameters: dict[str, Tensor]
-
-
-def write(
-    path: str | Path,
-    *,
-    bank: Mapping[str, Tensor],
-    combinations: Mapping[str, Tensor],
-    identity: Mapping[str, str],
-    parameters: Mapping[str, Tensor],
-) -> None:
-    """Write a bank, under a temporary name first: a kill leaves the former file or the new one, never a part."""
-    tensors = {name: value for name, value in bank.items() if name != "statistics" or value.shape[1]}
-    tensors |= {f"parameters.{name}": value for name, value in parameters.items()}
-    if len(combinations["tasks"]):
-        tensors |= {f"combinations.{name}": value for name, value in combinations.items()}
+def write(path: str | Path, tensors: Mapping[str, Tensor], *, file_format: str, identity: Mapping[str, str]) -> None:
+    """Write a file, under a temporary name first: a kill leaves the former file or the new one, never a part."""
     with replacing(path) as temporary:
         contents = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        temporary.write_bytes(save(contents, metadata={"format": FORMAT, **identity}))
+        temporary.write_bytes(save(contents, metadata={"format": file_format, **identity}))
 
 
-def read(path: str | Path) -> StoredBank:
-    """Read a bank. Raises `DataError` where the file is missing, damaged or of another format."""
+def read(path: str | Path, *, file_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and identity. Raises `DataError` where the file is missing, damaged or of another format."""
     try:
         with safe_open(path, "pt") as file:
-            metadata = dict(file.metadata() or {})
+            identity = dict(file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise DataError(f"The mask bank {path} cannot be read: {error}.") from error
-    if metadata.pop("format", None) != FORMAT:
-        raise DataError(f"{path} is not a mask bank of format {FORMAT}.")
-    bank = {name: tensors[name] for name in ("packed", "tasks")}
-    bank["statistics"] = tensors.get("statistics", torch.empty(len(bank["tasks"]), 0))
-    combinations = _under("combinations.", tensors) or Combinations(bank["statistics"].shape[1]).state_dict()
-    return StoredBank(bank, combinations, metadata, _under("parameters.", tensors))
+    found = identity.pop("format", None)
+    if found != file_format:
+        raise DataError(f"{path} is of format {found}, not {file_format}: it was made with another method.")
+    return tensors, identity
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each under ``prefix`` and its name."""
+    return {f"{prefix}{name}": value for name, value in tensors.items()}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those under ``prefix``, by the rest of their names.
+
+    >>> import torch
+    >>> under("a.", prefixed("a.", {"b": torch.tensor(1)}))
+    {'b': tensor(1)}
+    """
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

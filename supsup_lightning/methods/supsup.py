@@ -1,7 +1,6 @@
 """SupSup: a task is a binary mask over the frozen weights of one network (section 3 of the paper)."""
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,13 @@ from supsup_lightning.bank import MaskBank
 from supsup_lightning.combinations import Combinations
 from supsup_lightning.errors import ConfigurationError, MismatchError, check_choice
 from supsup_lightning.layout import ByName, Layout, MaskRule
-from supsup_lightning.masks import (
-    ALLOCATIONS,
-    WEIGHT_INITIALISERS,
-    kaiming_uniform_scores,
-    make_rule,
-    masked_weights,
-)
+from supsup_lightning.masks import ALLOCATIONS, make_rule, masked_weights
+from supsup_lightning.methods.frozen_network import FrozenNetworkMethod
 from supsup_lightning.methods.kept_scores import KeptScores
-from supsup_lightning.methods.method import Method, Part
-from supsup_lightning.seeding import generator
+from supsup_lightning.methods.method import Part
 
 
-class SupSup(Method):
+class SupSup(FrozenNetworkMethod):
     """One frozen network, one mask a task; normalisation layers keep their running statistics for each task.
 
     A superposition belongs to no task, so it is normalised by the statistics of the batch at hand. A task may also be
@@ -59,7 +52,7 @@ class SupSup(Method):
     (1, 1)
     """
 
-    frozen: Tensor
+    file_format = codec.MASK_BANK
     statistics: Tensor
 
     def __init__(
@@ -75,42 +68,23 @@ class SupSup(Method):
         store_weights: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__()
         check_choice("mask.rule", rule, ("threshold", "topk"))
         check_choice("mask.allocation", allocation, tuple(ALLOCATIONS))
-        check_choice("method.weights", weights, (*WEIGHT_INITIALISERS, "keep"))
-        self.network = network.requires_grad_(False)
-        self.layout = Layout.of(network, is_masked)
-        self.statistics_layout = Layout.of_running_statistics(network)
+        layout = Layout.of(network, is_masked)
+        # A combination's coefficients take the first places of the scores, so that optimizers, checkpoints and DDP see
+        # one parameter of one shape, whatever is trained.
+        super().__init__(network, layout=layout, base=layout, weights=weights, store_weights=store_weights, seed=seed)
         self.rule = make_rule(rule, self.layout.shapes, sparsity=sparsity, allocation=allocation, budget=budget)
-        self.seed = seed
-        self.store_weights = store_weights
-        self._regrown = {*_aliases(network, self.layout.names), *self.statistics_layout.names}
         self.bank = MaskBank(self.layout.num_weights, self.statistics_layout.num_weights)
         self.combinations = Combinations(self.statistics_layout.num_weights)
-        # Of the task in training. A combination's coefficients take the first places of the same vector, so that
-        # optimizers, checkpoints and DDP see one parameter of one shape, whatever is trained.
-        self.scores = nn.Parameter(torch.zeros(self.layout.num_weights))
         self.kept_scores: KeptScores | None = None
-
-        if weights != "keep":
-            drawn = WEIGHT_INITIALISERS[weights](self.layout.shapes, generator(seed, "weights"))
-            self._set_parameters(self.layout.split(drawn))
-        self.register_buffer("frozen", self._flat_weights(), persistent=False)
         self.register_buffer("statistics", self._fresh_statistics())  # of the task in training
-        self._constants = {name: buffer.clone() for name, buffer in self._constant_buffers()}
-        self.identity = {
-            "seed": str(seed),
+        self.identity |= {
             "rule": rule,
             "sparsity": str(sparsity),
             "allocation": allocation if rule == "topk" else "none",
             "budget": str(budget),
-            "weights": weights,
-            "network": self._checksum(),
         }
-        self._register_state_dict_hook(_leave_out_masked_weights)
-        self.register_load_state_dict_pre_hook(_check_and_fill_in)
-        self.register_load_state_dict_post_hook(_read_off_network)
 
     # A task's life.
 
@@ -168,14 +142,7 @@ class SupSup(Method):
         Raises:
             ConfigurationError: training changed a buffer of the network that is no running statistic.
         """
-        if task != self.task_in_training:
-            raise KeyError(f"Task {task} is not in training (task {self.task_in_training} is).")
-        for name, buffer in self._constant_buffers():
-            if not torch.equal(buffer, self._constants[name].to(buffer.device)):
-                raise ConfigurationError(
-                    f"Training changed the network's buffer {name}. Tasks would overwrite it for one another: only the "
-                    "running statistics of normalisation layers (running_mean, running_var) are kept for each task."
-                )
+        self._check_training(task)
         if torch.distributed.is_initialized():  # each process has seen its share of every batch
             torch.distributed.all_reduce(self.statistics)
             self.statistics /= torch.distributed.get_world_size()
@@ -211,16 +178,9 @@ class SupSup(Method):
                 "from the start, `bank.remove` it first."
             )
 
-    def _drawn_scores(self, task: int) -> Tensor:
-        return kaiming_uniform_scores(self.layout.shapes, generator(self.seed, "scores", task))
-
     def _coefficients(self) -> Tensor:
         """Of the combination in training, over the bank's masks, ``(masks,)``."""
         return self.scores[: len(self.bank)]
-
-    def trainable(self) -> list[nn.Parameter]:
-        """The scores, ``(weights,)``."""
-        return [self.scores]
 
     def effective(self, task: int) -> dict[str, Tensor]:
         """``W * M_task``: differentiable in the scores while the task is in training, from the bank afterwards.
@@ -332,25 +292,24 @@ class SupSup(Method):
             parts.append(Part(name, tuple(tensor.shape), kept, density, task_bytes))
         return parts
 
-    def save(self, path: str | Path) -> None:
-        """Write the bank, what identifies network, seed and rule, and what no seed regrows."""
-        parameters = {name: p for name, p in self.network.state_dict().items() if self._is_stored(name)}
-        codec.write(
-            path,
-            bank=self.bank.state_dict(),
-            combinations=self.combinations.state_dict(),
-            identity=self.identity,
-            parameters=parameters,
-        )
+    def _learned(self) -> dict[str, Tensor]:
+        """The bank, and the combinations where there are any."""
+        bank = {name: value for name, value in self.bank.state_dict().items() if name != "statistics" or value.shape[1]}
+        combined = self.combinations.state_dict() if len(self.combinations) else {}
+        return {**bank, **codec.prefixed("combinations.", combined)}
 
-    def load(self, path: str | Path) -> None:
-        """Replace the bank by a file's. Raises `MismatchError` if it was made with another network, seed or rule."""
-        stored = codec.read(path)
-        self._check_identity(stored.identity, f"The mask bank {path}", stored.parameters)
-        self._set_parameters(stored.parameters)
-        self.bank.load_state_dict(stored.bank)
-        self.combinations.load_state_dict(stored.combinations)
-        _read_off_network(self)
+    def _set_learned(self, tensors: dict[str, Tensor]) -> None:
+        """Both from a file."""
+        bank, combined = self._parts_of(tensors)
+        self.bank.load_state_dict(bank)
+        self.combinations.load_state_dict(combined)
+
+    def _parts_of(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """States of bank and combinations out of a file's tensors."""
+        bank = {name: tensors[name] for name in ("packed", "tasks")}
+        bank["statistics"] = tensors.get("statistics", torch.empty(len(bank["tasks"]), 0))
+        combined = codec.under("combinations.", tensors)
+        return bank, combined or Combinations(bank["statistics"].shape[1]).state_dict()
 
     def merge(self, path: str | Path) -> None:
         """Add the tasks of a bank file, trained elsewhere on the same network.
@@ -359,52 +318,44 @@ class SupSup(Method):
             MismatchError: it was made with another network, seed or rule, or other parameters that are not masked.
             KeyError: a task is in both and differs. Nothing is merged then.
         """
-        stored = codec.read(path)
-        self._check_identity(stored.identity, f"The mask bank {path}", stored.parameters)
+        learned, parameters = self._read(path)
+        bank, combined = self._parts_of(learned)
         own = self.network.state_dict()
-        different = [name for name, value in stored.parameters.items() if not torch.equal(own[name].cpu(), value)]
+        different = [name for name, value in parameters.items() if not torch.equal(own[name].cpu(), value)]
         if different:
             raise MismatchError(
                 f"The mask bank {path} was trained with other values of {', '.join(different)}, which are not masked. "
                 "Make the network from the same seed (lightning.seed_everything) wherever it is trained."
             )
-        if len(stored.combinations["tasks"]):
+        if len(combined["tasks"]):
             raise MismatchError(
                 f"The mask bank {path} holds combinations of its masks, which cannot be merged; load it by itself."
             )
         other = MaskBank(self.layout.num_weights, self.statistics_layout.num_weights)
-        other.load_state_dict(stored.bank)
+        other.load_state_dict(bank)
         clashes = sorted({*other.tasks.tolist()} & {*self.combinations.tasks.tolist()})
         if clashes:
             raise KeyError(f"Tasks {clashes} are combinations here and masks in {path}; nothing is merged.")
         self.bank.merge(other)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The identity of network, seed and rule, and the task in training; into `state_dict`."""
-        return {
-            "identity": self.identity,
-            "task_in_training": self.task_in_training,
-            "combining": self.combining,
-        }
+        """With what is in training: a mask, or coefficients."""
+        return {**super().get_extra_state(), "combining": self.combining}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """From `state_dict`; the identity was checked before anything was loaded."""
-        self.task_in_training = state["task_in_training"]
+        """From `state_dict`."""
+        super().set_extra_state(state)
         self.combining = state.get("combining", False)
 
-    # The network, which is only ever read.
-
-    def _is_stored(self, name: str) -> bool:
-        """Masked weights regrow from their seed (or come with the network), as fresh statistics do.
-
-        All else, biases and constant buffers, is small and stored.
-        """
-        return self.store_weights or name not in self._regrown
-
-    def _set_parameters(self, values: Mapping[str, Tensor]) -> None:
-        own = self.network.state_dict()
-        for name, value in values.items():
-            own[name].copy_(value)
+    def _fill_in(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Combinations and kept scores, absent from checkpoints before there were any."""
+        for name, value in Combinations(self.statistics_layout.num_weights).state_dict().items():
+            state_dict.setdefault(f"{prefix}combinations.{name}", value)
+        kept = f"{prefix}kept_scores._extra_state"
+        if self.kept_scores is None:
+            state_dict.pop(kept, None)  # needed only to train on
+        else:
+            state_dict.setdefault(kept, {"scores": {}})
 
     def _fresh_statistics(self) -> Tensor:
         """What the network came with: zeros and ones, or a pretrained network's; ``(statistics,)``."""
@@ -412,79 +363,3 @@ class SupSup(Method):
             return self.frozen.new_empty(0)
         buffers = dict(self.network.named_buffers())
         return self.statistics_layout.flatten({name: buffers[name].float() for name in self.statistics_layout.names})
-
-    def _constant_buffers(self) -> list[tuple[str, Tensor]]:
-        return [(name, b) for name, b in self.network.named_buffers() if name not in self.statistics_layout.names]
-
-    def _flat_weights(self) -> Tensor:
-        parameters = dict(self.network.named_parameters())
-        return self.layout.flatten({name: parameters[name].detach() for name in self.layout.names})
-
-    def _checksum(self, weights: Mapping[str, Tensor] | None = None) -> str:
-        """SHA-256 over names and shapes of all parameters, which are masked, and the masked ones' values."""
-        parameters = dict(self.network.named_parameters())
-        shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-        digest = hashlib.sha256(repr((self.layout.names, shapes)).encode())
-        for name in self.layout.names:
-            weight = (weights or parameters)[name]
-            digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
-
-    def _check_identity(self, stored: Mapping[str, str], source: str, parameters: Mapping[str, Tensor]) -> None:
-        """Raise `MismatchError` unless ``stored`` is this configuration; with weights of its own, they may differ."""
-        shapes = {name: p.shape for name, p in self.network.state_dict().items()}
-        fits = all(name in shapes and shapes[name] == value.shape for name, value in parameters.items())
-        own_weights = fits and all(name in parameters for name in self.layout.names)
-        expected = {**self.identity, "network": self._checksum(parameters) if own_weights else self.identity["network"]}
-        differences = [
-            f"{key} {stored.get(key)!r} there, {value!r} here"
-            if key != "network"
-            else "another network or other weights"
-            for key, value in expected.items()
-            if stored.get(key) != value
-        ]
-        if differences or not fits:
-            raise MismatchError(
-                f"{source} does not belong to this configuration: {'; '.join(differences) or 'another network'}. "
-                "Use the network, seed and mask options that it was made with, or start afresh without it."
-            )
-
-
-def _leave_out_masked_weights(module: SupSup, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
-    """They regrow from their seed; only their checksum is stored."""
-    for name in module.network.state_dict():
-        if not module._is_stored(name):
-            del state_dict[f"{prefix}network.{name}"]
-
-
-def _check_and_fill_in(module: SupSup, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Refuse a foreign state before any of it is loaded; then put in what was left out, for strict loading."""
-    network = f"{prefix}network."
-    own = module.network.state_dict()
-    parameters = {name: state_dict[network + name] for name in own if network + name in state_dict}
-    for name, value in Combinations(module.statistics_layout.num_weights).state_dict().items():
-        state_dict.setdefault(f"{prefix}combinations.{name}", value)  # absent from checkpoints before there were any
-    kept = f"{prefix}kept_scores._extra_state"
-    if module.kept_scores is None:
-        state_dict.pop(kept, None)  # needed only to train on
-    else:
-        state_dict.setdefault(kept, {"scores": {}})
-    extra = state_dict.get(f"{prefix}_extra_state")
-    if extra is not None:
-        module._check_identity(extra["identity"], "The checkpoint", parameters)
-    for name, value in own.items():
-        state_dict.setdefault(network + name, value)
-
-
-def _read_off_network(module: SupSup, _: Any = None) -> None:
-    """What is derived from the network's parameters follows them."""
-    module.frozen.copy_(module._flat_weights())
-    module._constants = {name: buffer.clone() for name, buffer in module._constant_buffers()}
-    module.identity["network"] = module._checksum()
-
-
-def _aliases(network: nn.Module, names: Sequence[str]) -> list[str]:
-    """All names of these parameters: tied ones have several."""
-    parameters = dict(network.named_parameters())
-    masked = {id(parameters[name]) for name in names}
-    return [name for name, p in network.named_parameters(remove_duplicate=False) if id(p) in masked]
