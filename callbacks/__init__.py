@@ -8,6 +8,7 @@ from supsup_lightning.callbacks.evaluation import EvaluateSeenTasks
 from supsup_lightning.callbacks.figures import DrawFigures
 from supsup_lightning.callbacks.loss_guard import LossGuard
 from supsup_lightning.callbacks.progress import TaskProgress
+from supsup_lightning.callbacks.recovery import RecordRecovery
 from supsup_lightning.callbacks.results import WriteResults
 from supsup_lightning.callbacks.stream_record import RecordStream
 from supsup_lightning.callbacks.task_boundary import TaskBoundary
@@ -17,6 +18,7 @@ __all__ = [
     "DrawFigures",
     "EvaluateSeenTasks",
     "LossGuard",
+    "RecordRecovery",
     "RecordStream",
     "TaskBoundary",
     "TaskDiscovery",

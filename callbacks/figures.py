@@ -7,6 +7,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from supsup_lightning import figures
 from supsup_lightning.callbacks.evaluation import evaluation_of
+from supsup_lightning.callbacks.recovery import recovery_of
 from supsup_lightning.callbacks.stream_record import record_of_stream
 from supsup_lightning.callbacks.task_discovery import discovery_of
 
@@ -14,7 +15,8 @@ from supsup_lightning.callbacks.task_discovery import discovery_of
 class DrawFigures(L.Callback):
     """Draws pictures after the final test, and hands them to Weights & Biases where that listens.
 
-    ``accuracy_matrix.png``; of a stream that announces no task also ``stream.png``.
+    ``accuracy_matrix.png``; of a stream that announces no task also ``stream.png``; where masks come out of a Hopfield
+    memory also ``recovery.png``.
 
     Args:
         folder: where pictures go.
@@ -34,6 +36,9 @@ class DrawFigures(L.Callback):
         if record is not None and discovery is not None and record.stretches:
             path = self.folder / "stream.png"
             paths.append(figures.stream(record.stretches, discovery.decisions, num_steps=record.num_steps, path=path))
+        recovered = recovery_of(trainer)
+        if recovered is not None and recovered.traces:
+            paths.append(figures.recovery(recovered.traces, path=self.folder / "recovery.png"))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 for path in paths:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from supsup_lightning import report
 from supsup_lightning.callbacks.evaluation import evaluation_of
+from supsup_lightning.callbacks.recovery import recovery_of
 from supsup_lightning.callbacks.stream_record import record_of_stream
 from supsup_lightning.files import set_aside
 from supsup_lightning.module import ContinualModule
@@ -93,7 +94,7 @@ class WriteResults(L.Callback):
         assert pl_module.test_accuracy is not None
         self._save_bank(trainer, pl_module)
         num_tasks = len(pl_module.test_accuracy.images)
-        evaluation, record = evaluation_of(trainer), record_of_stream(trainer)
+        evaluation, record, recovered = evaluation_of(trainer), record_of_stream(trainer), recovery_of(trainer)
         if evaluation is not None:
             matrix = evaluation.matrix
         else:
@@ -111,6 +112,7 @@ class WriteResults(L.Callback):
             num_classes=pl_module.num_classes,
             skipped_images=int(skipped),
             stream=None if record is None else report.stream(pl_module, record.assignment()),
+            recovery=None if recovered is None else recovered.results(),
         )
         report.write_matrix(self.folder / "accuracy_matrix.csv", matrix)
         report.write_json(self.folder / "results.json", result)  # last: its presence says that the run is complete

@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from supsup_lightning.bank import MaskBank
 from supsup_lightning.data import ContinualDataModule, DataModuleSequence, PermutedDigits, PermutedMNIST, Unannounced
+from supsup_lightning.hopfield import HopfieldMemory
 from supsup_lightning.inference import (
     AccuracyDiscovery,
     Binary,
@@ -11,15 +12,16 @@ from supsup_lightning.inference import (
     Exhaustive,
     Given,
     GradientDiscovery,
+    HopfieldRecovery,
     Inference,
     OneShot,
     Verdict,
     mean_over_processes,
 )
 from supsup_lightning.layout import ByName
-from supsup_lightning.methods import Method, SupSup
+from supsup_lightning.methods import HopSupSup, Method, SupSup
 from supsup_lightning.module import ContinualModule
-from supsup_lightning.networks import FullyConnected, GEMResNet18, LeNet, ResNet50
+from supsup_lightning.networks import FullyConnected, GEMResNet18, HopNet, LeNet, ResNet50
 from supsup_lightning.scenario import GG, GNS, GNU, NNS, Scenario
 
 try:
@@ -44,6 +46,10 @@ __all__ = [
     "GEMResNet18",
     "Given",
     "GradientDiscovery",
+    "HopNet",
+    "HopSupSup",
+    "HopfieldMemory",
+    "HopfieldRecovery",
     "Inference",
     "LeNet",
     "MaskBank",

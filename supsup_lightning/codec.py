@@ -3,6 +3,9 @@
 Of a mask bank: tensors ``packed`` ``(masks, ceil(weights / 8))`` uint8 and ``tasks`` ``(masks,)`` int64, and
 ``parameters.<name>`` for the network's own that no seed regrows; with normalisation layers also ``statistics``
 ``(masks, statistics)`` float32. Where tasks are combinations of masks, their `Combinations` as ``combinations.<name>``.
+Of a Hopfield memory: ``memory.triangle_<block>``, ``memory.total`` and ``memory.num_patterns``, as
+`HopfieldMemory.packed` has them.
+
 The header's metadata holds the format, and what identifies the network, the seed and the options.
 """
 
@@ -17,6 +20,7 @@ from supsup_lightning.errors import DataError
 from supsup_lightning.files import replacing
 
 MASK_BANK = "supsup-mask-bank-1"
+HOPFIELD_MEMORY = "supsup-hopfield-memory-1"
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], *, file_format: str, identity: Mapping[str, str]) -> None:

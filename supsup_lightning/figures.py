@@ -1,6 +1,6 @@
 """Figures from results; each function writes one picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -93,6 +93,43 @@ def stream(
     below.set_xlabel("batch of the stream")
     for axes in (above, below):
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=9)
+    path = Path(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return path
+
+
+def recovery(traces: Mapping[int, Tensor], *, path: str | Path) -> Path:
+    """Draw how masks come back out of a Hopfield memory: distance to the masks, energy and objective by step.
+
+    Args:
+        traces: of some tasks, ``(steps + 1, 2 + masks)``, as `RecordRecovery` has them.
+        path: of the picture, PNG.
+    """
+    figure = Figure(figsize=(11, 3.8))
+    figure.set_layout_engine("constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 3)
+    for position, (task, trace) in enumerate(traces.items()):
+        energy, value, *distances = trace.numpy().T
+        colour = mpl.colormaps["tab10"](position % 10)
+        for mask, distance in enumerate(distances):
+            if mask == task:
+                panels[0].plot(distance, ".-", color=colour, zorder=3, label=f"task {task}")
+            else:
+                panels[0].plot(distance, color="0.85", linewidth=0.8)
+        panels[1].plot(energy, ".-", color=colour)
+        panels[2].plot(value, ".-", color=colour)
+    panels[0].plot([], color="0.85", linewidth=0.8, label="to the other masks")
+    for axes, label in zip(
+        panels, ("weights that differ from the mask", "energy", "objective on the images"), strict=True
+    ):
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    if len(traces) <= 10:
+        panels[0].legend(fontsize=8, frameon=False)
     path = Path(path)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)

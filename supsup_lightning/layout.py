@@ -25,6 +25,7 @@ class ByName:
         include: patterns of names, as in a shell (``*`` stands for anything); one of them has to match.
         exclude: patterns of which none may match.
         min_dimensions: a parameter of fewer dimensions is not masked.
+        max_dimensions: a parameter of more dimensions is not masked; None for any number.
 
     >>> is_masked = ByName(exclude=("head.*",))
     >>> is_masked("body.weight", torch.zeros(2, 2)), is_masked("body.bias", torch.zeros(2))
@@ -36,6 +37,7 @@ class ByName:
     include: Sequence[str] = ("*",)
     exclude: Sequence[str] = ()
     min_dimensions: int = 2
+    max_dimensions: int | None = None
 
     def __post_init__(self) -> None:
         for option in ("include", "exclude"):
@@ -48,6 +50,7 @@ class ByName:
         """Whether this parameter is masked."""
         return (
             parameter.ndim >= self.min_dimensions
+            and (self.max_dimensions is None or parameter.ndim <= self.max_dimensions)
             and any(fnmatchcase(name, pattern) for pattern in self.include)
             and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
         )
@@ -90,15 +93,21 @@ class Layout:
         """
         if isinstance(is_masked, ByName):
             is_masked.check([name for name, _ in network.named_parameters()])
-        masked = {name: tuple(p.shape) for name, p in network.named_parameters() if is_masked(name, p)}
-        if not masked:
+        layout = cls.choosing(network, is_masked)
+        if not layout.names:
             every = ", ".join(f"{name} {tuple(p.shape)}" for name, p in network.named_parameters()) or "none"
             raise ConfigurationError(
                 f"No parameter of {type(network).__name__} is masked (its parameters: {every}). "
-                "Masks need at least one weight of mask.min_dimensions or more dimensions that mask.include names "
-                "and mask.exclude does not."
+                "Masks need at least one parameter of mask.min_dimensions to mask.max_dimensions dimensions that "
+                "mask.include names and mask.exclude does not."
             )
-        return cls(tuple(masked), tuple(masked.values()))
+        return layout
+
+    @classmethod
+    def choosing(cls, network: nn.Module, is_chosen: MaskRule) -> "Layout":
+        """The layout of the parameters for which ``is_chosen(name, parameter)`` holds, perhaps of none."""
+        chosen = {name: tuple(p.shape) for name, p in network.named_parameters() if is_chosen(name, p)}
+        return cls(tuple(chosen), tuple(chosen.values()))
 
     @classmethod
     def of_running_statistics(cls, network: nn.Module) -> "Layout":

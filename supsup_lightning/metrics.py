@@ -82,6 +82,67 @@ class TaskAssignment(Metric):
         }
 
 
+class RecoveryStatistics(Metric):
+    """How masks are recovered from a Hopfield memory, over batches of images; summed over processes.
+
+    ``recovered``: share of batches that end at their task's mask, without a unit that differs; ``steps_mean`` and
+    ``steps_max``: after how many steps they are there to stay; ``confidence``: mean over all batches. None where the
+    masks are not known, or none was recovered.
+
+    >>> statistics = RecoveryStatistics()
+    >>> statistics.update(torch.tensor([9, 0, 2, 0, 0]), confidence=0.75)
+    >>> statistics.update(torch.tensor([9, 8, 7, 7, 7]), confidence=0.25)
+    >>> statistics.compute()
+    {'recovered': 0.5, 'steps_mean': 3.0, 'steps_max': 3, 'confidence': 0.5}
+    """
+
+    full_state_update = False
+    batches: Tensor
+    compared: Tensor
+    recovered: Tensor
+    steps: Tensor
+    steps_max: Tensor
+    confidence: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for count in ("batches", "compared", "recovered", "steps"):
+            self.add_state(count, torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("steps_max", torch.tensor(0), dist_reduce_fx="max")
+        self.add_state("confidence", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, distances: Tensor | None, *, confidence: float) -> None:
+        """Count one batch.
+
+        Args:
+            distances: ``(steps + 1,)`` int, units that differ from the task's mask at the start and after each step;
+                None where that is not known.
+            confidence: in [0, 1].
+        """
+        self.batches += 1
+        self.confidence += confidence
+        if distances is None:
+            return
+        self.compared += 1
+        if distances[-1] == 0:
+            away = distances.nonzero()
+            steps = away[-1, 0] + 1 if len(away) else torch.zeros_like(self.steps)
+            self.recovered += 1
+            self.steps += steps
+            self.steps_max = torch.maximum(self.steps_max, steps)
+
+    def compute(self) -> dict[str, float | int | None]:
+        """All of them, by name."""
+        counts = {name: int(getattr(self, name)) for name in ("batches", "compared", "recovered", "steps", "steps_max")}
+        recovered = counts["recovered"]
+        return {
+            "recovered": round(recovered / counts["compared"], 6) if counts["compared"] else None,
+            "steps_mean": round(counts["steps"] / recovered, 3) if recovered else None,
+            "steps_max": counts["steps_max"] if recovered else None,
+            "confidence": round(self.confidence.item() / counts["batches"], 6) if counts["batches"] else None,
+        }
+
+
 def forgetting(matrix: Tensor) -> float | None:
     """Mean over tasks of the best accuracy before the end minus the accuracy at the end.
 

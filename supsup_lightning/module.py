@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from supsup_lightning.data import TaskDataModule, TaskSequence
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.inference import Discovery, Inference, OneShot
+from supsup_lightning.inference import Discovery, HopfieldRecovery, Inference, OneShot
 from supsup_lightning.methods import Method
 from supsup_lightning.metrics import TaskAccuracy
 from supsup_lightning.scenario import GNU, Scenario
@@ -76,7 +76,7 @@ class ContinualModule(L.LightningModule):
         self._ddp_params_and_buffers_to_ignore = [
             f"method.{name}" for name, _ in method.named_buffers() if not name.startswith("network.")
         ]
-        _check_fit(self.scenario, self.inference)
+        _check_fit(self.scenario, self.inference, self.method)
 
     # Set-up: everything that can be wrong is found before the first step.
 
@@ -102,6 +102,7 @@ class ContinualModule(L.LightningModule):
                 f"raise it to at least {largest}."
             )
         self.inference.check(output_size=output_size, num_classes=largest)
+        self.method.check_num_tasks(data.num_tasks)
         self._check_superposition(example)
 
     def _output_size(self, example: Tensor) -> int:
@@ -168,6 +169,7 @@ class ContinualModule(L.LightningModule):
         from supsup_lightning.callbacks import (
             EvaluateSeenTasks,
             LossGuard,
+            RecordRecovery,
             RecordStream,
             TaskBoundary,
             TaskDiscovery,
@@ -176,7 +178,8 @@ class ContinualModule(L.LightningModule):
         begins_tasks = (
             [TaskBoundary()] if self.scenario.task_known_in_training else [TaskDiscovery(discovery), RecordStream()]
         )
-        return [*begins_tasks, LossGuard(), EvaluateSeenTasks()]
+        recovery = [RecordRecovery()] if isinstance(self.inference, HopfieldRecovery) else []
+        return [*begins_tasks, LossGuard(), EvaluateSeenTasks(), *recovery]
 
     # Steps.
 
@@ -250,7 +253,7 @@ class ContinualModule(L.LightningModule):
             images: ``(batch, *shape)``, prepared as the data module prepares them.
 
         Returns:
-            Task and label of each image, both ``(batch,)`` int64.
+            Task and label of each image, both ``(batch,)`` int64; the task is -1 where its number cannot be told.
 
         Raises:
             ConfigurationError: an inference that finds no task, or no finished task to find.
@@ -259,16 +262,15 @@ class ContinualModule(L.LightningModule):
             raise ConfigurationError("There is no finished task to infer; train first, or load a mask bank.")
         images = images.to(self.device)
         with in_mode(self, training=False):
-            tasks = self.inference(self.method, images, max(self.num_classes))
+            tasks, logits = self.inference.predict(self.method, images, max(self.num_classes))
             labels = torch.empty_like(tasks)
             for task in tasks.unique().tolist():
-                rows = tasks == task
-                labels[rows] = self.classes(self.method(images[rows], task), task)
+                labels[tasks == task] = self.classes(logits[tasks == task], task)
         return tasks, labels
 
     def classes(self, logits: Tensor, task: int) -> Tensor:
         """``(batch, output_size)`` to ``(batch,)``: an output that is no class of the task is never an answer."""
-        known = self.scenario.task_known_in_training
+        known = self.scenario.task_known_in_training and task >= 0
         return logits[:, : self.num_classes[task] if known else max(self.num_classes)].argmax(1)
 
     @property
@@ -329,7 +331,12 @@ def in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
             part.training = was_training
 
 
-def _check_fit(scenario: Scenario, inference: Inference) -> None:
+def _check_fit(scenario: Scenario, inference: Inference, method: Method) -> None:
+    if inference.needs not in method.offers:
+        raise ConfigurationError(
+            f"{type(inference).__name__} needs {inference.needs}, which {type(method).__name__} does not offer; use "
+            f"{method.usual_inference}, or another method."
+        )
     if scenario.task_known_at_inference and inference.finds_task:
         raise ConfigurationError(
             f"In scenario={scenario.name.lower()} the task is known at inference, so there is nothing for "
@@ -339,4 +346,9 @@ def _check_fit(scenario: Scenario, inference: Inference) -> None:
         raise ConfigurationError(
             f"In scenario={scenario.name.lower()} the task is hidden at inference, so inference=given cannot be; "
             "use inference=one_shot, binary or exhaustive, or scenario=gg."
+        )
+    if not scenario.task_known_at_inference and not scenario.labels_shared and not inference.numbers_tasks:
+        raise ConfigurationError(
+            f"In scenario={scenario.name.lower()} the number of the task has to be right, which "
+            f"{type(inference).__name__} does not tell; use scenario=gns."
         )

@@ -24,6 +24,8 @@ from supsup_lightning.scenario import Scenario
 # A table of more tasks shows the first and the last of them.
 _MOST_TABLE_ROWS = 40
 
+_KEPT = {"frozen": "nothing (frozen)", "implicit": "mask, in the Hopfield memory"}  # in words
+
 _VERSIONS_OF = ("torch", "lightning", "torchvision", "torchmetrics", "hydra-core")
 
 
@@ -40,6 +42,7 @@ def results(
     num_classes: Sequence[int],
     skipped_images: int = 0,
     stream: Mapping[str, Any] | None = None,
+    recovery: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The contents of results.json.
 
@@ -55,6 +58,7 @@ def results(
         num_classes: of each task.
         skipped_images: image files left out because they could not be read, since this process started.
         stream: of a stream that announces no task, what `stream` makes.
+        recovery: of masks from a Hopfield memory, what `RecoveryStatistics` counts.
     """
     right, found = accuracy.compute()
     per_task = [round(value, 6) for value in right.tolist()]
@@ -71,6 +75,8 @@ def results(
         "backward_transfer": backward_transfer(matrix) if scenario.task_known_in_training else None,
         "sparsity": round(method.sparsity().mean().item(), 6),
         "mask_bytes_per_task": method.task_bytes(),
+        **method.storage(),
+        **({} if recovery is None else {"recovery": dict(recovery)}),
         **(stream or {}),
         "model_bytes": model_bytes,
         "train_seconds": round(sum(seconds_per_task), 3),
@@ -159,7 +165,18 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
             f"only {found:.0%} of the inputs found their task: tasks that resemble one another are hard to tell apart "
             "by one gradient; try inference=exhaustive inference.images=batch, or give the task with scenario=gg"
         )
+    if "smaller_from_num_tasks" in result:
+        said.append(storage_remark(result))
     return said
+
+
+def storage_remark(storage: Mapping[str, Any]) -> str:
+    """What a Hopfield memory takes beside explicit masks, in words."""
+    return (
+        f"the Hopfield memory takes {storage['memory_bytes']:,} bytes for any number of tasks, explicit masks "
+        f"{storage['explicit_bytes_per_task']:,} a task, which is less up to {storage['smaller_from_num_tasks'] - 1:,} "
+        f"tasks; by theory it holds about {storage['capacity']:,} masks"
+    )
 
 
 def masked_table(method: Method) -> Table:
@@ -172,7 +189,7 @@ def masked_table(method: Method) -> Table:
         shown.add_row(
             part.name,
             " x ".join(map(str, part.shape)) or "1",
-            "nothing (frozen)" if part.kept == "frozen" else part.kept,
+            _KEPT.get(part.kept, part.kept),
             "" if part.density is None else f"{part.density:.4f}",
             f"{part.task_bytes:,.1f}" if part.task_bytes else "",
         )
@@ -181,6 +198,9 @@ def masked_table(method: Method) -> Table:
     weights = sum(prod(part.shape) for part in masked)
     density = sum(prod(part.shape) * (part.density or 0) for part in masked) / weights
     shown.add_row("all", f"{weights:,} masked", "", f"{density:.4f}", f"{method.task_bytes():,}", style="bold")
+    storage = method.storage()
+    if storage:
+        shown.caption = storage_remark(storage)
     return shown
 
 

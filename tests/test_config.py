@@ -45,10 +45,14 @@ def test_every_file_composes_and_instantiates(file, tmp_path, monkeypatch):
         overrides.insert(0, "scenario=nns")
     if file == "inference/given":
         overrides.append("scenario=gg")
+    if file == "mask/vectors" or name.startswith("hopfield"):
+        overrides.insert(0, "method=hopfield")
     if name in ("gpu", "ddp") and group == "trainer" and not torch.cuda.is_available():
         overrides.append("trainer.accelerator=cpu")  # everything but the device
     if name == "ddp" and not torch.cuda.is_available():
         overrides.append("trainer.devices=1")
+    if file == "method/hopfield":
+        overrides = overrides[:1]
     config = composed(*overrides, folder=tmp_path)
     OmegaConf.resolve(config)
     data, module = instantiate(config.unannounced or config.data), instantiate(config.module)
@@ -61,9 +65,25 @@ def test_every_file_composes_and_instantiates(file, tmp_path, monkeypatch):
     assert trainer.max_epochs == data.num_epochs
 
 
+def test_what_an_experiment_says_it_costs_and_claims_stands_at_its_top():
+    files = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
+    assert files
+    for file in files:
+        head = file.read_text().split("defaults:")[0]
+        assert all(f"# {word}: " in head for word in ("Source", "Cost", "Command")), file
+        assert f"experiment={file.stem}" in head
+
+
 def test_choices_that_belong_together_come_together(tmp_path):
     assert composed("scenario=gg", folder=tmp_path).inference._target_ == "supsup_lightning.Given"
     assert (
         composed("scenario=gg", "inference=one_shot", folder=tmp_path).inference._target_ == "supsup_lightning.OneShot"
     )
+    hopfield = composed("method=hopfield", folder=tmp_path)
+    assert hopfield.inference._target_ == "supsup_lightning.HopfieldRecovery"
+    assert hopfield.network._target_ == "supsup_lightning.networks.HopNet"
+    assert hopfield.scenario.path == "supsup_lightning.GNS"
+    assert next(iter(hopfield.callbacks)) == "task_boundary"
+    assert "recovery" in hopfield.callbacks
+    assert "recovery" not in composed(folder=tmp_path).callbacks
     assert composed("optimizer=rmsprop", folder=tmp_path).schedule._target_ == "supsup_lightning.schedules.constant"

@@ -259,16 +259,14 @@ class ContinualDataModule(TaskSequence):
         """The validation images of any task."""
         rank, world_size = self.processes()
         _, images = self._halves(task)
-        order = torch.arange(len(images))[rank::world_size].split(_VALIDATION_BATCH)
+        order = _batches(torch.arange(len(images))[rank::world_size], _VALIDATION_BATCH)
         return BatchLoader(images, order, device=self.device)
 
     def test_loader(self, task: int) -> BatchLoader:
         """The test batches of any task."""
         rank, world_size = self.processes()
         images = self._task(task).test
-        order = list(torch.arange(len(images)).split(self.batch_size))
-        if len(order) > 1 and len(order[-1]) == 1:  # a single image has no batch statistics to be normalised by
-            order[-2:] = [torch.cat(order[-2:])]
+        order = _batches(torch.arange(len(images)), self.batch_size)
         # Whole batches go to a process each: how many images decide about a task must not depend on their number. A
         # process without one gets a batch of no images, as Lightning's test would leave it out and the others wait.
         return BatchLoader(images, order[rank::world_size] or [order[0][:0]], device=self.device)
@@ -296,3 +294,11 @@ class ContinualDataModule(TaskSequence):
                 "data.input_shape that shape, or add data.resize=true."
             )
         return replace(found, **{half: replace(getattr(found, half), input_shape=wanted) for half in ("train", "test")})
+
+
+def _batches(order: Tensor, size: int) -> list[Tensor]:
+    """In order; a single image left over joins the batch before, as alone it has no statistics to be normalised by."""
+    batches = list(order.split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches

@@ -9,6 +9,7 @@ from supsup_lightning.inference.discovery import (
     mean_over_processes,
 )
 from supsup_lightning.inference.exhaustive import Exhaustive
+from supsup_lightning.inference.hopfield import HopfieldRecovery
 from supsup_lightning.inference.inference import Given, Inference
 from supsup_lightning.inference.one_shot import OneShot
 
@@ -19,6 +20,7 @@ __all__ = [
     "Exhaustive",
     "Given",
     "GradientDiscovery",
+    "HopfieldRecovery",
     "Inference",
     "OneShot",
     "Verdict",

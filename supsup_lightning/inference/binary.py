@@ -5,11 +5,13 @@ from torch import Tensor
 
 from supsup_lightning.inference.inference import ConfidenceInference
 from supsup_lightning.inference.one_shot import confidence_gain
-from supsup_lightning.methods import Method
+from supsup_lightning.methods import Method, Offer
 
 
 class Binary(ConfidenceInference):
     """``ceil(log2 k)`` gradients; each time the half with the larger ``-dO/da`` stays, at equal coefficients."""
+
+    needs = Offer.SUPERPOSED
 
     def decide(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """The last task left."""

@@ -1,14 +1,13 @@
 """The surface of task inference, and what its answers from superpositions and forward passes share."""
 
 from abc import ABC, abstractmethod
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from supsup_lightning.errors import ConfigurationError, check_choice
-from supsup_lightning.inference.objectives import OBJECTIVES, Objective, check_superfluous, entropy
-from supsup_lightning.methods import Method
+from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.inference.objectives import check_superfluous, make_objective
+from supsup_lightning.methods import Method, Offer
 
 
 class Inference(ABC):
@@ -16,11 +15,15 @@ class Inference(ABC):
 
     Attributes:
         finds_task: the answer comes from the images; otherwise it has to be given.
+        numbers_tasks: it says which task it is, not only what the images are.
+        needs: what a method has to offer for it.
         superimposes: it asks the gradient of a superposition.
         superimposes_single_images: one image by itself passes through a superposition.
     """
 
     finds_task: bool
+    numbers_tasks = True
+    needs = Offer.EFFECTIVE
     superimposes = False
     superimposes_single_images = False
 
@@ -30,6 +33,15 @@ class Inference(ABC):
 
         ``num_classes`` is that of the task with most of them: no task has a class from there on.
         """
+
+    def predict(self, method: Method, images: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        """Task ``(batch,)`` int64 and logits ``(batch, output_size)`` of each image under the task that is found."""
+        tasks = self(method, images, num_classes)
+        logits = {task: method(images[tasks == task], task) for task in tasks.unique().tolist()}
+        together = torch.cat(list(logits.values())).clone()
+        for task, own in logits.items():
+            together[tasks == task] = own
+        return tasks, together
 
     def check(self, *, output_size: int, num_classes: int) -> None:  # noqa: B027 (most have nothing to check)
         """Raise `ConfigurationError` if this inference cannot work with such a network."""
@@ -63,23 +75,14 @@ class ConfidenceInference(Inference):
     superimposes = True
 
     def __init__(self, objective: str = "superfluous", *, images: int | str = 1, temperature: float = 1.0) -> None:
-        check_choice("inference.objective", objective, tuple(OBJECTIVES))
         if images not in ("batch", "each") and not (type(images) is int and images >= 1):
             raise ConfigurationError(
                 f"inference.images={images!r} is neither a number of images from 1 on, nor batch, nor each."
             )
-        if temperature <= 0:
-            raise ConfigurationError(f"inference.temperature={temperature} must be positive.")
-        if temperature != 1 and objective != "entropy":
-            raise ConfigurationError(
-                f"inference.temperature={temperature} has no effect with inference.objective={objective}; use entropy."
-            )
         self.name = objective
         self.superimposes_single_images = self.superimposes and images in (1, "each")
         self.images = images
-        self.objective: Objective = OBJECTIVES[objective]
-        if temperature != 1:
-            self.objective = partial(entropy, temperature=temperature)
+        self.objective = make_objective(objective, temperature=temperature)
 
     def check(self, *, output_size: int, num_classes: int) -> None:
         """Raise `ConfigurationError` if the objective needs superfluous outputs and the network has none."""

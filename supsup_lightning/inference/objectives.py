@@ -5,12 +5,13 @@ All take logits ``(..., output_size)`` float32 and the number of classes, and re
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.errors import ConfigurationError, check_choice
 
 Objective = Callable[[Tensor, int], Tensor]
 
@@ -65,3 +66,21 @@ OBJECTIVES: dict[str, Objective] = {
     "superfluous": superfluous,
     "max_probability": max_probability,
 }
+
+
+def make_objective(name: str, *, temperature: float = 1.0) -> Objective:
+    """The objective of the options ``inference.objective`` and ``inference.temperature``.
+
+    Raises:
+        ConfigurationError: an option that is unknown, out of its range or without effect.
+    """
+    check_choice("inference.objective", name, tuple(OBJECTIVES))
+    if temperature <= 0:
+        raise ConfigurationError(f"inference.temperature={temperature} must be positive.")
+    if temperature == 1:
+        return OBJECTIVES[name]
+    if name != "entropy":
+        raise ConfigurationError(
+            f"inference.temperature={temperature} has no effect with inference.objective={name}; use entropy."
+        )
+    return partial(entropy, temperature=temperature)

@@ -10,7 +10,7 @@ from torch.func import grad, vmap
 
 from supsup_lightning.inference.inference import ConfidenceInference
 from supsup_lightning.inference.objectives import Objective
-from supsup_lightning.methods import Method
+from supsup_lightning.methods import Method, Offer
 
 # `each` holds one gradient of all weights an image; so many images at once.
 _IMAGES_AT_ONCE = 16
@@ -62,6 +62,8 @@ class OneShot(ConfidenceInference):
         >>> OneShot("superfluous", images="each").images
         'each'
     """
+
+    needs = Offer.SUPERPOSED
 
     def decide(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """One gradient for all images."""

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from supsup_lightning import codec
 from supsup_lightning.errors import ConfigurationError, MismatchError, check_choice
 from supsup_lightning.layout import Layout
-from supsup_lightning.masks import WEIGHT_INITIALISERS, Rule, kaiming_uniform_scores
+from supsup_lightning.masks import ALLOCATIONS, WEIGHT_INITIALISERS, Rule, kaiming_uniform_scores, make_rule
 from supsup_lightning.methods.method import Method
 from supsup_lightning.seeding import generator
 
@@ -27,6 +28,7 @@ class FrozenNetworkMethod(Method):
         network: any module. Its base weights are overwritten with random ones; none is trained.
         layout: of the masked parameters.
         base: of the base weights; ``weights`` draws these.
+        rule: of masks; with ``sparsity``, ``allocation`` and ``budget`` as in `make_rule`.
         weights: ``signed_constant`` or ``kaiming_normal``, drawn from the seed; ``keep`` leaves the network's own.
         store_weights: put base weights and masked parameters into checkpoints and files, too.
         seed: of weights and scores.
@@ -38,17 +40,30 @@ class FrozenNetworkMethod(Method):
     """
 
     file_format: str
-    rule: Rule
     frozen: Tensor
 
     def __init__(
-        self, network: nn.Module, *, layout: Layout, base: Layout, weights: str, store_weights: bool, seed: int
+        self,
+        network: nn.Module,
+        *,
+        layout: Layout,
+        base: Layout,
+        rule: str,
+        sparsity: float | None,
+        allocation: str,
+        budget: float | None,
+        weights: str,
+        store_weights: bool,
+        seed: int,
     ) -> None:
         super().__init__()
+        check_choice("mask.rule", rule, ("threshold", "topk"))
+        check_choice("mask.allocation", allocation, tuple(ALLOCATIONS))
         check_choice("method.weights", weights, (*WEIGHT_INITIALISERS, "keep"))
         self.network = network.requires_grad_(False)
         self.layout = layout
         self.base = base
+        self.rule: Rule = make_rule(rule, layout.shapes, sparsity=sparsity, allocation=allocation, budget=budget)
         self.statistics_layout = Layout.of_running_statistics(network)
         self.seed = seed
         self.store_weights = store_weights
@@ -60,7 +75,15 @@ class FrozenNetworkMethod(Method):
             self._set_parameters(base.split(drawn))
         self.register_buffer("frozen", self._flat_weights(), persistent=False)
         self._constants = {name: buffer.clone() for name, buffer in self._constant_buffers()}
-        self.identity = {"seed": str(seed), "weights": weights, "network": self._checksum()}
+        self.identity = {
+            "seed": str(seed),
+            "rule": rule,
+            "sparsity": str(sparsity),
+            "allocation": allocation if rule == "topk" else "none",
+            "budget": str(budget),
+            "weights": weights,
+            "network": self._checksum(),
+        }
         self._register_state_dict_hook(_leave_out_base_weights)
         self.register_load_state_dict_pre_hook(_check_and_fill_in)
         self.register_load_state_dict_post_hook(_follow_network)
@@ -70,6 +93,14 @@ class FrozenNetworkMethod(Method):
     def trainable(self) -> list[nn.Parameter]:
         """The scores, ``(weights,)``."""
         return [self.scores]
+
+    def _start(self, task: int, scores: Tensor) -> None:
+        """Put ``task`` into training from these scores; the places that they leave are 0."""
+        with torch.no_grad():
+            self.scores.zero_()
+            self.scores[: len(scores)] = scores
+        self.scores.grad = None
+        self.task_in_training = task
 
     def _drawn_scores(self, task: int) -> Tensor:
         return kaiming_uniform_scores(self.layout.shapes, generator(self.seed, "scores", task))
@@ -89,6 +120,11 @@ class FrozenNetworkMethod(Method):
                     f"Training changed the network's buffer {name}. Tasks would overwrite it for one another: only the "
                     "running statistics of normalisation layers (running_mean, running_var) are kept for each task."
                 )
+
+    def forward_superposed(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+        """Logits; a normalisation layer without running statistics takes the batch's, in evaluation as well."""
+        without: dict[str, Any] = dict.fromkeys(self.statistics_layout.names)
+        return functional_call(self.network, {**parameters, **without}, (images,))
 
     # What is kept.
 

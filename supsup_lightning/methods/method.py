@@ -2,13 +2,22 @@
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
+from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from supsup_lightning.errors import ConfigurationError
+
+
+class Offer(StrEnum):
+    """What an inference may ask of a method, in words for a message."""
+
+    EFFECTIVE = "the parameters of any finished task"
+    SUPERPOSED = "a superposition of the finished tasks"
+    RECOVERY = "masks in a Hopfield memory"
 
 
 class Part(NamedTuple):
@@ -17,8 +26,8 @@ class Part(NamedTuple):
     Attributes:
         name: as in the network.
         shape: of it.
-        kept: ``mask``, ``statistics`` (its own values), ``tied`` (to a masked parameter of another name) or ``frozen``
-            (nothing: all tasks share it).
+        kept: ``mask``, ``implicit`` (a mask in a memory that all tasks share), ``statistics`` (its own values),
+            ``tied`` (to a masked parameter of another name) or ``frozen`` (nothing: all tasks share it).
         density: share of a mask's weights that are on.
         task_bytes: that one more task adds.
     """
@@ -38,9 +47,13 @@ class Method(nn.Module, ABC):
 
     Attributes:
         network: any module; its parameters are only ever replaced for the length of one call.
+        offers: what can be asked of finished tasks.
+        usual_inference: for a message that refuses another one.
     """
 
     network: nn.Module
+    offers: frozenset[Offer] = frozenset({Offer.EFFECTIVE, Offer.SUPERPOSED})
+    usual_inference = "inference=one_shot, binary or exhaustive"
     task_in_training: int | None = None
     combining = False  # what is in training is no mask but the coefficients of a combination
 
@@ -97,11 +110,12 @@ class Method(nn.Module, ABC):
         """How many of the finished tasks have a mask of their own."""
         return len(self.tasks)
 
-    @abstractmethod
+    # Where it offers superpositions.
+
     def superposed(self, coefficients: Tensor | None = None) -> dict[str, Tensor]:
         """Parameters by name for a weighted mixture of the finished tasks, by default ``1/k`` of each."""
+        raise NotImplementedError
 
-    @abstractmethod
     def project(self, gradients: dict[str, Tensor], rows: Tensor | None = None) -> Tensor:
         """From gradients of the superposed parameters to those of the coefficients.
 
@@ -112,6 +126,7 @@ class Method(nn.Module, ABC):
         Returns:
             ``(*batch, k)``, or ``(*batch, k')``.
         """
+        raise NotImplementedError
 
     def forward_superposed(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
         """Logits ``(batch, output_size)`` under parameters from `superposed`, differentiable in them."""
@@ -121,6 +136,9 @@ class Method(nn.Module, ABC):
     def normalises_superpositions_by_batch(self) -> bool:
         """Whether `forward_superposed` takes means over the batch, which therefore decides with."""
         return False
+
+    def check_num_tasks(self, num_tasks: int) -> None:
+        """Warn, before training, where so many tasks are more than can be kept."""
 
     @abstractmethod
     def sparsity(self) -> Tensor:
@@ -137,6 +155,10 @@ class Method(nn.Module, ABC):
     def bytes_of(self, task: int) -> int:
         """Bytes that are kept for a finished task."""
         return self.task_bytes()
+
+    def storage(self) -> dict[str, Any]:
+        """What results.json says besides of the bytes that are kept."""
+        return {}
 
     @abstractmethod
     def parts(self) -> list[Part]:

@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from supsup_lightning import codec
 from supsup_lightning.bank import MaskBank
 from supsup_lightning.combinations import Combinations
-from supsup_lightning.errors import ConfigurationError, MismatchError, check_choice
+from supsup_lightning.errors import ConfigurationError, MismatchError
 from supsup_lightning.layout import ByName, Layout, MaskRule
-from supsup_lightning.masks import ALLOCATIONS, make_rule, masked_weights
+from supsup_lightning.masks import masked_weights
 from supsup_lightning.methods.frozen_network import FrozenNetworkMethod
 from supsup_lightning.methods.kept_scores import KeptScores
 from supsup_lightning.methods.method import Part
@@ -68,23 +67,25 @@ class SupSup(FrozenNetworkMethod):
         store_weights: bool = False,
         seed: int = 0,
     ) -> None:
-        check_choice("mask.rule", rule, ("threshold", "topk"))
-        check_choice("mask.allocation", allocation, tuple(ALLOCATIONS))
         layout = Layout.of(network, is_masked)
         # A combination's coefficients take the first places of the scores, so that optimizers, checkpoints and DDP see
         # one parameter of one shape, whatever is trained.
-        super().__init__(network, layout=layout, base=layout, weights=weights, store_weights=store_weights, seed=seed)
-        self.rule = make_rule(rule, self.layout.shapes, sparsity=sparsity, allocation=allocation, budget=budget)
+        super().__init__(
+            network,
+            layout=layout,
+            base=layout,
+            rule=rule,
+            sparsity=sparsity,
+            allocation=allocation,
+            budget=budget,
+            weights=weights,
+            store_weights=store_weights,
+            seed=seed,
+        )
         self.bank = MaskBank(self.layout.num_weights, self.statistics_layout.num_weights)
         self.combinations = Combinations(self.statistics_layout.num_weights)
         self.kept_scores: KeptScores | None = None
         self.register_buffer("statistics", self._fresh_statistics())  # of the task in training
-        self.identity |= {
-            "rule": rule,
-            "sparsity": str(sparsity),
-            "allocation": allocation if rule == "topk" else "none",
-            "budget": str(budget),
-        }
 
     # A task's life.
 
@@ -163,12 +164,9 @@ class SupSup(FrozenNetworkMethod):
         self.task_in_training, self.combining = None, False
 
     def _begin(self, task: int, values: Tensor, statistics: Tensor, *, combining: bool = False) -> None:
-        with torch.no_grad():
-            self.scores.zero_()
-            self.scores[: len(values)] = values
-        self.scores.grad = None
+        self._start(task, values)
         self.statistics.copy_(statistics)
-        self.task_in_training, self.combining = task, combining
+        self.combining = combining
 
     def _check_unknown(self, task: int) -> None:
         if task in self.bank or task in self.combinations:
@@ -232,11 +230,6 @@ class SupSup(FrozenNetworkMethod):
             own, combined = coefficients[:masks], coefficients[masks:]
             coefficients = own + combined @ self._shares()
         return self.layout.split(self.bank.superpose(coefficients) * self.frozen)
-
-    def forward_superposed(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-        """Logits; a normalisation layer without running statistics takes the batch's, in evaluation as well."""
-        without: dict[str, Any] = dict.fromkeys(self.statistics_layout.names)
-        return functional_call(self.network, {**parameters, **without}, (images,))
 
     @property
     def normalises_superpositions_by_batch(self) -> bool:

@@ -1,0 +1,105 @@
+"""How masks come back out of a Hopfield memory: written down by step, and counted over the test."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from supsup_lightning.files import replacing
+from supsup_lightning.inference import HopfieldRecovery
+from supsup_lightning.methods import HopSupSup
+from supsup_lightning.metrics import RecoveryStatistics
+from supsup_lightning.module import ContinualModule
+
+
+class RecordRecovery(L.Callback):
+    """Counts, in the final test, how many batches recover their task's mask, and follows the first batch of each task.
+
+    Writes ``recovery.csv``: task, step, energy, objective, and the distance to each stored mask. Tells the loggers
+    energy, objective and the distance to the task's own mask, by step.
+
+    Args:
+        folder: where the file goes; None for none.
+
+    Attributes:
+        traces: of the first batch of each task, ``(steps + 1, 2 + tasks)``: energy, objective (NaN at the last step,
+            whose gradient is not taken), and distances.
+        statistics: over all batches.
+    """
+
+    def __init__(self, *, folder: str | Path | None = None) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.traces: dict[int, Tensor] = {}
+        self.statistics: RecoveryStatistics | None = None
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+        """Start anew."""
+        self.traces.clear()
+        self.statistics = RecoveryStatistics().to(pl_module.device)
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: ContinualModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the batch; keep the way of a task's first one."""
+        inference, method = pl_module.inference, pl_module.method
+        assert isinstance(inference, HopfieldRecovery)
+        assert isinstance(method, HopSupSup)
+        assert self.statistics is not None
+        if inference.last is None or not len(batch[1]):
+            return
+        recovery, confidence = inference.last
+        distances = recovery.distances(method.reference_masks())  # (steps + 1, tasks), or (steps + 1, 0)
+        known = dataloader_idx < distances.shape[1]
+        self.statistics.update(distances[:, dataloader_idx] if known else None, confidence=confidence)
+        if dataloader_idx not in self.traces:
+            objective = torch.cat([recovery.loss, recovery.loss.new_tensor([torch.nan])])
+            columns = [recovery.energy.unsqueeze(1), objective.unsqueeze(1), distances.to(objective.dtype)]
+            self.traces[dataloader_idx] = torch.cat(columns, dim=1).cpu()
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+        """Bring the counts of all processes together."""
+        assert self.statistics is not None
+        self.statistics.compute()
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+        """Write and log what was followed, in the first process, to which each task's first batch goes."""
+        if not trainer.is_global_zero:
+            return
+        if self.folder is not None:
+            self._write(self.folder / "recovery.csv")
+        for logger in trainer.loggers:
+            for task, trace in self.traces.items():
+                for step, row in enumerate(trace):
+                    values = {"energy": row[0], "objective": row[1]}
+                    if 2 + task < len(row):
+                        values["distance"] = row[2 + task]
+                    shown = {f"recovery/task_{task}/{name}": v.item() for name, v in values.items() if v.isfinite()}
+                    logger.log_metrics(shown, step=step)
+
+    def results(self) -> dict[str, Any] | None:
+        """The counts, once there was a test."""
+        return None if self.statistics is None else self.statistics.compute()
+
+    def _write(self, path: Path) -> None:
+        num_masks = max((trace.shape[1] - 2 for trace in self.traces.values()), default=0)
+        with replacing(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["task", "step", "energy", "objective", *(f"distance_{mask}" for mask in range(num_masks))])
+            for task, trace in self.traces.items():
+                for step, (energy, objective, *distances) in enumerate(trace.tolist()):
+                    shown = "" if objective != objective else f"{objective:.6f}"
+                    writer.writerow([task, step, f"{energy:.3f}", shown, *map(int, distances)])
+
+
+def recovery_of(trainer: L.Trainer) -> RecordRecovery | None:
+    """The trainer's `RecordRecovery`, if it has one."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, RecordRecovery)), None)

@@ -1,0 +1,298 @@
+"""A Hopfield memory: patterns of +1 and -1 kept in one symmetric matrix, however many they are (the paper's HopSupSup).
+
+store     hebbian  W <- W + (z z' - I) / d
+          storkey  W <- W + (z z' - I - z h' - h z') / d,    h = W z   (Storkey 1997, as the paper takes it)
+energy    E(z) = -z' W z / 2, low at what is stored
+recover   from the mean of the patterns, downhill on  (1 - t) L(z) + gamma t E(z),  t from 0 to 1, for a loss L that
+          tells which pattern is wanted. As W is close to the projection onto the span of the patterns, `-W dL/dz`
+          descends L among their mixtures alone; the energy then makes one pattern of a mixture.
+
+Nothing here knows of masks or images: `recover` works on any patterns with any loss, or with none.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import log, sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad_and_value
+from torch.nn.functional import cosine_similarity
+
+from supsup_lightning.errors import ConfigurationError, check_choice
+
+RULES = ("storkey", "hebbian")
+
+Loss = Callable[[Tensor], Tensor]
+Schedule = Callable[[float], float]
+
+
+class HopfieldMemory(nn.Module):
+    """Patterns in a matrix a block; part of `state_dict`, of the same size for any number of patterns.
+
+    Args:
+        sizes: units of each block; blocks know nothing of one another, and a pattern is one flat vector over all.
+        rule: ``storkey``, or ``hebbian``, which holds fewer patterns and forgets the order in which they came.
+
+    Attributes:
+        total: ``(units,)`` float32, the sum of the patterns.
+        num_patterns: ``()`` int64.
+
+    >>> memory = HopfieldMemory([6])
+    >>> memory.store(torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, 1.0]))
+    >>> memory.settle(torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])).tolist()
+    [1.0, -1.0, 1.0, -1.0, 1.0, 1.0]
+    """
+
+    total: Tensor
+    num_patterns: Tensor
+
+    def __init__(self, sizes: Sequence[int], *, rule: str = "storkey") -> None:
+        super().__init__()
+        check_choice("method.memory", rule, RULES)
+        self.sizes = tuple(sizes)
+        self.rule = rule
+        for block, size in enumerate(self.sizes):
+            self.register_buffer(f"weights_{block}", torch.zeros(size, size))
+        self.register_buffer("total", torch.zeros(sum(self.sizes)))
+        self.register_buffer("num_patterns", torch.tensor(0))
+
+    def __len__(self) -> int:
+        return int(self.num_patterns)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The matrices, ``(size, size)`` a block, exactly symmetric."""
+        return [self.get_buffer(f"weights_{block}") for block in range(len(self.sizes))]
+
+    def store(self, pattern: Tensor) -> None:
+        """Add a pattern ``(units,)``. Raises `ValueError` if it holds anything but +1 and -1."""
+        if pattern.shape != self.total.shape or not (pattern.abs() == 1).all():
+            raise ValueError(f"A pattern is {len(self.total)} values +1 or -1; got shape {tuple(pattern.shape)}.")
+        pattern = pattern.to(self.total)
+        for weights, z in zip(self.weights, pattern.split(self.sizes), strict=True):
+            update = torch.outer(z, z)
+            if self.rule == "storkey":
+                crossed = torch.outer(z, weights @ z)
+                update -= crossed + crossed.T  # a sum that is symmetric to the last bit
+            update.diagonal().sub_(1)
+            weights += update / len(z)
+        self.total += pattern
+        self.num_patterns += 1
+
+    def mean(self) -> Tensor:
+        """The mean of the patterns, ``(units,)``. Raises `KeyError` if there is none."""
+        if not len(self):
+            raise KeyError("The Hopfield memory is empty: nothing is stored yet.")
+        return self.total / self.num_patterns
+
+    def field(self, state: Tensor) -> Tensor:
+        """``W z``: what each unit is told by the others, ``(..., units)``."""
+        blocks = zip(self.weights, state.split(self.sizes, dim=-1), strict=True)
+        return torch.cat([z @ weights for weights, z in blocks], dim=-1)
+
+    def energy(self, state: Tensor) -> Tensor:
+        """``-z' W z / 2``, summed over blocks: ``(..., units)`` to ``(...,)``."""
+        return -0.5 * (state * self.field(state)).sum(-1)
+
+    def agreement(self, state: Tensor) -> Tensor:
+        """Cosine of ``z`` and ``W z``, ``(..., units)`` to ``(...,)`` in [-1, 1]: 1 where all units are told the same.
+
+        Near 1 for what is stored, as Storkey's rule makes each pattern an eigenvector when it is added; lower for
+        mixtures and for noise.
+        """
+        return cosine_similarity(state, self.field(state), dim=-1)
+
+    def at_rest(self, state: Tensor) -> Tensor:
+        """Whether no unit is told to flip: ``(..., units)`` of +1 and -1 to ``(...,)`` bool."""
+        return (state == signs(self.field(state))).all(-1)
+
+    def settle(self, state: Tensor, *, num_steps: int = 50) -> Tensor:
+        """All units at once follow what they are told, until nothing changes or for so many steps; ``(..., units)``."""
+        for _ in range(num_steps):
+            after = signs(self.field(state))
+            if torch.equal(after, state):
+                break
+            state = after
+        return state
+
+    def num_bytes(self) -> int:
+        """What has to be kept: the upper triangles, diagonal included, and the sum of the patterns, in float32."""
+        return 4 * (sum(size * (size + 1) // 2 for size in self.sizes) + sum(self.sizes))
+
+    def packed(self) -> dict[str, Tensor]:
+        """What has to be kept, by name; the triangles are ``(size * (size + 1) / 2,)``, row after row."""
+        triangles = {f"triangle_{block}": w[_upper(len(w))] for block, w in enumerate(self.weights)}
+        return {**triangles, "total": self.total, "num_patterns": self.num_patterns}
+
+    def unpack(self, tensors: dict[str, Tensor]) -> None:
+        """From what `packed` gave, to the same bits."""
+        for block, weights in enumerate(self.weights):
+            rows, columns = _upper(len(weights))
+            triangle = tensors[f"triangle_{block}"].to(weights)
+            weights[rows, columns] = triangle
+            weights[columns, rows] = triangle
+        self.total.copy_(tensors["total"])
+        self.num_patterns.copy_(tensors["num_patterns"])
+
+
+def _upper(size: int) -> tuple[Tensor, Tensor]:
+    rows, columns = torch.triu_indices(size, size)
+    return rows, columns
+
+
+def signs(state: Tensor) -> Tensor:
+    """+1 where ``state`` is not negative, -1 elsewhere."""
+    return (state >= 0).to(state.dtype) * 2 - 1
+
+
+def overlap(state: Tensor, patterns: Tensor) -> Tensor:
+    """Mean product of units, in [-1, 1]: ``(..., units)`` and ``(patterns, units)`` to ``(..., patterns)``.
+
+    >>> overlap(torch.tensor([1.0, 1.0]), torch.tensor([[1.0, 1.0], [1.0, -1.0]])).tolist()
+    [1.0, 0.0]
+    """
+    return state @ patterns.T / state.shape[-1]
+
+
+def capacity(units: int, rule: str) -> float:
+    """Random patterns that a memory of so many units holds, by theory for many units.
+
+    Hebbian ``d / (2 ln d)`` (McEliece et al. 1987: most patterns are recovered without an error); Storkey
+    ``d / sqrt(2 ln d)`` (Storkey 1997).
+
+    >>> round(capacity(2048, "hebbian")), round(capacity(2048, "storkey"))
+    (134, 524)
+    """
+    check_choice("rule", rule, RULES)
+    return units / (2 * log(units)) if rule == "hebbian" else units / sqrt(2 * log(units))
+
+
+# Recovery.
+
+
+def rising(progress: float) -> float:
+    """``t``."""
+    return progress
+
+
+def falling(progress: float) -> float:
+    """``1 - t``."""
+    return 1 - progress
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How `recover` goes downhill.
+
+    Attributes:
+        num_steps: gradients of the loss, at most.
+        step_size: with ``project``, of a step whose root mean square is 1 at first; units lie in [-1, 1].
+        momentum: of the steps before.
+        weight_decay: times the state is added to its gradient.
+        energy_weight: ``gamma``.
+        project: descend the loss along ``W dL/dz``, scaled to a root mean square of 1, at a state within [-1, 1].
+            False is the paper's descent: along ``dL/dz`` as it is, at the state's signs, without bounds.
+        loss_schedule: weight of the loss at ``t`` in (0, 1].
+        energy_schedule: weight of the energy at ``t``.
+
+    Raises:
+        ConfigurationError: an option out of its range.
+    """
+
+    num_steps: int = 30
+    step_size: float = 0.4
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    energy_weight: float = 1.0
+    project: bool = True
+    loss_schedule: Schedule = falling
+    energy_schedule: Schedule = rising
+
+    def __post_init__(self) -> None:
+        if type(self.num_steps) is not int or self.num_steps < 1:
+            raise ConfigurationError(f"inference.num_steps={self.num_steps!r} must be a whole number from 1 on.")
+        if not self.step_size > 0:
+            raise ConfigurationError(f"inference.step_size={self.step_size} must be positive.")
+        if not 0 <= self.momentum < 1:
+            raise ConfigurationError(f"inference.momentum={self.momentum} must lie in [0, 1).")
+        for option in ("weight_decay", "energy_weight"):
+            if not getattr(self, option) >= 0:
+                raise ConfigurationError(f"inference.{option}={getattr(self, option)} must not be negative.")
+
+
+# The paper's settings. Its 500 is the step of a score whose mask is 1[s >= 0]; a gradient by z = 2 m - 1 is half of one
+# by m, so that here it is 1000, and its weight decay of 1e-4 half as much.
+PUBLISHED = Descent(
+    num_steps=30, step_size=1000.0, momentum=0.9, weight_decay=5e-5, energy_weight=1.5e-3, project=False
+)
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """A state that `recover` found, and the way there.
+
+    Attributes:
+        state: ``(..., units)`` of +1 and -1.
+        path: ``(steps + 1, ..., units)`` bool, where the state was positive, from the start on.
+        energy: ``(steps + 1, ...)``, of the state's signs.
+        loss: ``(steps,)``, where the gradient was taken; NaN without a loss.
+        agreement: ``(...,)``, see `HopfieldMemory.agreement`.
+    """
+
+    state: Tensor
+    path: Tensor
+    energy: Tensor
+    loss: Tensor
+    agreement: Tensor
+
+    def distances(self, patterns: Tensor) -> Tensor:
+        """Units that differ from each of ``(patterns, units)`` after each step: ``(steps + 1, ..., patterns)`` int."""
+        differ = self.path.unsqueeze(-2) != (patterns > 0)
+        return differ.sum(-1)
+
+
+def recover(
+    memory: HopfieldMemory, loss: Loss | None = None, *, start: Tensor | None = None, descent: Descent | None = None
+) -> Recovery:
+    """Find the stored pattern that a loss, or a start, speaks for.
+
+    Ends early where the state rests in a corner that the memory holds. Works in inference mode.
+
+    Args:
+        memory: with patterns.
+        loss: of a state ``(..., units)``, summed to one number; differentiable. It is asked at states within [-1, 1].
+        start: ``(..., units)``, by default the mean of the patterns.
+        descent: how; by default projected.
+
+    Raises:
+        KeyError: nothing is stored.
+    """
+    descent = Descent() if descent is None else descent
+    state = (memory.mean() if start is None else start).clone()
+    velocity = torch.zeros_like(state)
+    path, energy, losses = [state >= 0], [memory.energy(signs(state))], []
+    for step in range(1, descent.num_steps + 1):
+        progress = step / descent.num_steps
+        gradient, value = torch.zeros_like(state), state.new_tensor(torch.nan)
+        if loss is not None:
+            gradient, value = grad_and_value(loss)(state if descent.project else signs(state))
+        if descent.project:
+            gradient = memory.field(gradient)
+            size = gradient.square().mean(-1, keepdim=True).sqrt()
+            gradient = gradient / size.clamp_min(torch.finfo(size.dtype).tiny)
+        gradient = descent.loss_schedule(progress) * gradient
+        # The energy's gradient goes straight through the sign to the state.
+        told = memory.field(signs(state))
+        gradient = gradient - descent.energy_weight * descent.energy_schedule(progress) * told
+        velocity = descent.momentum * velocity + gradient + descent.weight_decay * state
+        state = state - descent.step_size * velocity
+        if descent.project:
+            state = state.clamp(-1, 1)
+        path.append(state >= 0)
+        energy.append(memory.energy(signs(state)))
+        losses.append(value)
+        if descent.project and (state.abs() == 1).all() and memory.at_rest(state).all():
+            break
+    found = signs(state)
+    return Recovery(found, torch.stack(path), torch.stack(energy), torch.stack(losses), memory.agreement(found))

@@ -1,0 +1,130 @@
+"""Recovery of a mask from a Hopfield memory: downhill on the objective of the images and on the memory's energy.
+
+z from the mean of all masks;   (1 - t) O(f(x, W * (1 + z) / 2)) + gamma t E(z),   t from 0 to 1   (hopfield.py)
+"""
+
+from math import log
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.hopfield import Descent, Recovery, recover
+from supsup_lightning.inference.inference import Inference
+from supsup_lightning.inference.objectives import check_superfluous, entropy, make_objective
+from supsup_lightning.methods import HopSupSup, Method, Offer
+
+
+class RecoveredMask(NamedTuple):
+    """A mask, the way to it, and how sure it is.
+
+    Attributes:
+        recovery: the mask as `Recovery.state`; the objective by step as `Recovery.loss`.
+        confidence: in [0, 1]: how well the mask agrees with the memory, times the share of the entropy of a guess that
+            the predictions under it do not have. Low for images of no task, of several, and for mixtures of masks.
+    """
+
+    recovery: Recovery
+    confidence: float
+
+
+class HopfieldRecovery(Inference):
+    """The images recover a mask, under which they are then predicted; which task it is, no list tells.
+
+    Tasks are numbered in reports, by the masks that `HopSupSup` still knows from training; -1 where it does not.
+
+    Args:
+        objective: ``entropy``, ``superfluous`` or ``max_probability``, as for other inferences.
+        images: how many first images of a batch decide for it, or ``batch``.
+        temperature: of the softmax, for ``entropy`` alone.
+        num_steps, step_size, momentum, weight_decay, energy_weight, project: of the descent, see `Descent`.
+
+    Attributes:
+        last: of the batch that was last predicted.
+
+    Raises:
+        ConfigurationError: an option that is unknown, out of its range or without effect.
+
+    Example:
+        >>> HopfieldRecovery(num_steps=15).descent.num_steps
+        15
+    """
+
+    finds_task = True
+    numbers_tasks = False
+    needs = Offer.RECOVERY
+
+    def __init__(
+        self,
+        objective: str = "entropy",
+        *,
+        images: int | str = "batch",
+        temperature: float = 1.0,
+        num_steps: int = 30,
+        step_size: float = 0.4,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        energy_weight: float = 1.0,
+        project: bool = True,
+    ) -> None:
+        if images != "batch" and not (type(images) is int and images >= 1):
+            raise ConfigurationError(
+                f"inference.images={images!r} is neither a number of images from 1 on nor batch: together they recover "
+                "a mask."
+            )
+        self.name = objective
+        self.objective = make_objective(objective, temperature=temperature)
+        self.images = images
+        self.superimposes_single_images = images == 1
+        self.descent = Descent(
+            num_steps=num_steps,
+            step_size=step_size,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            energy_weight=energy_weight,
+            project=project,
+        )
+        self.last: RecoveredMask | None = None
+
+    def check(self, *, output_size: int, num_classes: int) -> None:
+        """Raise `ConfigurationError` if the objective needs superfluous outputs and the network has none."""
+        check_superfluous("inference", self.name, output_size=output_size, num_classes=num_classes)
+
+    def __call__(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
+        """The task of each image, ``(batch,)`` int64; -1 where it is not known by number."""
+        return self.predict(method, images, num_classes)[0]
+
+    @torch.no_grad()
+    def predict(self, method: Method, images: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        """Task ``(batch,)`` and logits ``(batch, output_size)`` under the mask that the images recover."""
+        assert isinstance(method, HopSupSup)
+        self.last = self.recover(method, images if self.images == "batch" else images[: self.images], num_classes)
+        state = self.last.recovery.state
+        tasks = torch.full((len(images),), method.nearest(state), device=images.device)
+        return tasks, method.logits(state, images)
+
+    @torch.no_grad()
+    def recover(self, method: HopSupSup, images: Tensor, num_classes: int) -> RecoveredMask:
+        """The mask that these images recover.
+
+        Raises:
+            ConfigurationError: too few images for the network's normalisation.
+        """
+
+        def loss(state: Tensor) -> Tensor:
+            return self.objective(method.logits(state, images), num_classes).mean()
+
+        with torch.autocast(images.device.type, enabled=False):  # as in other inferences
+            images = images.float() if images.is_floating_point() else images
+            try:
+                recovery = recover(method.memory, loss, descent=self.descent)
+                logits = method.logits(recovery.state, images)
+            except ValueError as error:  # torch's, of a layer that is to normalise one value
+                raise ConfigurationError(
+                    f"{len(images)} images are too few to recover a mask from: the network normalises by the batch "
+                    f"({error}). Give more images at a time."
+                ) from error
+        unsure = entropy(logits, num_classes).mean() / log(logits.shape[1])
+        confidence = recovery.agreement.clamp(0, 1) * (1 - unsure).clamp(0, 1)
+        return RecoveredMask(recovery, confidence.item())

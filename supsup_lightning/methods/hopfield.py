@@ -1,0 +1,219 @@
+"""HopSupSup: masks kept implicitly, in one Hopfield memory whose size does not grow with the tasks (section 3.5)."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from supsup_lightning import bits, codec
+from supsup_lightning.bank import MaskBank
+from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.hopfield import HopfieldMemory, capacity
+from supsup_lightning.layout import ByName, Layout, MaskRule
+from supsup_lightning.masks import masked_weights
+from supsup_lightning.methods.frozen_network import FrozenNetworkMethod
+from supsup_lightning.methods.method import Offer, Part
+
+logger = logging.getLogger(__name__)
+
+# A matrix of so many units takes a gigabyte.
+_MOST_UNITS = 2**14
+
+
+class HopSupSup(FrozenNetworkMethod):
+    """One frozen network; a task is a mask over some of its vectors, such as gains of normalisation, in a memory.
+
+    A finished mask ``m`` is stored as the pattern ``2 m - 1``, a block for each masked parameter, and no list of masks
+    is kept to look it up in: `HopfieldRecovery` finds it again from images. So there is no finished task by number, and
+    tasks have to come in order. Layers normalise by the batch at hand, as running statistics would grow with the tasks.
+
+    Args:
+        network: any module. Its weights of two or more dimensions are overwritten with random ones (``weights``).
+        memory: rule of the memory: ``storkey`` or ``hebbian``.
+        rule: of masks; with ``sparsity``, ``allocation`` and ``budget`` as for `SupSup`.
+        weights: the base weights: ``signed_constant`` or ``kaiming_normal``, regrown from the seed; ``keep`` leaves the
+            network's own.
+        is_masked: which parameters are masked; by default all vectors.
+        store_weights: put weights and gains into checkpoints and files. Otherwise a checksum stands for them.
+        seed: of weights and scores.
+
+    Attributes:
+        reference: the masks themselves, for reports alone; in checkpoints, but not in the file that `save` writes.
+
+    Raises:
+        ConfigurationError: an option out of its range, no vector to mask, or one whose matrix would be too large.
+
+    >>> method = HopSupSup(nn.Sequential(nn.Linear(4, 8, bias=False), nn.LayerNorm(8, bias=False)))
+    >>> method.begin_task(0)
+    >>> method(torch.ones(1, 4), 0).shape
+    torch.Size([1, 8])
+    >>> method.finish_task(0)
+    >>> len(method.memory), method.task_bytes(), method.memory.num_bytes()
+    (1, 0, 176)
+    """
+
+    file_format = codec.HOPFIELD_MEMORY
+    offers = frozenset({Offer.RECOVERY})
+    usual_inference = "scenario=gns inference=hopfield"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        memory: str = "storkey",
+        rule: str = "threshold",
+        sparsity: float | None = None,
+        allocation: str = "uniform",
+        budget: float | None = None,
+        weights: str = "signed_constant",
+        is_masked: MaskRule = ByName(min_dimensions=1, max_dimensions=1),  # noqa: B008 (immutable)
+        store_weights: bool = False,
+        seed: int = 0,
+    ) -> None:
+        layout = Layout.of(network, is_masked)
+        for name, size in zip(layout.names, layout.sizes, strict=True):
+            if size > _MOST_UNITS:
+                raise ConfigurationError(
+                    f"The parameter {name} has {size:,} values, whose Hopfield matrix would take "
+                    f"{4e-9 * size**2:,.1f} GB; choose parameters of at most {_MOST_UNITS:,} values with mask.include "
+                    "and mask.exclude (print_masked=true shows them), such as the gains of normalisation layers."
+                )
+        super().__init__(
+            network,
+            layout=layout,
+            base=Layout.choosing(network, lambda name, p: p.ndim >= 2 and name not in layout.names),
+            rule=rule,
+            sparsity=sparsity,
+            allocation=allocation,
+            budget=budget,
+            weights=weights,
+            store_weights=store_weights,
+            seed=seed,
+        )
+        self.memory = HopfieldMemory(layout.sizes, rule=memory)
+        self.reference = MaskBank(layout.num_weights)
+        self.identity["memory"] = memory
+
+    # A task's life.
+
+    def begin_task(self, task: int) -> None:
+        """Fresh scores, drawn from (seed, task). Raises `ConfigurationError` for any task but the next."""
+        if task != len(self.memory):
+            raise ConfigurationError(
+                f"Task {task} cannot begin: a Hopfield memory numbers tasks by the order in which they are stored, and "
+                f"the next is {len(self.memory)}. To train anew, make a new method; to go on, resume from a checkpoint."
+            )
+        self._start(task, self._drawn_scores(task))
+
+    def finish_task(self, task: int) -> None:
+        """Store the mask of the scores; nothing of it can be changed or taken out again."""
+        self._check_training(task)
+        mask = self.rule(self.scores) > 0
+        self.memory.store(mask * 2.0 - 1)
+        self.reference.add(task, mask)
+        self.task_in_training = None
+
+    def effective(self, task: int) -> dict[str, Tensor]:
+        """Masked parameters of the task in training, differentiable in the scores.
+
+        Raises `KeyError` for any other: finished masks are not there by number.
+        """
+        if task != self.task_in_training:
+            raise KeyError(
+                f"Task {task} is not in training, and finished masks come back from images alone (HopfieldRecovery)."
+            )
+        return self.layout.split(masked_weights(self.scores, self.frozen, self.rule))
+
+    def forward(self, images: Tensor, task: int) -> Tensor:
+        """Logits ``(batch, output_size)`` of the task in training, normalised by the batch."""
+        return self.forward_superposed(self.effective(task), images)
+
+    def logits(self, state: Tensor, images: Tensor) -> Tensor:
+        """``(batch, output_size)`` under a state of the memory ``(weights,)`` in [-1, 1], differentiable in it.
+
+        -1 switches a weight off, +1 on; between them it is scaled.
+        """
+        return self.forward_superposed(self.layout.split((1 + state) / 2 * self.frozen), images)
+
+    @property
+    def normalises_superpositions_by_batch(self) -> bool:
+        """Whatever in the network can."""
+        return True
+
+    @property
+    def tasks(self) -> Tensor:
+        """``(k,)`` int64, 0 to ``k - 1``."""
+        return torch.arange(len(self.memory), device=self.scores.device)
+
+    def reference_masks(self) -> Tensor:
+        """The masks themselves, for reports: ``(k, weights)`` bool, or ``(0, weights)`` where they are not known."""
+        return bits.unpack(self.reference.packed, self.layout.num_weights)
+
+    def nearest(self, state: Tensor) -> int:
+        """The finished task whose mask is nearest to a state; -1 where the masks themselves are not known."""
+        if not len(self.reference):
+            return -1
+        # Most weights on in common and off in common: the largest inner product of +1 and -1.
+        return int((2 * self.reference.project(state) - state.sum()).argmax())
+
+    # What is kept.
+
+    def check_num_tasks(self, num_tasks: int) -> None:
+        """Warn of more tasks than the memory holds."""
+        for name, size in zip(self.layout.names, self.layout.sizes, strict=True):
+            if num_tasks > capacity(size, self.memory.rule):
+                logger.warning(
+                    "data.num_tasks=%d is more than the %.0f random masks that a %s memory of %d units (%s) holds by "
+                    "theory: masks will be lost.",
+                    num_tasks,
+                    capacity(size, self.memory.rule),
+                    self.memory.rule,
+                    size,
+                    name,
+                )
+                return
+
+    def sparsity(self) -> Tensor:
+        """Share of weights that each mask switches off, ``(k,)``; their mean where the masks are not known."""
+        k = len(self.memory)
+        if len(self.reference):
+            return self.reference.sparsity()
+        return (0.5 - self.memory.mean().mean() / 2).expand(k)
+
+    def task_bytes(self) -> int:
+        """None: the memory has the same size for any number of tasks."""
+        return 0
+
+    def storage(self) -> dict[str, Any]:
+        """What the memory takes, beside explicit masks."""
+        explicit = -(-self.layout.num_weights // 8)
+        return {
+            "memory_bytes": self.memory.num_bytes(),
+            "explicit_bytes_per_task": explicit,
+            "smaller_from_num_tasks": self.memory.num_bytes() // explicit + 1,
+            "capacity": round(min(capacity(size, self.memory.rule) for size in self.layout.sizes)),
+        }
+
+    def parts(self) -> list[Part]:
+        """Parameters in the network's order; the density is that of task 0's mask before training."""
+        masks = self.layout.split(self.rule(self._drawn_scores(0)))
+        return [
+            Part(
+                name,
+                tuple(parameter.shape),
+                "implicit" if name in masks else "frozen",
+                masks[name].mean().item() if name in masks else None,
+                0.0,
+            )
+            for name, parameter in self.network.named_parameters()
+        ]
+
+    def _learned(self) -> dict[str, Tensor]:
+        """The memory."""
+        return codec.prefixed("memory.", self.memory.packed())
+
+    def _set_learned(self, tensors: dict[str, Tensor]) -> None:
+        """The memory; the masks themselves are not known then."""
+        self.memory.unpack(codec.under("memory.", tensors))
+        self.reference.load_state_dict(MaskBank(self.layout.num_weights).state_dict())

@@ -1,0 +1,33 @@
+"""The paper's network for HopSupSup."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+
+from torch import nn
+
+
+class HopNet(nn.Sequential):
+    """Linear layers without biases; after each but the last, BatchNorm by batch statistics, and Swish.
+
+    BatchNorm has gains and no biases. The gains are what `HopSupSup` masks: 0 switches a unit off.
+
+    Args:
+        output_size: outputs.
+        input_shape: of one image, ``(channels, height, width)``; 28 x 28 grey by default.
+        hidden_sizes: the paper has two layers of 2048.
+
+    >>> [name for name, parameter in HopNet(output_size=10, hidden_sizes=(32, 16)).named_parameters()]
+    ['1.weight', '2.weight', '4.weight', '5.weight', '7.weight']
+    """
+
+    def __init__(
+        self, *, output_size: int, input_shape: Sequence[int] = (1, 28, 28), hidden_sizes: Sequence[int] = (2048, 2048)
+    ) -> None:
+        sizes = [prod(input_shape), *hidden_sizes]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inputs, outputs in pairwise(sizes):
+            norm = nn.BatchNorm1d(outputs, track_running_stats=False)
+            norm.register_parameter("bias", None)
+            layers += [nn.Linear(inputs, outputs, bias=False), norm, nn.SiLU()]
+        super().__init__(*layers, nn.Linear(sizes[-1], output_size, bias=False))
