@@ -96,10 +96,16 @@ class Layout:
         layout = cls.choosing(network, is_masked)
         if not layout.names:
             every = ", ".join(f"{name} {tuple(p.shape)}" for name, p in network.named_parameters()) or "none"
+            wanted = "parameter that the rule names"
+            if isinstance(is_masked, ByName):
+                most = "or more" if is_masked.max_dimensions is None else f"to {is_masked.max_dimensions}"
+                wanted = (
+                    f"parameter of {is_masked.min_dimensions} {most} dimensions (mask.min_dimensions, "
+                    "mask.max_dimensions) that mask.include names and mask.exclude does not"
+                )
             raise ConfigurationError(
-                f"No parameter of {type(network).__name__} is masked (its parameters: {every}). "
-                "Masks need at least one parameter of mask.min_dimensions to mask.max_dimensions dimensions that "
-                "mask.include names and mask.exclude does not."
+                f"No parameter of {type(network).__name__} is masked (its parameters: {every}). Masks need at least "
+                f"one {wanted}."
             )
         return layout
 

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from supsup_lightning.data import TaskDataModule, TaskSequence
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference import Discovery, HopfieldRecovery, Inference, OneShot
-from supsup_lightning.methods import Method
+from supsup_lightning.methods import Method, Offer
 from supsup_lightning.metrics import TaskAccuracy
 from supsup_lightning.scenario import GNU, Scenario
 from supsup_lightning.schedules import cosine, inverse_sqrt
@@ -137,10 +137,12 @@ class ContinualModule(L.LightningModule):
             with torch.no_grad(), in_mode(self.method.network, training=False):
                 self.method.forward_superposed(parameters, example[:1])
         except ValueError as error:
+            exhaustive = ", or inference=exhaustive, which superimposes nothing"
+            instead = exhaustive if Offer.EFFECTIVE in self.method.offers else ""
             raise ConfigurationError(
                 f"A superposition of {type(self.method.network).__name__} is normalised by the statistics of the "
                 f"images that decide, and one image has none ({error}). Use inference.images=batch or a number from "
-                "2 on, or inference=exhaustive, which superimposes nothing."
+                f"2 on{instead}."
             ) from error
 
     def configure_optimizers(self) -> Any:
@@ -332,6 +334,11 @@ def in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 def _check_fit(scenario: Scenario, inference: Inference, method: Method) -> None:
+    if scenario.task_known_at_inference and Offer.EFFECTIVE not in method.offers:
+        raise ConfigurationError(
+            f"In scenario={scenario.name.lower()} the task is given by its number, and {type(method).__name__} does "
+            f"not offer {Offer.EFFECTIVE}; use {method.usual_inference}, or another method."
+        )
     if inference.needs not in method.offers:
         raise ConfigurationError(
             f"{type(inference).__name__} needs {inference.needs}, which {type(method).__name__} does not offer; use "

@@ -45,7 +45,7 @@ def test_every_file_composes_and_instantiates(file, tmp_path, monkeypatch):
         overrides.insert(0, "scenario=nns")
     if file == "inference/given":
         overrides.append("scenario=gg")
-    if file == "mask/vectors" or name.startswith("hopfield"):
+    if file == "mask/gains" or name.startswith("hopfield"):
         overrides.insert(0, "method=hopfield")
     if name in ("gpu", "ddp") and group == "trainer" and not torch.cuda.is_available():
         overrides.append("trainer.accelerator=cpu")  # everything but the device

@@ -17,12 +17,14 @@ from supsup_lightning.methods.method import Offer, Part
 
 logger = logging.getLogger(__name__)
 
+GAINS = ByName(include=("*weight",), min_dimensions=1, max_dimensions=1)
+
 # A matrix of so many units takes a gigabyte.
 _MOST_UNITS = 2**14
 
 
 class HopSupSup(FrozenNetworkMethod):
-    """One frozen network; a task is a mask over some of its vectors, such as gains of normalisation, in a memory.
+    """One frozen network; a task is a mask over some of its vectors, gains of normalisation by default, in a memory.
 
     A finished mask ``m`` is stored as the pattern ``2 m - 1``, a block for each masked parameter, and no list of masks
     is kept to look it up in: `HopfieldRecovery` finds it again from images. So there is no finished task by number, and
@@ -34,7 +36,7 @@ class HopSupSup(FrozenNetworkMethod):
         rule: of masks; with ``sparsity``, ``allocation`` and ``budget`` as for `SupSup`.
         weights: the base weights: ``signed_constant`` or ``kaiming_normal``, regrown from the seed; ``keep`` leaves the
             network's own.
-        is_masked: which parameters are masked; by default all vectors.
+        is_masked: which parameters are masked; by default gains, that is vectors named weight.
         store_weights: put weights and gains into checkpoints and files. Otherwise a checksum stands for them.
         seed: of weights and scores.
 
@@ -67,7 +69,7 @@ class HopSupSup(FrozenNetworkMethod):
         allocation: str = "uniform",
         budget: float | None = None,
         weights: str = "signed_constant",
-        is_masked: MaskRule = ByName(min_dimensions=1, max_dimensions=1),  # noqa: B008 (immutable)
+        is_masked: MaskRule = GAINS,
         store_weights: bool = False,
         seed: int = 0,
     ) -> None:
