@@ -71,12 +71,11 @@ class HopfieldMemory(nn.Module):
             raise ValueError(f"A pattern is {len(self.total)} values +1 or -1; got shape {tuple(pattern.shape)}.")
         pattern = pattern.to(self.total)
         for weights, z in zip(self.weights, pattern.split(self.sizes), strict=True):
-            update = torch.outer(z, z)
-            if self.rule == "storkey":
-                crossed = torch.outer(z, weights @ z)
-                update -= crossed + crossed.T  # a sum that is symmetric to the last bit
-            update.diagonal().sub_(1)
-            weights += update / len(z)
+            # zz' - zh' - hz' = (z - h)(z - h)' - hh': a square is symmetric to the last bit.
+            told = weights @ z if self.rule == "storkey" else torch.zeros_like(z)
+            _add_square(weights, (z - told) / sqrt(len(z)), sign=1)
+            _add_square(weights, told / sqrt(len(z)), sign=-1)
+            weights.diagonal().sub_(1 / len(z))
         self.total += pattern
         self.num_patterns += 1
 
@@ -134,6 +133,12 @@ class HopfieldMemory(nn.Module):
             weights[columns, rows] = triangle
         self.total.copy_(tensors["total"])
         self.num_patterns.copy_(tensors["num_patterns"])
+
+
+def _add_square(weights: Tensor, vector: Tensor, *, sign: int) -> None:
+    """``W <- W + sign v v'``, some rows at a time: whole matrices in between would fragment the machine's memory."""
+    for rows, part in zip(weights.split(128), vector.split(128), strict=True):
+        rows.add_(torch.outer(part, vector), alpha=sign)
 
 
 def _upper(size: int) -> tuple[Tensor, Tensor]:
