@@ -10,6 +10,7 @@ confidence for test batches of the five tasks, and for images of none or of seve
 
 import argparse
 import os
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 
@@ -19,18 +20,18 @@ from torch import Tensor
 
 from supsup_lightning import GNS, ContinualDataModule, ContinualModule, HopfieldRecovery, HopNet, HopSupSup
 from supsup_lightning.data import MNIST, FashionMNIST, Split
+from supsup_lightning.hopfield import PUBLISHED, Descent
 from supsup_lightning.metrics import RecoveryStatistics
 
-PUBLISHED = {"step_size": 1000.0, "momentum": 0.9, "weight_decay": 5e-5, "energy_weight": 1.5e-3, "project": False}
 DESCENTS = {
-    "projected, step 0.1": {"step_size": 0.1},
-    "projected, step 0.2": {"step_size": 0.2},
-    "projected, step 0.4 (default)": {},
-    "projected, step 0.8": {"step_size": 0.8},
-    "projected, step 1.6": {"step_size": 1.6},
-    "published, step 500 / 4": {**PUBLISHED, "step_size": 250.0},
+    "projected, step 0.1": Descent(step_size=0.1),
+    "projected, step 0.2": Descent(step_size=0.2),
+    "projected, step 0.4 (default)": Descent(),
+    "projected, step 0.8": Descent(step_size=0.8),
+    "projected, step 1.6": Descent(step_size=1.6),
+    "published, step 500 / 4": replace(PUBLISHED, step_size=PUBLISHED.step_size / 4),
     "published, step 500": PUBLISHED,
-    "published, step 500 x 4": {**PUBLISHED, "step_size": 4000.0},
+    "published, step 500 x 4": replace(PUBLISHED, step_size=PUBLISHED.step_size * 4),
 }
 CLASSES = 10
 
@@ -66,8 +67,8 @@ def batches(data: ContinualDataModule, task: int, count: int) -> list[Tensor]:
     return [images for images, _ in list(data.test_loader(task))[:count]]
 
 
-def recovered(options: dict, runs: list[tuple[ContinualDataModule, HopSupSup]], *, images: int, count: int) -> str:
-    inference, statistics, started = HopfieldRecovery(**options), RecoveryStatistics(), perf_counter()
+def recovered(descent: Descent, runs: list[tuple[ContinualDataModule, HopSupSup]], *, images: int, count: int) -> str:
+    inference, statistics, started = HopfieldRecovery(descent=descent), RecoveryStatistics(), perf_counter()
     for data, method in runs:
         masks = method.reference_masks()
         for task in range(len(masks)):
@@ -124,7 +125,9 @@ def main() -> None:
     for name, descent in DESCENTS.items():
         print(f"| {name} | 128 | {recovered(descent, runs, images=128, count=options.batches)} |", flush=True)
     for images in (64, 32, 16, 8):
-        print(f"| projected, step 0.4 | {images} | {recovered({}, runs, images=images, count=options.batches)} |")
+        print(
+            f"| projected, step 0.4 | {images} | {recovered(Descent(), runs, images=images, count=options.batches)} |"
+        )
     print("\n| images | confidence, least | mean | most |")
     print("|---|---|---|---|")
     for name, found in confidences(runs, options.batches).items():

@@ -216,14 +216,16 @@ class Descent:
 
     def __post_init__(self) -> None:
         if type(self.num_steps) is not int or self.num_steps < 1:
-            raise ConfigurationError(f"inference.num_steps={self.num_steps!r} must be a whole number from 1 on.")
+            raise ConfigurationError(
+                f"inference.descent.num_steps={self.num_steps!r} must be a whole number from 1 on."
+            )
         if not self.step_size > 0:
-            raise ConfigurationError(f"inference.step_size={self.step_size} must be positive.")
+            raise ConfigurationError(f"inference.descent.step_size={self.step_size} must be positive.")
         if not 0 <= self.momentum < 1:
-            raise ConfigurationError(f"inference.momentum={self.momentum} must lie in [0, 1).")
+            raise ConfigurationError(f"inference.descent.momentum={self.momentum} must lie in [0, 1).")
         for option in ("weight_decay", "energy_weight"):
             if not getattr(self, option) >= 0:
-                raise ConfigurationError(f"inference.{option}={getattr(self, option)} must not be negative.")
+                raise ConfigurationError(f"inference.descent.{option}={getattr(self, option)} must not be negative.")
 
 
 # The paper's settings. Its 500 is the step of a score whose mask is 1[s >= 0]; a gradient by z = 2 m - 1 is half of one

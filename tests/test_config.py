@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
 import supsup_lightning.command_line  # noqa: F401 (registers the resolver that the configuration uses)
+from supsup_lightning.hopfield import PUBLISHED
 from tests.conftest import ROOT, two_classes_of_images
 
 FILES = sorted(
@@ -72,6 +73,11 @@ def test_what_an_experiment_says_it_costs_and_claims_stands_at_its_top():
         head = file.read_text().split("defaults:")[0]
         assert all(f"# {word}: " in head for word in ("Source", "Cost", "Command")), file
         assert f"experiment={file.stem}" in head
+
+
+def test_the_published_recovery_is_the_one_in_python(tmp_path):
+    config = composed("method=hopfield", "inference=hopfield_published", folder=tmp_path)
+    assert instantiate(config.inference).descent == PUBLISHED
 
 
 def test_choices_that_belong_together_come_together(tmp_path):

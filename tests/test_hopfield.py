@@ -205,10 +205,10 @@ def test_the_published_descent_equals_the_papers_steps():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_steps": 0}, "inference.num_steps=0 must be a whole number from 1 on"),
-        ({"step_size": 0.0}, "inference.step_size=0.0 must be positive"),
-        ({"momentum": 1.0}, r"inference.momentum=1.0 must lie in \[0, 1\)"),
-        ({"energy_weight": -1.0}, "inference.energy_weight=-1.0 must not be negative"),
+        ({"num_steps": 0}, "inference.descent.num_steps=0 must be a whole number from 1 on"),
+        ({"step_size": 0.0}, "inference.descent.step_size=0.0 must be positive"),
+        ({"momentum": 1.0}, r"inference.descent.momentum=1.0 must lie in \[0, 1\)"),
+        ({"energy_weight": -1.0}, "inference.descent.energy_weight=-1.0 must not be negative"),
     ],
 )
 def test_a_descent_out_of_range_is_refused(options, message):

@@ -210,8 +210,6 @@ def test_what_a_method_does_not_offer_is_refused_at_once(method, options, messag
 def test_options_of_the_recovery_are_checked():
     with pytest.raises(ConfigurationError, match="inference.images='each' is neither a number of images from 1 on nor"):
         HopfieldRecovery(images="each")
-    with pytest.raises(ConfigurationError, match="inference.num_steps=0 must be a whole number"):
-        HopfieldRecovery(num_steps=0)
     with pytest.raises(ConfigurationError, match="inference.temperature=2 has no effect"):
         HopfieldRecovery("max_probability", temperature=2)
 

@@ -38,7 +38,7 @@ class HopfieldRecovery(Inference):
         objective: ``entropy``, ``superfluous`` or ``max_probability``, as for other inferences.
         images: how many first images of a batch decide for it, or ``batch``.
         temperature: of the softmax, for ``entropy`` alone.
-        num_steps, step_size, momentum, weight_decay, energy_weight, project: of the descent, see `Descent`.
+        descent: how to go downhill; by default projected.
 
     Attributes:
         last: of the batch that was last predicted.
@@ -47,7 +47,7 @@ class HopfieldRecovery(Inference):
         ConfigurationError: an option that is unknown, out of its range or without effect.
 
     Example:
-        >>> HopfieldRecovery(num_steps=15).descent.num_steps
+        >>> HopfieldRecovery(descent=Descent(num_steps=15)).descent.num_steps
         15
     """
 
@@ -61,12 +61,7 @@ class HopfieldRecovery(Inference):
         *,
         images: int | str = "batch",
         temperature: float = 1.0,
-        num_steps: int = 30,
-        step_size: float = 0.4,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        energy_weight: float = 1.0,
-        project: bool = True,
+        descent: Descent | None = None,
     ) -> None:
         if images != "batch" and not (type(images) is int and images >= 1):
             raise ConfigurationError(
@@ -77,14 +72,7 @@ class HopfieldRecovery(Inference):
         self.objective = make_objective(objective, temperature=temperature)
         self.images = images
         self.superimposes_single_images = images == 1
-        self.descent = Descent(
-            num_steps=num_steps,
-            step_size=step_size,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            energy_weight=energy_weight,
-            project=project,
-        )
+        self.descent = Descent() if descent is None else descent
         self.last: RecoveredMask | None = None
 
     def check(self, *, output_size: int, num_classes: int) -> None:
