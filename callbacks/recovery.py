@@ -25,8 +25,7 @@ class RecordRecovery(L.Callback):
         folder: where the file goes; None for none.
 
     Attributes:
-        traces: of the first batch of each task, ``(steps + 1, 2 + tasks)``: energy, objective (NaN at the last step,
-            whose gradient is not taken), and distances.
+        traces: of the first batch of each task, ``(steps + 1, 2 + tasks)``: energy, objective, and distances.
         statistics: over all batches.
     """
 
@@ -57,13 +56,13 @@ class RecordRecovery(L.Callback):
         if inference.last is None or not len(batch[1]):
             return
         recovery, confidence = inference.last
-        distances = recovery.distances(method.reference_masks())  # (steps + 1, tasks), or (steps + 1, 0)
-        known = dataloader_idx < distances.shape[1]
-        self.statistics.update(distances[:, dataloader_idx] if known else None, confidence=confidence)
+        known = len(method.reference) > 0
+        own = recovery.distances(method.reference.get(dataloader_idx).unsqueeze(0))[:, 0] if known else None
+        self.statistics.update(own, confidence=confidence)
         if dataloader_idx not in self.traces:
-            objective = torch.cat([recovery.loss, recovery.loss.new_tensor([torch.nan])])
-            columns = [recovery.energy.unsqueeze(1), objective.unsqueeze(1), distances.to(objective.dtype)]
-            self.traces[dataloader_idx] = torch.cat(columns, dim=1).cpu()
+            values = torch.stack([recovery.energy, recovery.loss], dim=1)  # (steps + 1, 2)
+            distances = recovery.distances(method.reference_masks())
+            self.traces[dataloader_idx] = torch.cat([values, distances.to(values.dtype)], dim=1).cpu()
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Bring the counts of all processes together."""
@@ -82,7 +81,7 @@ class RecordRecovery(L.Callback):
                     values = {"energy": row[0], "objective": row[1]}
                     if 2 + task < len(row):
                         values["distance"] = row[2 + task]
-                    shown = {f"recovery/task_{task}/{name}": v.item() for name, v in values.items() if v.isfinite()}
+                    shown = {f"recovery/task_{task}/{name}": value.item() for name, value in values.items()}
                     logger.log_metrics(shown, step=step)
 
     def results(self) -> dict[str, Any] | None:
@@ -96,8 +95,7 @@ class RecordRecovery(L.Callback):
             writer.writerow(["task", "step", "energy", "objective", *(f"distance_{mask}" for mask in range(num_masks))])
             for task, trace in self.traces.items():
                 for step, (energy, objective, *distances) in enumerate(trace.tolist()):
-                    shown = "" if objective != objective else f"{objective:.6f}"
-                    writer.writerow([task, step, f"{energy:.3f}", shown, *map(int, distances)])
+                    writer.writerow([task, step, f"{energy:.3f}", f"{objective:.6f}", *map(int, distances)])
 
 
 def recovery_of(trainer: L.Trainer) -> RecordRecovery | None:

@@ -39,6 +39,8 @@ def read(path: str | Path, *, file_format: str) -> tuple[dict[str, Tensor], dict
     except (OSError, SafetensorError) as error:
         raise DataError(f"The mask bank {path} cannot be read: {error}.") from error
     found = identity.pop("format", None)
+    if found not in (MASK_BANK, HOPFIELD_MEMORY):
+        raise DataError(f"{path} is no file that this package wrote (its format: {found}).")
     if found != file_format:
         raise DataError(f"{path} is of format {found}, not {file_format}: it was made with another method.")
     return tensors, identity

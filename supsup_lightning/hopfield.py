@@ -40,7 +40,7 @@ class HopfieldMemory(nn.Module):
 
     >>> memory = HopfieldMemory([6])
     >>> memory.store(torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, 1.0]))
-    >>> memory.settle(torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])).tolist()
+    >>> recover(memory, start=torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])).state.tolist()
     [1.0, -1.0, 1.0, -1.0, 1.0, 1.0]
     """
 
@@ -68,7 +68,10 @@ class HopfieldMemory(nn.Module):
     def store(self, pattern: Tensor) -> None:
         """Add a pattern ``(units,)``. Raises `ValueError` if it holds anything but +1 and -1."""
         if pattern.shape != self.total.shape or not (pattern.abs() == 1).all():
-            raise ValueError(f"A pattern is {len(self.total)} values +1 or -1; got shape {tuple(pattern.shape)}.")
+            raise ValueError(
+                f"A pattern is {len(self.total)} values +1 or -1; got {pattern.unique()[:5].tolist()} in a shape of "
+                f"{tuple(pattern.shape)}."
+            )
         pattern = pattern.to(self.total)
         for weights, z in zip(self.weights, pattern.split(self.sizes), strict=True):
             # zz' - zh' - hz' = (z - h)(z - h)' - hh': a square is symmetric to the last bit.
@@ -105,15 +108,6 @@ class HopfieldMemory(nn.Module):
     def at_rest(self, state: Tensor) -> Tensor:
         """Whether no unit is told to flip: ``(..., units)`` of +1 and -1 to ``(...,)`` bool."""
         return (state == signs(self.field(state))).all(-1)
-
-    def settle(self, state: Tensor, *, num_steps: int = 50) -> Tensor:
-        """All units at once follow what they are told, until nothing changes or for so many steps; ``(..., units)``."""
-        for _ in range(num_steps):
-            after = signs(self.field(state))
-            if torch.equal(after, state):
-                break
-            state = after
-        return state
 
     def num_bytes(self) -> int:
         """What has to be kept: the upper triangles, diagonal included, and the sum of the patterns, in float32."""
@@ -243,7 +237,7 @@ class Recovery:
         state: ``(..., units)`` of +1 and -1.
         path: ``(steps + 1, ..., units)`` bool, where the state was positive, from the start on.
         energy: ``(steps + 1, ...)``, of the state's signs.
-        loss: ``(steps,)``, where the gradient was taken; NaN without a loss.
+        loss: ``(steps + 1,)``, where the gradient was taken, and at last of the state; NaN without a loss.
         agreement: ``(...,)``, see `HopfieldMemory.agreement`.
     """
 
@@ -302,4 +296,5 @@ def recover(
         if descent.project and (state.abs() == 1).all() and memory.at_rest(state).all():
             break
     found = signs(state)
+    losses.append(losses[-1] if loss is None else loss(found))
     return Recovery(found, torch.stack(path), torch.stack(energy), torch.stack(losses), memory.agreement(found))

@@ -98,10 +98,13 @@ class Layout:
             every = ", ".join(f"{name} {tuple(p.shape)}" for name, p in network.named_parameters()) or "none"
             wanted = "parameter that the rule names"
             if isinstance(is_masked, ByName):
-                most = "or more" if is_masked.max_dimensions is None else f"to {is_masked.max_dimensions}"
+                least, most = is_masked.min_dimensions, is_masked.max_dimensions
+                dimensions = (
+                    f"{least} or more" if most is None else f"{least}" if most == least else f"{least} to {most}"
+                )
                 wanted = (
-                    f"parameter of {is_masked.min_dimensions} {most} dimensions (mask.min_dimensions, "
-                    "mask.max_dimensions) that mask.include names and mask.exclude does not"
+                    f"parameter of {dimensions} dimensions (mask.min_dimensions, mask.max_dimensions) that "
+                    "mask.include names and mask.exclude does not"
                 )
             raise ConfigurationError(
                 f"No parameter of {type(network).__name__} is masked (its parameters: {every}). Masks need at least "

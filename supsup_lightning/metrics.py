@@ -86,14 +86,14 @@ class RecoveryStatistics(Metric):
     """How masks are recovered from a Hopfield memory, over batches of images; summed over processes.
 
     ``recovered``: share of batches that end at their task's mask, without a unit that differs; ``steps_mean`` and
-    ``steps_max``: after how many steps they are there to stay; ``confidence``: mean over all batches. None where the
-    masks are not known, or none was recovered.
+    ``steps_max``: after how many steps they are there to stay; ``confidence`` and ``confidence_min``: mean and least
+    over all batches. None where the masks are not known, or none was recovered.
 
     >>> statistics = RecoveryStatistics()
     >>> statistics.update(torch.tensor([9, 0, 2, 0, 0]), confidence=0.75)
     >>> statistics.update(torch.tensor([9, 8, 7, 7, 7]), confidence=0.25)
     >>> statistics.compute()
-    {'recovered': 0.5, 'steps_mean': 3.0, 'steps_max': 3, 'confidence': 0.5}
+    {'recovered': 0.5, 'steps_mean': 3.0, 'steps_max': 3, 'confidence': 0.5, 'confidence_min': 0.25}
     """
 
     full_state_update = False
@@ -103,6 +103,7 @@ class RecoveryStatistics(Metric):
     steps: Tensor
     steps_max: Tensor
     confidence: Tensor
+    confidence_min: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,6 +111,7 @@ class RecoveryStatistics(Metric):
             self.add_state(count, torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("steps_max", torch.tensor(0), dist_reduce_fx="max")
         self.add_state("confidence", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("confidence_min", torch.tensor(1.0, dtype=torch.float64), dist_reduce_fx="min")
 
     def update(self, distances: Tensor | None, *, confidence: float) -> None:
         """Count one batch.
@@ -121,6 +123,7 @@ class RecoveryStatistics(Metric):
         """
         self.batches += 1
         self.confidence += confidence
+        self.confidence_min = self.confidence_min.clamp(max=confidence)
         if distances is None:
             return
         self.compared += 1
@@ -140,6 +143,7 @@ class RecoveryStatistics(Metric):
             "steps_mean": round(counts["steps"] / recovered, 3) if recovered else None,
             "steps_max": counts["steps_max"] if recovered else None,
             "confidence": round(self.confidence.item() / counts["batches"], 6) if counts["batches"] else None,
+            "confidence_min": round(self.confidence_min.item(), 6) if counts["batches"] else None,
         }
 
 

@@ -102,8 +102,9 @@ class ContinualModule(L.LightningModule):
                 f"raise it to at least {largest}."
             )
         self.inference.check(output_size=output_size, num_classes=largest)
-        self.method.check_num_tasks(data.num_tasks)
-        self._check_superposition(example)
+        if stage == "fit" and self.trainer.is_global_zero:
+            self.method.check_num_tasks(data.num_tasks)
+        self._check_single_images(example[:1])
 
     def _output_size(self, example: Tensor) -> int:
         network = self.method.network
@@ -128,21 +129,21 @@ class ContinualModule(L.LightningModule):
                 )
         return output.shape[1]
 
-    def _check_superposition(self, example: Tensor) -> None:
-        """A single image has no statistics for a layer that has one value a channel."""
-        if not (self.inference.superimposes_single_images and self.method.normalises_superpositions_by_batch):
+    def _check_single_images(self, image: Tensor) -> None:
+        """A single image has no statistics for a layer that has one value a channel and normalises by the batch."""
+        if not self.inference.asks_single_images:
             return
-        parameters: dict[str, Tensor] = dict(self.method.network.named_parameters())
-        try:
-            with torch.no_grad(), in_mode(self.method.network, training=False):
-                self.method.forward_superposed(parameters, example[:1])
-        except ValueError as error:
+        network = self.method.network
+        parameters: dict[str, Tensor] = dict(network.named_parameters())
+        alone = _error_of(network, lambda: network(image))
+        superposed = _error_of(network, lambda: self.method.forward_superposed(parameters, image))
+        error = superposed if self.inference.superimposes else alone
+        if error is not None:
             exhaustive = ", or inference=exhaustive, which superimposes nothing"
-            instead = exhaustive if Offer.EFFECTIVE in self.method.offers else ""
             raise ConfigurationError(
-                f"A superposition of {type(self.method.network).__name__} is normalised by the statistics of the "
-                f"images that decide, and one image has none ({error}). Use inference.images=batch or a number from "
-                f"2 on{instead}."
+                f"{type(network).__name__} normalises by the statistics of the images that decide, and one image has "
+                f"none ({error}). Use inference.images=batch or a number from 2 on"
+                f"{exhaustive if alone is None and Offer.EFFECTIVE in self.method.offers else ''}."
             ) from error
 
     def configure_optimizers(self) -> Any:
@@ -267,7 +268,9 @@ class ContinualModule(L.LightningModule):
             tasks, logits = self.inference.predict(self.method, images, max(self.num_classes))
             labels = torch.empty_like(tasks)
             for task in tasks.unique().tolist():
-                labels[tasks == task] = self.classes(logits[tasks == task], task)
+                # Where an inference does not know the task by number, neither does it know how many classes that has.
+                known = task if self.inference.numbers_tasks else -1
+                labels[tasks == task] = self.classes(logits[tasks == task], known)
         return tasks, labels
 
     def classes(self, logits: Tensor, task: int) -> Tensor:
@@ -319,6 +322,16 @@ def _check_announcement(scenario: Scenario, data: TaskDataModule) -> None:
             f"In scenario={scenario.name.lower()} nothing tells the task of a training batch, but "
             f"{type(data).__name__} does; wrap it: Unannounced(data)."
         )
+
+
+def _error_of(network: nn.Module, forward: Callable[[], Tensor]) -> ValueError | None:
+    """What a forward pass in evaluation mode raises."""
+    try:
+        with torch.no_grad(), in_mode(network, training=False):
+            forward()
+    except ValueError as error:
+        return error
+    return None
 
 
 @contextmanager

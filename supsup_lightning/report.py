@@ -160,6 +160,11 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
             "higher discovery.threshold keeps tasks apart that resemble one another, and discovery=gradient goes with "
             "optimizer=rmsprop schedule=constant"
         )
+    elif found is not None and found < 0.5 and "recovery" in result:
+        said.append(
+            f"only {found:.0%} of the inputs recovered a mask near their task's: give more images at a time "
+            "(data.batch_size), train longer, mask other vectors (mask.include), or use method=supsup"
+        )
     elif found is not None and found < 0.5:
         said.append(
             f"only {found:.0%} of the inputs found their task: tasks that resemble one another are hard to tell apart "

@@ -54,6 +54,7 @@ class HopfieldRecovery(Inference):
     finds_task = True
     numbers_tasks = False
     needs = Offer.RECOVERY
+    superimposes = True
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class HopfieldRecovery(Inference):
         self.name = objective
         self.objective = make_objective(objective, temperature=temperature)
         self.images = images
-        self.superimposes_single_images = images == 1
+        self.asks_single_images = images == 1
         self.descent = Descent() if descent is None else descent
         self.last: RecoveredMask | None = None
 
@@ -108,9 +109,12 @@ class HopfieldRecovery(Inference):
             try:
                 recovery = recover(method.memory, loss, descent=self.descent)
                 logits = method.logits(recovery.state, images)
-            except ValueError as error:  # torch's, of a layer that is to normalise one value
+            except ValueError as error:
+                if len(images) != 1:
+                    raise
+                # torch's, of a layer that is to normalise a single value
                 raise ConfigurationError(
-                    f"{len(images)} images are too few to recover a mask from: the network normalises by the batch "
+                    "One image is too few to recover a mask from, as the network normalises by the batch "
                     f"({error}). Give more images at a time."
                 ) from error
         unsure = entropy(logits, num_classes).mean() / log(logits.shape[1])

@@ -18,14 +18,14 @@ class Inference(ABC):
         numbers_tasks: it says which task it is, not only what the images are.
         needs: what a method has to offer for it.
         superimposes: it asks the gradient of a superposition.
-        superimposes_single_images: one image by itself passes through a superposition.
+        asks_single_images: one image by itself passes through the network to decide.
     """
 
     finds_task: bool
     numbers_tasks = True
     needs = Offer.EFFECTIVE
     superimposes = False
-    superimposes_single_images = False
+    asks_single_images = False
 
     @abstractmethod
     def __call__(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
@@ -36,9 +36,11 @@ class Inference(ABC):
 
     def predict(self, method: Method, images: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         """Task ``(batch,)`` int64 and logits ``(batch, output_size)`` of each image under the task that is found."""
+        if not len(images):
+            return images.new_empty(0, dtype=torch.int64), images.new_empty(0, 0)
         tasks = self(method, images, num_classes)
         logits = {task: method(images[tasks == task], task) for task in tasks.unique().tolist()}
-        together = torch.cat(list(logits.values())).clone()
+        together = torch.cat(list(logits.values()))
         for task, own in logits.items():
             together[tasks == task] = own
         return tasks, together
@@ -80,7 +82,7 @@ class ConfidenceInference(Inference):
                 f"inference.images={images!r} is neither a number of images from 1 on, nor batch, nor each."
             )
         self.name = objective
-        self.superimposes_single_images = self.superimposes and images in (1, "each")
+        self.asks_single_images = images in (1, "each")
         self.images = images
         self.objective = make_objective(objective, temperature=temperature)
 

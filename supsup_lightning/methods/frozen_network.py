@@ -70,7 +70,7 @@ class FrozenNetworkMethod(Method):
         self._identified = tuple(dict.fromkeys([*layout.names, *base.names]))
         self._regrown = {*_aliases(network, self._identified), *self.statistics_layout.names}
         self.scores = nn.Parameter(torch.zeros(layout.num_weights))
-        if weights != "keep":
+        if weights != "keep" and base.names:
             drawn = WEIGHT_INITIALISERS[weights](base.shapes, generator(seed, "weights"))
             self._set_parameters(base.split(drawn))
         self.register_buffer("frozen", self._flat_weights(), persistent=False)

@@ -1,6 +1,7 @@
 """HopSupSup: masks kept implicitly, in one Hopfield memory whose size does not grow with the tasks (section 3.5)."""
 
 import logging
+from math import prod
 from typing import Any
 
 import torch
@@ -21,6 +22,22 @@ GAINS = ByName(include=("*weight",), min_dimensions=1, max_dimensions=1)
 
 # A matrix of so many units takes a gigabyte.
 _MOST_UNITS = 2**14
+
+
+def _check_vector(name: str, shape: tuple[int, ...]) -> None:
+    """Raise `ConfigurationError` where a parameter makes no block of a memory."""
+    size, remedy = prod(shape), "Choose others with mask.include and mask.exclude (print_masked=true shows them)"
+    if len(shape) > 1:
+        raise ConfigurationError(
+            f"A Hopfield memory keeps masks of vectors; {name} has shape {shape}. {remedy}, or mask.max_dimensions=1."
+        )
+    if size < 2:
+        raise ConfigurationError(f"The parameter {name} has a single value, and a Hopfield memory needs two. {remedy}.")
+    if size > _MOST_UNITS:
+        raise ConfigurationError(
+            f"The parameter {name} has {size:,} values, whose Hopfield matrix would take {4e-9 * size**2:,.1f} GB; at "
+            f"most {_MOST_UNITS:,} are taken. {remedy}, such as the gains of normalisation layers."
+        )
 
 
 class HopSupSup(FrozenNetworkMethod):
@@ -74,13 +91,8 @@ class HopSupSup(FrozenNetworkMethod):
         seed: int = 0,
     ) -> None:
         layout = Layout.of(network, is_masked)
-        for name, size in zip(layout.names, layout.sizes, strict=True):
-            if size > _MOST_UNITS:
-                raise ConfigurationError(
-                    f"The parameter {name} has {size:,} values, whose Hopfield matrix would take "
-                    f"{4e-9 * size**2:,.1f} GB; choose parameters of at most {_MOST_UNITS:,} values with mask.include "
-                    "and mask.exclude (print_masked=true shows them), such as the gains of normalisation layers."
-                )
+        for name, shape in zip(layout.names, layout.shapes, strict=True):
+            _check_vector(name, shape)
         super().__init__(
             network,
             layout=layout,
@@ -112,8 +124,9 @@ class HopSupSup(FrozenNetworkMethod):
         """Store the mask of the scores; nothing of it can be changed or taken out again."""
         self._check_training(task)
         mask = self.rule(self.scores) > 0
+        if len(self.reference) == task:  # not where earlier masks came from a file, which has none
+            self.reference.add(task, mask)
         self.memory.store(mask * 2.0 - 1)
-        self.reference.add(task, mask)
         self.task_in_training = None
 
     def effective(self, task: int) -> dict[str, Tensor]:
@@ -139,25 +152,20 @@ class HopSupSup(FrozenNetworkMethod):
         return self.forward_superposed(self.layout.split((1 + state) / 2 * self.frozen), images)
 
     @property
-    def normalises_superpositions_by_batch(self) -> bool:
-        """Whatever in the network can."""
-        return True
-
-    @property
     def tasks(self) -> Tensor:
         """``(k,)`` int64, 0 to ``k - 1``."""
         return torch.arange(len(self.memory), device=self.scores.device)
 
     def reference_masks(self) -> Tensor:
-        """The masks themselves, for reports: ``(k, weights)`` bool, or ``(0, weights)`` where they are not known."""
+        """The masks themselves, for reports: ``(k, weights)`` bool; ``(0, weights)`` once a file was loaded."""
         return bits.unpack(self.reference.packed, self.layout.num_weights)
 
     def nearest(self, state: Tensor) -> int:
         """The finished task whose mask is nearest to a state; -1 where the masks themselves are not known."""
         if not len(self.reference):
             return -1
-        # Most weights on in common and off in common: the largest inner product of +1 and -1.
-        return int((2 * self.reference.project(state) - state.sum()).argmax())
+        # <2 M - 1, z> is largest where <M, z> is.
+        return int(self.reference.project(state).argmax())
 
     # What is kept.
 
@@ -198,18 +206,14 @@ class HopSupSup(FrozenNetworkMethod):
         }
 
     def parts(self) -> list[Part]:
-        """Parameters in the network's order; the density is that of task 0's mask before training."""
+        """Parameters and buffers in the network's order; the density is that of task 0's mask before training."""
         masks = self.layout.split(self.rule(self._drawn_scores(0)))
-        return [
-            Part(
-                name,
-                tuple(parameter.shape),
-                "implicit" if name in masks else "frozen",
-                masks[name].mean().item() if name in masks else None,
-                0.0,
-            )
-            for name, parameter in self.network.named_parameters()
-        ]
+        parts = []
+        for name, tensor in self.network.state_dict().items():
+            masked = name in masks
+            density = masks[name].mean().item() if masked else None
+            parts.append(Part(name, tuple(tensor.shape), "implicit" if masked else "frozen", density, 0.0))
+        return parts
 
     def _learned(self) -> dict[str, Tensor]:
         """The memory."""

@@ -17,7 +17,7 @@ class Offer(StrEnum):
 
     EFFECTIVE = "the parameters of any finished task"
     SUPERPOSED = "a superposition of the finished tasks"
-    RECOVERY = "masks in a Hopfield memory"
+    RECOVERY = "masks in a Hopfield memory (method=hopfield)"
 
 
 class Part(NamedTuple):
@@ -114,7 +114,7 @@ class Method(nn.Module, ABC):
 
     def superposed(self, coefficients: Tensor | None = None) -> dict[str, Tensor]:
         """Parameters by name for a weighted mixture of the finished tasks, by default ``1/k`` of each."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} offers superpositions, but has no `superposed`.")
 
     def project(self, gradients: dict[str, Tensor], rows: Tensor | None = None) -> Tensor:
         """From gradients of the superposed parameters to those of the coefficients.
@@ -126,16 +126,11 @@ class Method(nn.Module, ABC):
         Returns:
             ``(*batch, k)``, or ``(*batch, k')``.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} offers superpositions, but has no `project`.")
 
     def forward_superposed(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
         """Logits ``(batch, output_size)`` under parameters from `superposed`, differentiable in them."""
         return functional_call(self.network, parameters, (images,))
-
-    @property
-    def normalises_superpositions_by_batch(self) -> bool:
-        """Whether `forward_superposed` takes means over the batch, which therefore decides with."""
-        return False
 
     def check_num_tasks(self, num_tasks: int) -> None:
         """Warn, before training, where so many tasks are more than can be kept."""

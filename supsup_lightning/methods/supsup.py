@@ -231,11 +231,6 @@ class SupSup(FrozenNetworkMethod):
             coefficients = own + combined @ self._shares()
         return self.layout.split(self.bank.superpose(coefficients) * self.frozen)
 
-    @property
-    def normalises_superpositions_by_batch(self) -> bool:
-        """Where there are running statistics, which are a task's own."""
-        return bool(self.statistics_layout.names)
-
     def project(self, gradients: dict[str, Tensor], rows: Tensor | None = None) -> Tensor:
         """``dO/da_i = <dO/dW_a * W, M_i>``: one inner product a mask, ``(*batch, k)``; combinations combine them."""
         batch_dims = next(iter(gradients.values())).ndim - len(self.layout.shapes[0])
