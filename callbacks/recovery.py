@@ -14,12 +14,15 @@ from supsup_lightning.methods import HopSupSup
 from supsup_lightning.metrics import RecoveryStatistics
 from supsup_lightning.module import ContinualModule
 
+# Of more, loggers would get a hundred curves and more.
+_MOST_LOGGED_MASKS = 10
+
 
 class RecordRecovery(L.Callback):
     """Counts, in the final test, how many batches recover their task's mask, and follows the first batch of each task.
 
     Writes ``recovery.csv``: task, step, energy, objective, and the distance to each stored mask. Tells the loggers
-    energy, objective and the distance to the task's own mask, by step.
+    the same by step, where there are more than ten masks with the distance to the task's own alone.
 
     Args:
         folder: where the file goes; None for none.
@@ -79,8 +82,9 @@ class RecordRecovery(L.Callback):
             for task, trace in self.traces.items():
                 for step, row in enumerate(trace):
                     values = {"energy": row[0], "objective": row[1]}
-                    if 2 + task < len(row):
-                        values["distance"] = row[2 + task]
+                    distances = row[2:]
+                    for mask in range(len(distances)) if len(distances) <= _MOST_LOGGED_MASKS else [task]:
+                        values[f"distance_{mask}"] = distances[mask]
                     shown = {f"recovery/task_{task}/{name}": value.item() for name, value in values.items()}
                     logger.log_metrics(shown, step=step)
 
