@@ -105,10 +105,6 @@ class HopfieldMemory(nn.Module):
         """
         return cosine_similarity(state, self.field(state), dim=-1)
 
-    def at_rest(self, state: Tensor) -> Tensor:
-        """Whether no unit is told to flip: ``(..., units)`` of +1 and -1 to ``(...,)`` bool."""
-        return (state == signs(self.field(state))).all(-1)
-
     def num_bytes(self) -> int:
         """What has to be kept: the upper triangles, diagonal included, and the sum of the patterns, in float32."""
         return 4 * (sum(size * (size + 1) // 2 for size in self.sizes) + sum(self.sizes))
@@ -272,29 +268,37 @@ def recover(
     descent = Descent() if descent is None else descent
     state = (memory.mean() if start is None else start).clone()
     velocity = torch.zeros_like(state)
-    path, energy, losses = [state >= 0], [memory.energy(signs(state))], []
+    pattern = signs(state)
+    told = memory.field(pattern)  # one product a step gives the energy, its gradient, and whether the state rests
+    path, energy, losses = [state >= 0], [-0.5 * (pattern * told).sum(-1)], []
     for step in range(1, descent.num_steps + 1):
         progress = step / descent.num_steps
         gradient, value = torch.zeros_like(state), state.new_tensor(torch.nan)
         if loss is not None:
-            gradient, value = grad_and_value(loss)(state if descent.project else signs(state))
+            gradient, value = grad_and_value(loss)(state if descent.project else pattern)
         if descent.project:
             gradient = memory.field(gradient)
             size = gradient.square().mean(-1, keepdim=True).sqrt()
             gradient = gradient / size.clamp_min(torch.finfo(size.dtype).tiny)
         gradient = descent.loss_schedule(progress) * gradient
         # The energy's gradient goes straight through the sign to the state.
-        told = memory.field(signs(state))
         gradient = gradient - descent.energy_weight * descent.energy_schedule(progress) * told
         velocity = descent.momentum * velocity + gradient + descent.weight_decay * state
         state = state - descent.step_size * velocity
         if descent.project:
             state = state.clamp(-1, 1)
+        pattern = signs(state)
+        told = memory.field(pattern)
         path.append(state >= 0)
-        energy.append(memory.energy(signs(state)))
+        energy.append(-0.5 * (pattern * told).sum(-1))
         losses.append(value)
-        if descent.project and (state.abs() == 1).all() and memory.at_rest(state).all():
+        if descent.project and torch.equal(state, pattern) and torch.equal(pattern, signs(told)):
             break
-    found = signs(state)
-    losses.append(losses[-1] if loss is None else loss(found))
-    return Recovery(found, torch.stack(path), torch.stack(energy), torch.stack(losses), memory.agreement(found))
+    losses.append(losses[-1] if loss is None else loss(pattern))
+    return Recovery(
+        pattern,
+        torch.stack(path),
+        torch.stack(energy),
+        torch.stack(losses),
+        cosine_similarity(pattern, told, dim=-1),
+    )
