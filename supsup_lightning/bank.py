@@ -3,13 +3,14 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from supsup_lightning import bits
 from supsup_lightning.errors import MismatchError
+from supsup_lightning.rows import TaskRows
 
 
-class MaskBank(nn.Module):
+class MaskBank(TaskRows):
     """Masks by task id, packed; part of `state_dict`, and loadable at any number of masks into an empty bank.
 
     Attributes:
@@ -26,23 +27,14 @@ class MaskBank(nn.Module):
     """
 
     packed: Tensor
-    tasks: Tensor
     statistics: Tensor
     counts: Tensor
+    kind = "mask"
 
     def __init__(self, num_weights: int, num_statistics: int = 0) -> None:
-        super().__init__()
+        super().__init__(packed=(-(-num_weights // 8), torch.uint8), statistics=(num_statistics, torch.float32))
         self.num_weights = num_weights
-        self.register_buffer("packed", torch.empty(0, -(-num_weights // 8), dtype=torch.uint8))
-        self.register_buffer("tasks", torch.empty(0, dtype=torch.int64))
-        self.register_buffer("statistics", torch.empty(0, num_statistics))
         self.register_buffer("counts", torch.zeros(num_weights, dtype=torch.int32), persistent=False)
-
-    def __len__(self) -> int:
-        return len(self.packed)
-
-    def __contains__(self, task: int) -> bool:
-        return bool((self.tasks == task).any())
 
     def add(self, task: int, mask: Tensor, statistics: Tensor | None = None) -> None:
         """Store ``mask`` ``(weights,)`` and ``statistics`` ``(statistics,)``, where there are any, of a new ``task``.
@@ -50,31 +42,24 @@ class MaskBank(nn.Module):
         Raises:
             KeyError: the task has a mask already; `replace` or `remove` it.
         """
-        if task in self:
-            raise KeyError(f"Task {task} has a mask already; replace or remove it.")
         if mask.shape != (self.num_weights,):
             raise ValueError(f"A mask of this bank has shape ({self.num_weights},); got {tuple(mask.shape)}.")
-        num_statistics = self.statistics.shape[1]
-        row = self.statistics.new_empty(0) if statistics is None else statistics.detach().to(self.statistics)
-        if row.shape != (num_statistics,):
-            raise ValueError(f"A task of this bank has ({num_statistics},) statistics; got {tuple(row.shape)}.")
         mask = mask.to(self.counts.device, torch.bool)
-        self.statistics = torch.cat([self.statistics, row.unsqueeze(0)])
-        self.packed = torch.cat([self.packed, bits.pack(mask).unsqueeze(0)])
-        self.tasks = torch.cat([self.tasks, self.tasks.new_tensor([task])])
+        none = self.statistics.new_empty(0)
+        self.append(task, packed=bits.pack(mask), statistics=none if statistics is None else statistics)
         self.counts += mask
 
     def get(self, task: int) -> Tensor:
         """The mask of ``task``, ``(weights,)`` bool. Raises `KeyError` if it has none."""
-        return bits.unpack(self.packed[self._row(task)], self.num_weights)
+        return bits.unpack(self.packed[self.row(task)], self.num_weights)
 
     def get_statistics(self, task: int) -> Tensor:
         """A copy of the statistics of ``task``, ``(statistics,)``. Raises `KeyError` if it has none."""
-        return self.statistics[self._row(task)].clone()
+        return self.read(task, "statistics")
 
     def replace(self, task: int, mask: Tensor, statistics: Tensor | None = None) -> None:
         """Another mask, and other statistics, for ``task``, in its place. Raises `KeyError` if it has none."""
-        row = self._row(task)
+        row = self.row(task)
         mask = mask.to(self.counts.device, torch.bool)
         self.counts += mask.int() - bits.unpack(self.packed[row], self.num_weights).int()
         self.packed[row] = bits.pack(mask)
@@ -83,10 +68,8 @@ class MaskBank(nn.Module):
 
     def remove(self, task: int) -> None:
         """Forget the mask of ``task``. Raises `KeyError` if it has none."""
-        row = self._row(task)
-        self.counts -= bits.unpack(self.packed[row], self.num_weights).int()
-        kept = torch.arange(len(self), device=self.packed.device) != row
-        self.packed, self.tasks, self.statistics = self.packed[kept], self.tasks[kept], self.statistics[kept]
+        self.counts -= self.get(task).int()
+        super().remove(task)
 
     def merge(self, other: "MaskBank") -> None:
         """Add every mask of ``other``, as trained elsewhere on the same network, as `SupSup.merge` sees to.
@@ -132,25 +115,8 @@ class MaskBank(nn.Module):
         """Measured share of weights switched off, ``(masks,)``."""
         return 1 - self.project(torch.ones(self.num_weights, device=self.packed.device)) / self.num_weights
 
-    def _row(self, task: int) -> int:
-        rows = (self.tasks == task).nonzero()
-        if not len(rows):
-            raise KeyError(f"Task {task} has no mask; the bank holds {len(self)} tasks.")
-        return int(rows[0])
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        # Buffers grow, so loading first takes on the stored number of masks; the default would refuse the size.
-        for name in ("packed", "statistics", "tasks"):
-            stored, own = state_dict.get(prefix + name), getattr(self, name)
-            if stored is None:
-                continue
-            if stored.shape[1:] != own.shape[1:]:
-                raise MismatchError(
-                    f"The stored bank holds {tuple(stored.shape[1:])} {name} a task, this network has "
-                    f"{tuple(own.shape[1:])}: it was made with another network."
-                )
-            setattr(self, name, own.new_empty(stored.shape))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
         self.counts.copy_(self._count())
 
     def _count(self) -> Tensor:

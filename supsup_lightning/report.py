@@ -75,7 +75,7 @@ def results(
         "backward_transfer": backward_transfer(matrix) if scenario.task_known_in_training else None,
         "sparsity": round(method.sparsity().mean().item(), 6),
         "mask_bytes_per_task": method.task_bytes(),
-        **method.storage(),
+        **method.details(),
         **({} if recovery is None else {"recovery": dict(recovery)}),
         **(stream or {}),
         "model_bytes": model_bytes,
@@ -203,7 +203,7 @@ def masked_table(method: Method) -> Table:
     weights = sum(prod(part.shape) for part in masked)
     density = sum(prod(part.shape) * (part.density or 0) for part in masked) / weights
     shown.add_row("all", f"{weights:,} masked", "", f"{density:.4f}", f"{method.task_bytes():,}", style="bold")
-    storage = method.storage()
+    storage = method.details()
     if storage:
         shown.caption = storage_remark(storage)
     return shown

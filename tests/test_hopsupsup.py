@@ -125,7 +125,7 @@ def test_the_file_has_the_same_size_for_any_number_of_tasks_and_holds_no_mask(tm
     (size,) = sizes
     assert method.memory.num_bytes() <= size <= method.memory.num_bytes() + 1000
     assert method.task_bytes() == method.bytes_of(3) == 0
-    storage = method.storage()
+    storage = method.details()
     assert storage["explicit_bytes_per_task"] == 1024 // 8
     assert storage["smaller_from_num_tasks"] * 128 > storage["memory_bytes"]
     assert (storage["smaller_from_num_tasks"] - 1) * 128 <= storage["memory_bytes"]

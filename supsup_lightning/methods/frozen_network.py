@@ -1,28 +1,17 @@
-"""What methods share that learn masks over the parameters of one frozen network, and what identifies that network."""
-
-import hashlib
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+"""What methods share that learn masks over the parameters of one frozen network."""
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from supsup_lightning import codec
-from supsup_lightning.errors import ConfigurationError, MismatchError, check_choice
+from supsup_lightning.errors import check_choice
 from supsup_lightning.layout import Layout
-from supsup_lightning.masks import ALLOCATIONS, WEIGHT_INITIALISERS, Rule, kaiming_uniform_scores, make_rule
-from supsup_lightning.methods.method import Method
+from supsup_lightning.masks import ALLOCATIONS, Rule, kaiming_uniform_scores, make_rule
+from supsup_lightning.methods.network_method import NetworkMethod
 from supsup_lightning.seeding import generator
 
 
-class FrozenNetworkMethod(Method):
+class FrozenNetworkMethod(NetworkMethod):
     """One frozen network, and the scores of the mask in training over its masked parameters.
-
-    Base weights regrow from their seed, or come with the network. A checksum stands for them in checkpoints and files,
-    and refuses any others; what does not regrow (biases, constant buffers) is small and stored.
 
     Args:
         network: any module. Its base weights are overwritten with random ones; none is trained.
@@ -36,10 +25,8 @@ class FrozenNetworkMethod(Method):
     Attributes:
         frozen: ``(weights,)`` float32, the masked parameters.
         scores: ``(weights,)``, of the task in training.
-        identity: options and checksum that a checkpoint or file has to share.
     """
 
-    file_format: str
     frozen: Tensor
 
     def __init__(
@@ -56,39 +43,18 @@ class FrozenNetworkMethod(Method):
         store_weights: bool,
         seed: int,
     ) -> None:
-        super().__init__()
         check_choice("mask.rule", rule, ("threshold", "topk"))
         check_choice("mask.allocation", allocation, tuple(ALLOCATIONS))
-        check_choice("method.weights", weights, (*WEIGHT_INITIALISERS, "keep"))
-        self.network = network.requires_grad_(False)
-        self.layout = layout
-        self.base = base
+        super().__init__(network, layout=layout, base=base, weights=weights, store_weights=store_weights, seed=seed)
         self.rule: Rule = make_rule(rule, layout.shapes, sparsity=sparsity, allocation=allocation, budget=budget)
-        self.statistics_layout = Layout.of_running_statistics(network)
-        self.seed = seed
-        self.store_weights = store_weights
-        self._identified = tuple(dict.fromkeys([*layout.names, *base.names]))
-        self._regrown = {*_aliases(network, self._identified), *self.statistics_layout.names}
         self.scores = nn.Parameter(torch.zeros(layout.num_weights))
-        if weights != "keep" and base.names:
-            drawn = WEIGHT_INITIALISERS[weights](base.shapes, generator(seed, "weights"))
-            self._set_parameters(base.split(drawn))
         self.register_buffer("frozen", self._flat_weights(), persistent=False)
-        self._constants = {name: buffer.clone() for name, buffer in self._constant_buffers()}
-        self.identity = {
-            "seed": str(seed),
+        self.identity |= {
             "rule": rule,
             "sparsity": str(sparsity),
             "allocation": allocation if rule == "topk" else "none",
             "budget": str(budget),
-            "weights": weights,
-            "network": self._checksum(),
         }
-        self._register_state_dict_hook(_leave_out_base_weights)
-        self.register_load_state_dict_pre_hook(_check_and_fill_in)
-        self.register_load_state_dict_post_hook(_follow_network)
-
-    # A task's life.
 
     def trainable(self) -> list[nn.Parameter]:
         """The scores, ``(weights,)``."""
@@ -105,146 +71,10 @@ class FrozenNetworkMethod(Method):
     def _drawn_scores(self, task: int) -> Tensor:
         return kaiming_uniform_scores(self.layout.shapes, generator(self.seed, "scores", task))
 
-    def _check_training(self, task: int) -> None:
-        """Raise where ``task`` cannot be kept.
-
-        Raises:
-            KeyError: another task is in training, or none.
-            ConfigurationError: training changed a buffer of the network that is no running statistic.
-        """
-        if task != self.task_in_training:
-            raise KeyError(f"Task {task} is not in training (task {self.task_in_training} is).")
-        for name, buffer in self._constant_buffers():
-            if not torch.equal(buffer, self._constants[name].to(buffer.device)):
-                raise ConfigurationError(
-                    f"Training changed the network's buffer {name}. Tasks would overwrite it for one another: only the "
-                    "running statistics of normalisation layers (running_mean, running_var) are kept for each task."
-                )
-
-    def forward_superposed(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-        """Logits; a normalisation layer without running statistics takes the batch's, in evaluation as well."""
-        without: dict[str, Any] = dict.fromkeys(self.statistics_layout.names)
-        return functional_call(self.network, {**parameters, **without}, (images,))
-
-    # What is kept.
-
-    def save(self, path: str | Path) -> None:
-        """Write what is learned, what identifies network, seed and options, and what no seed regrows."""
-        parameters = {name: p for name, p in self.network.state_dict().items() if self._is_stored(name)}
-        tensors = {**self._learned(), **codec.prefixed("parameters.", parameters)}
-        codec.write(path, tensors, file_format=self.file_format, identity=self.identity)
-
-    def load(self, path: str | Path) -> None:
-        """Replace what is learned by a file's. Raises `MismatchError` if another network or options made it."""
-        learned, parameters = self._read(path)
-        self._set_parameters(parameters)
-        self._set_learned(learned)
-        _follow_network(self)
-
-    @abstractmethod
-    def _learned(self) -> dict[str, Tensor]:
-        """What a file holds of the finished tasks."""
-
-    @abstractmethod
-    def _set_learned(self, tensors: dict[str, Tensor]) -> None:
-        """From what `_learned` gave."""
-
-    def _read(self, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What is learned, and the network's parameters, of a file that belongs to this configuration."""
-        tensors, identity = codec.read(path, file_format=self.file_format)
-        parameters = codec.under("parameters.", tensors)
-        self._check_identity(identity, f"The mask bank {path}", parameters)
-        return {name: value for name, value in tensors.items() if not name.startswith("parameters.")}, parameters
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The identity, and the task in training; into `state_dict`."""
-        return {"identity": self.identity, "task_in_training": self.task_in_training}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """From `state_dict`; the identity was checked before anything was loaded."""
-        self.task_in_training = state["task_in_training"]
-
-    # The network, which is only ever read.
-
-    def _is_stored(self, name: str) -> bool:
-        return self.store_weights or name not in self._regrown
-
-    def _set_parameters(self, values: Mapping[str, Tensor]) -> None:
-        own = self.network.state_dict()
-        for name, value in values.items():
-            own[name].copy_(value)
-
-    def _constant_buffers(self) -> list[tuple[str, Tensor]]:
-        return [(name, b) for name, b in self.network.named_buffers() if name not in self.statistics_layout.names]
-
     def _flat_weights(self) -> Tensor:
         parameters = dict(self.network.named_parameters())
         return self.layout.flatten({name: parameters[name].detach() for name in self.layout.names})
 
-    def _checksum(self, weights: Mapping[str, Tensor] | None = None) -> str:
-        """SHA-256 over names and shapes of all parameters, which are masked, and values of these and base weights."""
-        parameters = dict(self.network.named_parameters())
-        shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-        digest = hashlib.sha256(repr((self.layout.names, shapes)).encode())
-        for name in self._identified:
-            weight = (weights or parameters)[name]
-            digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
-
-    def _check_identity(self, stored: Mapping[str, str], source: str, parameters: Mapping[str, Tensor]) -> None:
-        """Raise `MismatchError` unless ``stored`` is this configuration; with weights of its own, they may differ."""
-        shapes = {name: p.shape for name, p in self.network.state_dict().items()}
-        fits = all(name in shapes and shapes[name] == value.shape for name, value in parameters.items())
-        own_weights = fits and all(name in parameters for name in self._identified)
-        expected = {**self.identity, "network": self._checksum(parameters) if own_weights else self.identity["network"]}
-        differences = [
-            f"{key} {stored.get(key)!r} there, {value!r} here"
-            if key != "network"
-            else "another network or other weights"
-            for key, value in expected.items()
-            if stored.get(key) != value
-        ]
-        if differences or not fits:
-            raise MismatchError(
-                f"{source} does not belong to this configuration: {'; '.join(differences) or 'another network'}. "
-                "Use the network, seed and mask options that it was made with, or start afresh without it."
-            )
-
-    def _fill_in(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """Put in what a checkpoint need not have."""
-
-
-def _leave_out_base_weights(
-    module: FrozenNetworkMethod, state_dict: dict[str, Any], prefix: str, local_metadata: Any
-) -> None:
-    """They regrow from their seed; only their checksum is stored."""
-    for name in module.network.state_dict():
-        if not module._is_stored(name):
-            del state_dict[f"{prefix}network.{name}"]
-
-
-def _check_and_fill_in(module: FrozenNetworkMethod, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Refuse a foreign state before any of it is loaded; then put in what was left out, for strict loading."""
-    network = f"{prefix}network."
-    own = module.network.state_dict()
-    parameters = {name: state_dict[network + name] for name in own if network + name in state_dict}
-    module._fill_in(state_dict, prefix)
-    extra = state_dict.get(f"{prefix}_extra_state")
-    if extra is not None:
-        module._check_identity(extra["identity"], "The checkpoint", parameters)
-    for name, value in own.items():
-        state_dict.setdefault(network + name, value)
-
-
-def _follow_network(module: FrozenNetworkMethod, _: Any = None) -> None:
-    """What is derived from the network's parameters follows them."""
-    module.frozen.copy_(module._flat_weights())
-    module._constants = {name: buffer.clone() for name, buffer in module._constant_buffers()}
-    module.identity["network"] = module._checksum()
-
-
-def _aliases(network: nn.Module, names: Sequence[str]) -> list[str]:
-    """All names of these parameters: tied ones have several."""
-    parameters = dict(network.named_parameters())
-    chosen = {id(parameters[name]) for name in names}
-    return [name for name, p in network.named_parameters(remove_duplicate=False) if id(p) in chosen]
+    def _follow_network(self) -> None:
+        super()._follow_network()
+        self.frozen.copy_(self._flat_weights())

@@ -195,7 +195,7 @@ class HopSupSup(FrozenNetworkMethod):
         """None: the memory has the same size for any number of tasks."""
         return 0
 
-    def storage(self) -> dict[str, Any]:
+    def details(self) -> dict[str, Any]:
         """What the memory takes, beside explicit masks."""
         explicit = -(-self.layout.num_weights // 8)
         return {

@@ -151,13 +151,30 @@ class Method(nn.Module, ABC):
         """Bytes that are kept for a finished task."""
         return self.task_bytes()
 
-    def storage(self) -> dict[str, Any]:
-        """What results.json says besides of the bytes that are kept."""
+    def details(self) -> dict[str, Any]:
+        """What results.json says besides of what was learned and how."""
         return {}
 
     @abstractmethod
     def parts(self) -> list[Part]:
         """What a task keeps, by parameter and buffer; the bytes add up to `task_bytes` (rounded up)."""
+
+    @abstractmethod
+    def kept(self) -> dict[str, Tensor]:
+        """All that predicts the finished tasks beside code and configuration, by name: what `save` writes."""
+
+    def kept_elsewhere(self) -> int:
+        """Bytes that prediction needs besides, and that are in no file of this package: a pretrained network's."""
+        return 0
+
+    def kept_bytes(self) -> dict[str, int]:
+        """Bytes in memory of what is kept, by the first part of its names; the one rule by which methods compare."""
+        bytes_by_part: dict[str, int] = {}
+        for name, tensor in self.kept().items():
+            part = name.partition(".")[0]
+            bytes_by_part[part] = bytes_by_part.get(part, 0) + tensor.nbytes
+        elsewhere = self.kept_elsewhere()
+        return {**bytes_by_part, **({"network": elsewhere} if elsewhere else {})}
 
     @abstractmethod
     def save(self, path: str | Path) -> None:

@@ -344,10 +344,3 @@ class SupSup(FrozenNetworkMethod):
             state_dict.pop(kept, None)  # needed only to train on
         else:
             state_dict.setdefault(kept, {"scores": {}})
-
-    def _fresh_statistics(self) -> Tensor:
-        """What the network came with: zeros and ones, or a pretrained network's; ``(statistics,)``."""
-        if not self.statistics_layout.names:
-            return self.frozen.new_empty(0)
-        buffers = dict(self.network.named_buffers())
-        return self.statistics_layout.flatten({name: buffers[name].float() for name in self.statistics_layout.names})

@@ -1,0 +1,231 @@
+"""What methods share that learn beside one network, which is only read: what identifies it, and the file."""
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from supsup_lightning import codec
+from supsup_lightning.errors import ConfigurationError, MismatchError, check_choice
+from supsup_lightning.layout import Layout
+from supsup_lightning.masks import WEIGHT_INITIALISERS
+from supsup_lightning.methods.method import Method
+from supsup_lightning.seeding import generator
+
+
+class NetworkMethod(Method):
+    """One network that is only read, and what is learned beside it.
+
+    Base weights regrow from their seed, or come with the network. A checksum stands for them in checkpoints and files,
+    and refuses any others; what does not regrow (biases, constant buffers) is small and stored.
+
+    Args:
+        network: any module. Its base weights are overwritten with random ones; none is trained in place.
+        layout: of the parameters that a task has its own of.
+        base: of the base weights; ``weights`` draws these.
+        weights: ``signed_constant`` or ``kaiming_normal``, drawn from the seed; ``keep`` leaves the network's own.
+        store_weights: put these parameters into checkpoints and files, too.
+        seed: of everything random.
+
+    Attributes:
+        identity: options and checksum that a checkpoint or file has to share.
+    """
+
+    file_format: str
+
+    def __init__(
+        self, network: nn.Module, *, layout: Layout, base: Layout, weights: str, store_weights: bool, seed: int
+    ) -> None:
+        super().__init__()
+        check_choice("method.weights", weights, (*WEIGHT_INITIALISERS, "keep"))
+        self.network = network.requires_grad_(False)
+        self.layout = layout
+        self.base = base
+        self.weights = weights
+        self.statistics_layout = Layout.of_running_statistics(network)
+        self.seed = seed
+        self.store_weights = store_weights
+        self._identified = tuple(dict.fromkeys([*layout.names, *base.names]))
+        self._regrown = {*_aliases(network, self._identified), *self.statistics_layout.names}
+        if weights != "keep" and base.names:
+            drawn = WEIGHT_INITIALISERS[weights](base.shapes, generator(seed, "weights"))
+            self._set_parameters(base.split(drawn))
+        self._constants = {name: buffer.clone() for name, buffer in self._constant_buffers()}
+        self.identity = {"seed": str(seed), "weights": weights, "network": self._checksum()}
+        self._register_state_dict_hook(_leave_out_base_weights)
+        self.register_load_state_dict_pre_hook(_check_and_fill_in)
+        self.register_load_state_dict_post_hook(_follow)
+
+    # A task's life.
+
+    def _check_training(self, task: int) -> None:
+        """Raise where ``task`` cannot be kept.
+
+        Raises:
+            KeyError: another task is in training, or none.
+            ConfigurationError: training changed a buffer of the network that is no running statistic.
+        """
+        if task != self.task_in_training:
+            raise KeyError(f"Task {task} is not in training (task {self.task_in_training} is).")
+        for name, buffer in self._constant_buffers():
+            if not torch.equal(buffer, self._constants[name].to(buffer.device)):
+                raise ConfigurationError(
+                    f"Training changed the network's buffer {name}. Tasks would overwrite it for one another: only the "
+                    "running statistics of normalisation layers (running_mean, running_var) are kept for each task."
+                )
+
+    def forward_superposed(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+        """Logits; a normalisation layer without running statistics takes the batch's, in evaluation as well."""
+        without: dict[str, Any] = dict.fromkeys(self.statistics_layout.names)
+        return functional_call(self.network, {**parameters, **without}, (images,))
+
+    def _fresh_statistics(self) -> Tensor:
+        """What the network came with: zeros and ones, or a pretrained network's; ``(statistics,)``."""
+        if not self.statistics_layout.names:
+            return torch.empty(0, device=next(self.network.parameters()).device)
+        buffers = dict(self.network.named_buffers())
+        return self.statistics_layout.flatten({name: buffers[name].float() for name in self.statistics_layout.names})
+
+    # What is kept.
+
+    def kept(self) -> dict[str, Tensor]:
+        """What is learned, the network's parameters that no seed regrows, and the seed where one does."""
+        parameters = {name: p for name, p in self.network.state_dict().items() if self._is_stored(name)}
+        regrows = self.weights != "keep" and self.needs_base and not self.store_weights
+        seed = {"seed": torch.tensor(self.seed)} if regrows else {}
+        return {**self._learned(), **codec.prefixed("parameters.", parameters), **seed}
+
+    def kept_elsewhere(self) -> int:
+        """Bytes of the network's own weights, where these are needed and no file of this package has them."""
+        if self.weights != "keep" or self.store_weights or not self.needs_base:
+            return 0
+        parameters = dict(self.network.named_parameters())
+        return sum(parameters[name].nbytes for name in self._identified)
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether finished tasks need the base weights, or anything else that the seed makes."""
+        return True
+
+    def save(self, path: str | Path) -> None:
+        """Write what is kept, and what identifies network, seed and options."""
+        codec.write(path, self.kept(), file_format=self.file_format, identity=self.identity)
+
+    def load(self, path: str | Path) -> None:
+        """Replace what is learned by a file's. Raises `MismatchError` if another network or options made it."""
+        learned, parameters = self._read(path)
+        self._set_parameters(parameters)
+        self._set_learned(learned)
+        self._follow_network()
+
+    @abstractmethod
+    def _learned(self) -> dict[str, Tensor]:
+        """What a file holds of the finished tasks."""
+
+    @abstractmethod
+    def _set_learned(self, tensors: dict[str, Tensor]) -> None:
+        """From what `_learned` gave."""
+
+    def _read(self, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What is learned, and the network's parameters, of a file that belongs to this configuration."""
+        tensors, identity = codec.read(path, file_format=self.file_format)
+        parameters = codec.under("parameters.", tensors)
+        self._check_identity(identity, f"The file {path}", parameters)
+        return {name: value for name, value in tensors.items() if not name.startswith("parameters.")}, parameters
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The identity, and the task in training; into `state_dict`."""
+        return {"identity": self.identity, "task_in_training": self.task_in_training}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """From `state_dict`; the identity was checked before anything was loaded."""
+        self.task_in_training = state["task_in_training"]
+
+    # The network, which is only ever read.
+
+    def _is_stored(self, name: str) -> bool:
+        return self.store_weights or name not in self._regrown
+
+    def _set_parameters(self, values: Mapping[str, Tensor]) -> None:
+        own = self.network.state_dict()
+        for name, value in values.items():
+            own[name].copy_(value)
+
+    def _constant_buffers(self) -> list[tuple[str, Tensor]]:
+        return [(name, b) for name, b in self.network.named_buffers() if name not in self.statistics_layout.names]
+
+    def _checksum(self, weights: Mapping[str, Tensor] | None = None) -> str:
+        """SHA-256 over names and shapes of all parameters, which are a task's own, and values of these and the base."""
+        parameters = dict(self.network.named_parameters())
+        shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+        digest = hashlib.sha256(repr((self.layout.names, shapes)).encode())
+        for name in self._identified:
+            weight = (weights or parameters)[name]
+            digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _check_identity(self, stored: Mapping[str, str], source: str, parameters: Mapping[str, Tensor]) -> None:
+        """Raise `MismatchError` unless ``stored`` is this configuration; with weights of its own, they may differ."""
+        shapes = {name: p.shape for name, p in self.network.state_dict().items()}
+        fits = all(name in shapes and shapes[name] == value.shape for name, value in parameters.items())
+        own_weights = fits and all(name in parameters for name in self._identified)
+        expected = {**self.identity, "network": self._checksum(parameters) if own_weights else self.identity["network"]}
+        differences = [
+            f"{key} {stored.get(key)!r} there, {value!r} here"
+            if key != "network"
+            else "another network or other weights"
+            for key, value in expected.items()
+            if stored.get(key) != value
+        ]
+        if differences or not fits:
+            raise MismatchError(
+                f"{source} does not belong to this configuration: {'; '.join(differences) or 'another network'}. "
+                "Use the network, seed, method and mask options that it was made with, or start afresh without it."
+            )
+
+    def _fill_in(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Put in what a checkpoint need not have."""
+
+    def _follow_network(self) -> None:
+        """What is derived from the network's parameters follows them."""
+        self._constants = {name: buffer.clone() for name, buffer in self._constant_buffers()}
+        self.identity["network"] = self._checksum()
+
+
+def _leave_out_base_weights(
+    module: NetworkMethod, state_dict: dict[str, Any], prefix: str, local_metadata: Any
+) -> None:
+    """They regrow from their seed; only their checksum is stored."""
+    for name in module.network.state_dict():
+        if not module._is_stored(name):
+            del state_dict[f"{prefix}network.{name}"]
+
+
+def _check_and_fill_in(module: NetworkMethod, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Refuse a foreign state before any of it is loaded; then put in what was left out, for strict loading."""
+    network = f"{prefix}network."
+    own = module.network.state_dict()
+    parameters = {name: state_dict[network + name] for name in own if network + name in state_dict}
+    module._fill_in(state_dict, prefix)
+    extra = state_dict.get(f"{prefix}_extra_state")
+    if extra is not None:
+        module._check_identity(extra["identity"], "The checkpoint", parameters)
+    for name, value in own.items():
+        state_dict.setdefault(network + name, value)
+
+
+def _follow(module: NetworkMethod, _: Any) -> None:
+    """What is derived from the network follows what was loaded."""
+    module._follow_network()
+
+
+def _aliases(network: nn.Module, names: Sequence[str]) -> list[str]:
+    """All names of these parameters: tied ones have several."""
+    parameters = dict(network.named_parameters())
+    chosen = {id(parameters[name]) for name in names}
+    return [name for name, p in network.named_parameters(remove_duplicate=False) if id(p) in chosen]

@@ -1,0 +1,87 @@
+"""What is kept of each finished task, a row a task."""
+
+import torch
+from torch import Tensor, nn
+
+from supsup_lightning.errors import MismatchError
+
+
+class TaskRows(nn.Module):
+    """Rows of one or more tables by task id; part of `state_dict`, and loadable at any number of rows.
+
+    Args:
+        columns: length and type of a row, by the name of the table.
+
+    Attributes:
+        tasks: ``(tasks,)`` int64, the task of each row, in the order in which they were added. The tables, each
+            ``(tasks, length)``, are buffers under their names.
+
+    >>> rows = TaskRows(values=(2, torch.float32))
+    >>> rows.append(7, values=torch.tensor([1.0, 2.0]))
+    >>> len(rows), 7 in rows, rows.read(7, "values").tolist()
+    (1, True, [1.0, 2.0])
+    """
+
+    tasks: Tensor
+    kind = "row"  # what a task has, for messages
+
+    def __init__(self, **columns: tuple[int, torch.dtype]) -> None:
+        super().__init__()
+        self.columns = tuple(columns)
+        for name, (length, dtype) in columns.items():
+            self.register_buffer(name, torch.empty(0, length, dtype=dtype))
+        self.register_buffer("tasks", torch.empty(0, dtype=torch.int64))
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __contains__(self, task: int) -> bool:
+        return bool((self.tasks == task).any())
+
+    def append(self, task: int, **rows: Tensor) -> None:
+        """Store one row ``(length,)`` for each table. Raises `KeyError` if the task has rows already."""
+        if task in self:
+            raise KeyError(f"Task {task} has a {self.kind} already; replace or remove it.")
+        for name in self.columns:
+            table = self.get_buffer(name)
+            row = rows[name].detach().to(table)
+            if row.shape != table.shape[1:]:
+                raise ValueError(f"A task here has {tuple(table.shape[1:])} {name}; got {tuple(row.shape)}.")
+            setattr(self, name, torch.cat([table, row.unsqueeze(0)]))
+        self.tasks = torch.cat([self.tasks, self.tasks.new_tensor([task])])
+
+    def read(self, task: int, name: str) -> Tensor:
+        """A copy of the row of ``task`` in one table, ``(length,)``. Raises `KeyError` if it has none."""
+        return self.get_buffer(name)[self.row(task)].clone()
+
+    def remove(self, task: int) -> None:
+        """Forget the rows of ``task``. Raises `KeyError` if it has none."""
+        kept = torch.arange(len(self), device=self.tasks.device) != self.row(task)
+        for name in (*self.columns, "tasks"):
+            setattr(self, name, self.get_buffer(name)[kept])
+
+    def row(self, task: int) -> int:
+        """The position of ``task``. Raises `KeyError` if it has none."""
+        rows = (self.tasks == task).nonzero()
+        if not len(rows):
+            raise KeyError(f"Task {task} has no {self.kind}; there are {len(self)} finished tasks here.")
+        return int(rows[0])
+
+    def num_bytes(self) -> int:
+        """That one more task adds, its number not counted."""
+        tables = [self.get_buffer(name) for name in self.columns]
+        return sum(table.shape[1] * table.itemsize for table in tables)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        # Buffers grow, so loading first takes on the stored number of rows; the default would refuse the size.
+        for name in (*self.columns, "tasks"):
+            stored, own = state_dict.get(prefix + name), self.get_buffer(name)
+            if stored is None:
+                continue
+            if stored.shape[1:] != own.shape[1:]:
+                raise MismatchError(
+                    f"What is stored has {tuple(stored.shape[1:])} {name} a task, this network {tuple(own.shape[1:])}: "
+                    "it was made with another network."
+                )
+            setattr(self, name, own.new_empty(stored.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
