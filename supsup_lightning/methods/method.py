@@ -27,7 +27,9 @@ class Part(NamedTuple):
         name: as in the network.
         shape: of it.
         kept: ``mask``, ``implicit`` (a mask in a memory that all tasks share), ``statistics`` (its own values),
-            ``tied`` (to a masked parameter of another name) or ``frozen`` (nothing: all tasks share it).
+            ``own`` (its own values), ``factors`` (two vectors that scale it), ``tied`` (to a masked parameter of
+            another name); or nothing, because it is ``frozen``, ``shared`` (trained by the first task),
+            ``overwritten`` by each task, or that and ``rotated`` for each.
         density: share of a mask's weights that are on.
         task_bytes: that one more task adds.
     """
@@ -55,6 +57,8 @@ class Method(nn.Module, ABC):
     offers: frozenset[Offer] = frozenset({Offer.EFFECTIVE, Offer.SUPERPOSED})
     usual_inference = "inference=one_shot, binary or exhaustive"
     task_in_training: int | None = None
+    trials_per_task = 1  # how often a task is trained from the start, for a search
+    begins_like_another = False  # a task starts from the finished one that is nearest, by `start_like`
     combining = False  # what is in training is no mask but the coefficients of a combination
 
     @abstractmethod
@@ -64,6 +68,14 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def finish_task(self, task: int) -> None:
         """Turn what was trained into what is kept."""
+
+    def start_like(self, task: int) -> None:
+        """Start the task in training from what a finished one has learned."""
+        raise NotImplementedError
+
+    def finish_trial(self, task: int, *, accuracy: float) -> None:
+        """End one of several trainings of a task, with its accuracy on validation images."""
+        raise NotImplementedError
 
     # For streams that announce no task (scenario NNs).
 
@@ -92,6 +104,11 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that an optimizer changes; the same objects for every task."""
+
+    @property
+    def learning_rate(self) -> float | None:
+        """Of the task in training, where it takes another than the optimizer's."""
+        return None
 
     @abstractmethod
     def effective(self, task: int) -> dict[str, Tensor]:
@@ -175,6 +192,14 @@ class Method(nn.Module, ABC):
             bytes_by_part[part] = bytes_by_part.get(part, 0) + tensor.nbytes
         elsewhere = self.kept_elsewhere()
         return {**bytes_by_part, **({"network": elsewhere} if elsewhere else {})}
+
+    def dense_bytes(self) -> int:
+        """Of one whole network whose parameters are all kept in float32: the unit of ``cap`` in results.json.
+
+        ``cap`` is the CAP of Kang et al. 2022 ("Winning subnetworks"), ``(1 - S) + (1 - alpha) T / 32``, in which
+        the bytes of the file take the place of an assumed compression rate ``alpha``.
+        """
+        return 4 * sum(parameter.numel() for parameter in self.network.parameters())
 
     @abstractmethod
     def save(self, path: str | Path) -> None:

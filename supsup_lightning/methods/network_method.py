@@ -28,7 +28,9 @@ class NetworkMethod(Method):
         network: any module. Its base weights are overwritten with random ones; none is trained in place.
         layout: of the parameters that a task has its own of.
         base: of the base weights; ``weights`` draws these.
-        weights: ``signed_constant`` or ``kaiming_normal``, drawn from the seed; ``keep`` leaves the network's own.
+        identified: names of the parameters whose values have to agree, as they are not stored and finished tasks need
+            them.
+        weights: one of `WEIGHT_INITIALISERS`, drawn from the seed; ``keep`` leaves the network's own.
         store_weights: put these parameters into checkpoints and files, too.
         seed: of everything random.
 
@@ -37,9 +39,19 @@ class NetworkMethod(Method):
     """
 
     file_format: str
+    mask_sizes: tuple[int, ...] = ()  # of layers, where what is kept is masks
+    needs_base = True  # finished tasks compute with the network's own weights
 
     def __init__(
-        self, network: nn.Module, *, layout: Layout, base: Layout, weights: str, store_weights: bool, seed: int
+        self,
+        network: nn.Module,
+        *,
+        layout: Layout,
+        base: Layout,
+        identified: tuple[str, ...],
+        weights: str,
+        store_weights: bool,
+        seed: int,
     ) -> None:
         super().__init__()
         check_choice("method.weights", weights, (*WEIGHT_INITIALISERS, "keep"))
@@ -50,8 +62,8 @@ class NetworkMethod(Method):
         self.statistics_layout = Layout.of_running_statistics(network)
         self.seed = seed
         self.store_weights = store_weights
-        self._identified = tuple(dict.fromkeys([*layout.names, *base.names]))
-        self._regrown = {*_aliases(network, self._identified), *self.statistics_layout.names}
+        self._identified = identified
+        self._regrown = {*_aliases(network, (*identified, *base.names)), *self.statistics_layout.names}
         if weights != "keep" and base.names:
             drawn = WEIGHT_INITIALISERS[weights](base.shapes, generator(seed, "weights"))
             self._set_parameters(base.split(drawn))
@@ -91,13 +103,24 @@ class NetworkMethod(Method):
         buffers = dict(self.network.named_buffers())
         return self.statistics_layout.flatten({name: buffers[name].float() for name in self.statistics_layout.names})
 
+    def _statistics_in_training(self, statistics: Tensor) -> dict[str, Tensor]:
+        """By name, for layers to update in place."""
+        # `.data`: each part under a version counter of its own.
+        return {name: part.data for name, part in self.statistics_layout.split(statistics).items()}
+
+    def _average_statistics(self, statistics: Tensor) -> None:
+        """Over processes, each of which has seen its share of every batch; in place."""
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(statistics)
+            statistics /= torch.distributed.get_world_size()
+
     # What is kept.
 
     def kept(self) -> dict[str, Tensor]:
         """What is learned, the network's parameters that no seed regrows, and the seed where one does."""
-        parameters = {name: p for name, p in self.network.state_dict().items() if self._is_stored(name)}
-        regrows = self.weights != "keep" and self.needs_base and not self.store_weights
-        seed = {"seed": torch.tensor(self.seed)} if regrows else {}
+        state = self.network.state_dict()
+        parameters = {name: p for name, p in state.items() if self._is_stored(name) and self._is_needed(name)}
+        seed = {"seed": torch.tensor(self.seed)} if self.needs_seed else {}
         return {**self._learned(), **codec.prefixed("parameters.", parameters), **seed}
 
     def kept_elsewhere(self) -> int:
@@ -105,16 +128,16 @@ class NetworkMethod(Method):
         if self.weights != "keep" or self.store_weights or not self.needs_base:
             return 0
         parameters = dict(self.network.named_parameters())
-        return sum(parameters[name].nbytes for name in self._identified)
+        return sum(parameters[name].nbytes for name in self._identified if self._is_needed(name))
 
     @property
-    def needs_base(self) -> bool:
-        """Whether finished tasks need the base weights, or anything else that the seed makes."""
-        return True
+    def needs_seed(self) -> bool:
+        """Whether finished tasks need what the seed makes."""
+        return self.needs_base and self.weights != "keep" and not self.store_weights
 
     def save(self, path: str | Path) -> None:
         """Write what is kept, and what identifies network, seed and options."""
-        codec.write(path, self.kept(), file_format=self.file_format, identity=self.identity)
+        codec.write(path, self.kept(), file_format=self.file_format, identity=self.identity, mask_sizes=self.mask_sizes)
 
     def load(self, path: str | Path) -> None:
         """Replace what is learned by a file's. Raises `MismatchError` if another network or options made it."""
@@ -150,6 +173,10 @@ class NetworkMethod(Method):
 
     def _is_stored(self, name: str) -> bool:
         return self.store_weights or name not in self._regrown
+
+    def _is_needed(self, name: str) -> bool:
+        """Whether finished tasks compute with this parameter or buffer of the network's own."""
+        return name not in self.statistics_layout.names
 
     def _set_parameters(self, values: Mapping[str, Tensor]) -> None:
         own = self.network.state_dict()
