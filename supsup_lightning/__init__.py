@@ -19,7 +19,17 @@ from supsup_lightning.inference import (
     mean_over_processes,
 )
 from supsup_lightning.layout import ByName
-from supsup_lightning.methods import HopSupSup, Method, SupSup
+from supsup_lightning.methods import (
+    PSP,
+    BatchEnsemble,
+    HopSupSup,
+    LowerBound,
+    Method,
+    SeparateHeads,
+    SmallNetworks,
+    SupSup,
+    UpperBound,
+)
 from supsup_lightning.module import ContinualModule
 from supsup_lightning.networks import FullyConnected, GEMResNet18, HopNet, LeNet, ResNet50
 from supsup_lightning.scenario import GG, GNS, GNU, NNS, Scenario
@@ -34,7 +44,9 @@ __all__ = [
     "GNS",
     "GNU",
     "NNS",
+    "PSP",
     "AccuracyDiscovery",
+    "BatchEnsemble",
     "Binary",
     "ByName",
     "ContinualDataModule",
@@ -52,6 +64,7 @@ __all__ = [
     "HopfieldRecovery",
     "Inference",
     "LeNet",
+    "LowerBound",
     "MaskBank",
     "Method",
     "OneShot",
@@ -59,8 +72,11 @@ __all__ = [
     "PermutedMNIST",
     "ResNet50",
     "Scenario",
+    "SeparateHeads",
+    "SmallNetworks",
     "SupSup",
     "Unannounced",
+    "UpperBound",
     "Verdict",
     "mean_over_processes",
 ]

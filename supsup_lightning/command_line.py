@@ -87,6 +87,14 @@ def check_options(config: DictConfig) -> None:
             raise ConfigurationError(f"{group} has an effect in scenario=nns alone; add that, or leave {group} out.")
     if config.unannounced is None and "task_discovery" in config.callbacks:
         raise ConfigurationError("callbacks=discovery is for scenario=nns alone; add that, or leave it out.")
+    _check_mask_options(config)
+    if config.method.get("trunk") == "random" and config.method.get("learning_rate") is not None:
+        typed = _typed("optimizer.lr")
+        if typed:
+            raise ConfigurationError(
+                f"{typed[0]} has no effect with method.trunk=random, where rows are all that is trained; set "
+                "method.learning_rate (null takes the optimizer's)."
+            )
     pretrained = next((name for name in ("weights", "pretrained") if config.network.get(name)), None)
     if pretrained is not None and config.method.get("weights", "keep") != "keep":
         raise ConfigurationError(
@@ -98,6 +106,30 @@ def check_options(config: DictConfig) -> None:
             f"trainer.strategy={config.trainer.strategy} starts processes by running the command line again, "
             "which a sweep (-m) cannot take. Start one command for each job instead, or sweep with one device a job."
         )
+
+
+def _typed(pattern: str) -> list[str]:
+    """Overrides of this command line whose name matches."""
+    return [option for option in HydraConfig.get().overrides.task if re.match(rf"[+~]*({pattern})\b", option)]
+
+
+def _check_mask_options(config: DictConfig) -> None:
+    """Raise `ConfigurationError` for an option of `mask` that the method does not look at."""
+    method = HydraConfig.get().runtime.choices["method"]
+    used = OmegaConf.to_yaml(config.method)  # not resolved: `${mask.rule}`
+    for option in _typed("mask"):
+        name = option.lstrip("+~").partition("=")[0]
+        if "${mask." not in used:
+            raise ConfigurationError(
+                f"{option} has no effect with method={method}, which learns no masks; leave it out, or use "
+                "method=supsup."
+            )
+        if name != "mask" and f"${{{name}}}" not in used:
+            raise ConfigurationError(f"{option} has no effect with method={method}; leave it out, or use another.")
+        if name.startswith("mask.search.") and config.mask.sparsity != "auto":
+            raise ConfigurationError(
+                f"{option} has an effect with mask.sparsity=auto alone; add that, or leave it out."
+            )
 
 
 def checkpoint_to_resume(config: DictConfig, path: Path) -> Path | None:

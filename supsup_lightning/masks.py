@@ -250,17 +250,23 @@ def _kept(shapes: Sequence[Shape], densities: Sequence[float], option: str) -> t
 
 
 ALLOCATIONS = {"uniform": uniform_allocation, "erdos_renyi": erdos_renyi_allocation}
-WEIGHT_INITIALISERS = {"signed_constant": signed_constant_weights, "kaiming_normal": kaiming_normal_weights}
+WEIGHT_INITIALISERS = {
+    "signed_constant": signed_constant_weights,
+    "kaiming_normal": kaiming_normal_weights,
+    "kaiming_uniform": kaiming_uniform_scores,  # what PyTorch's layers have by themselves
+}
 
 
 def make_rule(
-    name: str, shapes: Sequence[Shape], *, sparsity: float | None, allocation: str, budget: float | None
+    name: str, shapes: Sequence[Shape], *, sparsity: float | str | None, allocation: str, budget: float | None
 ) -> Rule:
     """The mask rule of the options ``mask.rule``, ``mask.sparsity``, ``mask.allocation`` and ``mask.budget``.
 
     Raises:
         ConfigurationError: an option that is unknown, out of its range, missing, or without effect.
     """
+    if isinstance(sparsity, str):
+        raise ConfigurationError(f"mask.sparsity={sparsity} is no share in [0, 1); auto is for method=supsup alone.")
     if sparsity is not None and not 0 <= sparsity < 1:
         raise ConfigurationError(f"mask.sparsity={sparsity} is the share of weights switched off; it lies in [0, 1).")
     if budget is not None and not budget > 0:

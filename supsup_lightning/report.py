@@ -24,7 +24,15 @@ from supsup_lightning.scenario import Scenario
 # A table of more tasks shows the first and the last of them.
 _MOST_TABLE_ROWS = 40
 
-_KEPT = {"frozen": "nothing (frozen)", "implicit": "mask, in the Hopfield memory"}  # in words
+_KEPT = {  # in words
+    "frozen": "nothing (frozen)",
+    "shared": "nothing (the first task trains it)",
+    "overwritten": "nothing (each task overwrites it)",
+    "rotated": "a rotation, regrown from the seed",
+    "implicit": "mask, in the Hopfield memory",
+    "own": "values of its own",
+    "factors": "a factor for each output and input",
+}
 
 _VERSIONS_OF = ("torch", "lightning", "torchvision", "torchmetrics", "hydra-core")
 
@@ -54,13 +62,14 @@ def results(
         matrix: the accuracy matrix, ``(tasks, tasks)``.
         seconds_per_task: of training alone.
         inference_ms_per_batch: finding the task and predicting, mean over the test batches.
-        model_bytes: of the mask bank's file, all that is needed beside code and configuration.
+        model_bytes: of the file of what was learned, all that is needed beside code and configuration.
         num_classes: of each task.
         skipped_images: image files left out because they could not be read, since this process started.
         stream: of a stream that announces no task, what `stream` makes.
         recovery: of masks from a Hopfield memory, what `RecoveryStatistics` counts.
     """
     right, found = accuracy.compute()
+    kept = method.kept_bytes()
     per_task = [round(value, 6) for value in right.tolist()]
     return {
         **run,
@@ -75,10 +84,13 @@ def results(
         "backward_transfer": backward_transfer(matrix) if scenario.task_known_in_training else None,
         "sparsity": round(method.sparsity().mean().item(), 6),
         "mask_bytes_per_task": method.task_bytes(),
+        "kept_bytes": kept,
+        "kept_bytes_in_all": sum(kept.values()),
         **method.details(),
         **({} if recovery is None else {"recovery": dict(recovery)}),
         **(stream or {}),
         "model_bytes": model_bytes,
+        "cap": round((model_bytes + method.kept_elsewhere()) / method.dense_bytes(), 6),
         "train_seconds": round(sum(seconds_per_task), 3),
         "seconds_per_task": [round(seconds, 4) for seconds in seconds_per_task],
         "inference_ms_per_batch": round(inference_ms_per_batch, 4),
@@ -165,10 +177,22 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
             f"only {found:.0%} of the inputs recovered a mask near their task's: give more images at a time "
             "(data.batch_size), train longer, mask other vectors (mask.include), or use method=supsup"
         )
+    elif found is not None and found < 0.5 and "init" in result:
+        said.append(
+            f"only {found:.0%} of the inputs found their task: masks that start from one another look alike (mask.init="
+            f"{result['init']}); use mask.init=random, or give the task with scenario=gg"
+        )
     elif found is not None and found < 0.5:
         said.append(
             f"only {found:.0%} of the inputs found their task: tasks that resemble one another are hard to tell apart "
             "by one gradient; try inference=exhaustive inference.images=batch, or give the task with scenario=gg"
+        )
+    if "sparsity_search" in result:
+        search = result["sparsity_search"]
+        times, chosen = search["trainings_per_task"], search["chosen"].values()
+        said.append(
+            f"mask.sparsity=auto trained each task {times} times and kept sparsities from {min(chosen)} to "
+            f"{max(chosen)} (validation accuracy at most {search['tolerance']} below the densest mask's)"
         )
     if "smaller_from_num_tasks" in result:
         said.append(storage_remark(result))
@@ -200,12 +224,16 @@ def masked_table(method: Method) -> Table:
         )
     shown.add_section()
     masked = [part for part in parts if part.density is not None]
-    weights = sum(prod(part.shape) for part in masked)
-    density = sum(prod(part.shape) * (part.density or 0) for part in masked) / weights
-    shown.add_row("all", f"{weights:,} masked", "", f"{density:.4f}", f"{method.task_bytes():,}", style="bold")
-    storage = method.details()
-    if storage:
-        shown.caption = storage_remark(storage)
+    if masked:
+        weights = sum(prod(part.shape) for part in masked)
+        density = sum(prod(part.shape) * (part.density or 0) for part in masked) / weights
+        shown.add_row("all", f"{weights:,} masked", "", f"{density:.4f}", f"{method.task_bytes():,}", style="bold")
+    else:
+        weights = sum(prod(part.shape) for part in parts)
+        shown.add_row("all", f"{weights:,}", "", "", f"{method.task_bytes():,}", style="bold")
+    details = method.details()
+    if "smaller_from_num_tasks" in details:
+        shown.caption = storage_remark(details)
     return shown
 
 

@@ -27,6 +27,7 @@ from supsup_lightning import (
 )
 from supsup_lightning.callbacks.recovery import RecordRecovery
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
+from supsup_lightning.hopfield import capacity
 from tests.conftest import DIGITS, QUIET, fit, random_images, random_method, run_cli
 
 CLASSES = 10
@@ -126,6 +127,7 @@ def test_the_file_has_the_same_size_for_any_number_of_tasks_and_holds_no_mask(tm
     assert method.memory.num_bytes() <= size <= method.memory.num_bytes() + 1000
     assert method.task_bytes() == method.bytes_of(3) == 0
     storage = method.details()
+    assert storage["capacity"] == round(capacity(512, "storkey"))
     assert storage["explicit_bytes_per_task"] == 1024 // 8
     assert storage["smaller_from_num_tasks"] * 128 > storage["memory_bytes"]
     assert (storage["smaller_from_num_tasks"] - 1) * 128 <= storage["memory_bytes"]

@@ -45,7 +45,15 @@ class FrozenNetworkMethod(NetworkMethod):
     ) -> None:
         check_choice("mask.rule", rule, ("threshold", "topk"))
         check_choice("mask.allocation", allocation, tuple(ALLOCATIONS))
-        super().__init__(network, layout=layout, base=base, weights=weights, store_weights=store_weights, seed=seed)
+        super().__init__(
+            network,
+            layout=layout,
+            base=base,
+            identified=tuple(dict.fromkeys([*layout.names, *base.names])),
+            weights=weights,
+            store_weights=store_weights,
+            seed=seed,
+        )
         self.rule: Rule = make_rule(rule, layout.shapes, sparsity=sparsity, allocation=allocation, budget=budget)
         self.scores = nn.Parameter(torch.zeros(layout.num_weights))
         self.register_buffer("frozen", self._flat_weights(), persistent=False)

@@ -6,6 +6,8 @@ from math import prod
 
 from torch import nn
 
+from supsup_lightning.networks.width import LEAST_UNITS, scaled
+
 
 class FullyConnected(nn.Sequential):
     """Linear layers without biases, ReLU between them; images are flattened.
@@ -14,6 +16,7 @@ class FullyConnected(nn.Sequential):
         output_size: outputs; those beyond the classes are superfluous.
         input_shape: of one image, ``(channels, height, width)``; 28 x 28 grey by default.
         hidden_sizes: the paper's FC network has two layers of 1024.
+        width: multiplies the hidden sizes, each of which stays at least 10.
 
     >>> FullyConnected(output_size=10, input_shape=(1, 8, 8), hidden_sizes=(32,))
     FullyConnected(
@@ -25,9 +28,15 @@ class FullyConnected(nn.Sequential):
     """
 
     def __init__(
-        self, *, output_size: int, input_shape: Sequence[int] = (1, 28, 28), hidden_sizes: Sequence[int] = (1024, 1024)
+        self,
+        *,
+        output_size: int,
+        input_shape: Sequence[int] = (1, 28, 28),
+        hidden_sizes: Sequence[int] = (1024, 1024),
+        width: float = 1.0,
     ) -> None:
+        hidden = [scaled(size, width, least=LEAST_UNITS) for size in hidden_sizes]
         layers: list[nn.Module] = [nn.Flatten()]
-        for inputs, outputs in pairwise([prod(input_shape), *hidden_sizes, output_size]):
+        for inputs, outputs in pairwise([prod(input_shape), *hidden, output_size]):
             layers += [nn.Linear(inputs, outputs, bias=False), nn.ReLU()]
         super().__init__(*layers[:-1])

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from supsup_lightning.networks.width import scaled
+
 
 class GEMResNet18(nn.Sequential):
     """ResNet-18 with a third of the usual channels, for small images, whose only parameters are weights.
@@ -16,14 +18,22 @@ class GEMResNet18(nn.Sequential):
         input_shape: of one image, ``(channels, height, width)``. Only the channels matter: the network pools over
             whatever height and width are left, 1/8 of the image's.
         base_channels: of the first stage; the next three have 2, 4 and 8 times as many. GEM has 20, ResNet-18 has 64.
+        width: multiplies the channels.
 
     >>> network = GEMResNet18(output_size=5)
     >>> sum(parameter.numel() for parameter in network.parameters())
     1090940
     """
 
-    def __init__(self, *, output_size: int, input_shape: Sequence[int] = (3, 32, 32), base_channels: int = 20) -> None:
-        first, second, third, fourth = (base_channels * multiple for multiple in (1, 2, 4, 8))
+    def __init__(
+        self,
+        *,
+        output_size: int,
+        input_shape: Sequence[int] = (3, 32, 32),
+        base_channels: int = 20,
+        width: float = 1.0,
+    ) -> None:
+        first, second, third, fourth = (scaled(base_channels * multiple, width) for multiple in (1, 2, 4, 8))
         super().__init__(
             nn.Conv2d(input_shape[0], first, kernel_size=3, padding=1, bias=False),  # (batch, first, height, width)
             nn.BatchNorm2d(first, affine=False),

@@ -11,7 +11,8 @@ class LeNet(FullyConnected):
     Args:
         output_size: outputs; those beyond the classes are superfluous.
         input_shape: of one image, ``(channels, height, width)``.
+        width: multiplies the hidden sizes.
     """
 
-    def __init__(self, *, output_size: int, input_shape: Sequence[int] = (1, 28, 28)) -> None:
-        super().__init__(output_size=output_size, input_shape=input_shape, hidden_sizes=(300, 100))
+    def __init__(self, *, output_size: int, input_shape: Sequence[int] = (1, 28, 28), width: float = 1.0) -> None:
+        super().__init__(output_size=output_size, input_shape=input_shape, hidden_sizes=(300, 100), width=width)
