@@ -68,10 +68,16 @@ class TaskProgress(ProgressBar):
             return
         if not pl_module.scenario.task_known_in_training:
             self._print_epoch(trainer, pl_module)
-        elif trainer.datamodule.ends_task(trainer.current_epoch):
-            self._print_task(trainer)
+            return
+        task = trainer.datamodule.task_of_epoch(trainer.current_epoch)
+        search = pl_module.method.details().get("sparsity_search") if pl_module.method.trials_per_task > 1 else None
+        if search is not None and trainer.datamodule.ends_trial(trainer.current_epoch):
+            sparsity, accuracy = search["tried"][str(task)][-1]
+            self._print(f"task {task + 1}/{trainer.datamodule.num_tasks}  tried sparsity {sparsity}: {accuracy:.4f}")
+        if trainer.datamodule.ends_task(trainer.current_epoch):
+            self._print_task(trainer, kept=None if search is None else search["chosen"][str(task)])
 
-    def _print_task(self, trainer: L.Trainer) -> None:
+    def _print_task(self, trainer: L.Trainer, *, kept: float | None) -> None:
         data = trainer.datamodule
         task = data.task_of_epoch(trainer.current_epoch)
         rate = self._tasks_per_minute(data, trainer.current_epoch + 1)
@@ -79,7 +85,10 @@ class TaskProgress(ProgressBar):
         validated = any(int(batches) for batches in trainer.num_val_batches)  # not: by an earlier task's figure
         accuracy = trainer.callback_metrics.get("val/accuracy") if validated else None
         line = f"task {task + 1}/{data.num_tasks}"
-        line += f"  validation accuracy {accuracy:.4f}" if accuracy is not None else ""
+        if kept is not None:
+            line += f"  kept sparsity {kept}"
+        elif accuracy is not None:
+            line += f"  validation accuracy {accuracy:.4f}"
         self._print(f"{line}  {rate:.1f} tasks/min  {_clock(60 * minutes_left)} left")
 
     def _print_epoch(self, trainer: L.Trainer, module: ContinualModule) -> None:
@@ -159,7 +168,7 @@ class TaskProgress(ProgressBar):
             self._progress = None
 
     def _tasks_per_minute(self, data: Any, epochs_done: float) -> float:
-        tasks = (epochs_done - self._first_epoch) / data.epochs_per_task
+        tasks = (epochs_done - self._first_epoch) / data.epochs_of_task
         return 60 * tasks / max(1e-9, monotonic() - self._began)
 
 

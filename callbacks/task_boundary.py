@@ -15,15 +15,23 @@ class TaskBoundary(L.Callback):
     All it needs is the trainer's epoch, so it has no state and a resumed run goes on where the checkpoint stands.
     """
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: ContinualModule, stage: str) -> None:
         """Raise `ConfigurationError` where the trainer would not serve each task its own data."""
         if stage == "fit":
             wanted = "data that say where a task begins; others need scenario=nns, with TaskDiscovery in its place"
             check_trainer(trainer, TaskSequence, wanted)
+            trials = pl_module.method.trials_per_task
+            if trainer.datamodule.trials_per_task != trials:
+                raise ConfigurationError(
+                    f"The method trains each task {trials} times, so data.trials_per_task must be {trials} before the "
+                    "Trainer is made; `model.task_callbacks(data)` sets it."
+                )
+            if trials > 1:
+                _check_validation(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Where a run resumes within a task, make the schedule anew: it was made before the task was known."""
-        if trainer.datamodule.begins_task(trainer.current_epoch):
+        if trainer.datamodule.begins_trial(trainer.current_epoch):
             return
         schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
         states = [part.state_dict() for part in (*trainer.optimizers, *schedules)]
@@ -37,16 +45,40 @@ class TaskBoundary(L.Callback):
         data, epoch = trainer.datamodule, trainer.current_epoch
         task = data.task_of_epoch(epoch)
         pl_module.current_task = task
-        if data.begins_task(epoch):
+        if data.begins_trial(epoch):
             pl_module.method.begin_task(task)
+            if pl_module.method.begins_like_another and len(pl_module.method.tasks):
+                images, _ = next(iter(data.train_loader(task, steps=slice(1))))
+                # Each process sees a share of the batch, and all have to begin alike.
+                pl_module.method.start_like(trainer.strategy.broadcast(pl_module.nearest_task(images)))
             trainer.strategy.setup_optimizers(trainer)
         torch.manual_seed(derive_seed(data.seed, "layers", epoch, trainer.global_rank))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
-        """Finish a task in its last epoch."""
-        if trainer.datamodule.ends_task(trainer.current_epoch):
-            pl_module.method.finish_task(trainer.datamodule.task_of_epoch(trainer.current_epoch))
+        """Finish a task in its last epoch, and a trial, where there are several, in its own."""
+        data, epoch = trainer.datamodule, trainer.current_epoch
+        if data.trials_per_task > 1 and data.ends_trial(epoch):
+            accuracy = trainer.callback_metrics["val/accuracy"].item()
+            pl_module.method.finish_trial(data.task_of_epoch(epoch), accuracy=accuracy)
+        if data.ends_task(epoch):
+            pl_module.method.finish_task(data.task_of_epoch(epoch))
             pl_module.current_task = None
+
+
+def _check_validation(trainer: L.Trainer) -> None:
+    """Raise `ConfigurationError` where a search would not find validation accuracy at the end of each training."""
+    data, every = trainer.datamodule, trainer.check_val_every_n_epoch
+    if not trainer.limit_val_batches or every is None or data.epochs_per_task % every:
+        raise ConfigurationError(
+            f"mask.sparsity=auto chooses by validation images at the end of each training, but the Trainer validates "
+            f"every {every} epochs of {data.epochs_per_task}, on limit_val_batches={trainer.limit_val_batches}; leave "
+            "both as they are by default."
+        )
+    without = next((task for task in range(data.num_tasks) if not len(data.val_loader(task))), None)
+    if without is not None:
+        raise ConfigurationError(
+            f"mask.sparsity=auto chooses by validation images, and task {without} has none; give a number instead."
+        )
 
 
 def check_trainer(trainer: L.Trainer, kind: type, wanted: str) -> None:

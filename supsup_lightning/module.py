@@ -154,6 +154,9 @@ class ContinualModule(L.LightningModule):
             optimizer = make(self.method.trainable())
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"The optimizer's options do not work: {error}.") from error
+        if self.method.learning_rate is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = self.method.learning_rate
         steps = None
         if self.scenario.task_known_in_training:
             task = data.task_of_epoch(self.trainer.current_epoch)
@@ -169,6 +172,7 @@ class ContinualModule(L.LightningModule):
             data: to be trained on.
             discovery: how tasks are found that nothing announces (scenario NNs); by default `AccuracyDiscovery`.
         """
+        data.trials_per_task = self.method.trials_per_task
         from supsup_lightning.callbacks import (
             EvaluateSeenTasks,
             LossGuard,
@@ -272,6 +276,17 @@ class ContinualModule(L.LightningModule):
                 known = task if self.inference.numbers_tasks else -1
                 labels[tasks == task] = self.classes(logits[tasks == task], known)
         return tasks, labels
+
+    @torch.no_grad()
+    def nearest_task(self, images: Tensor) -> int:
+        """The finished task that inference takes these images ``(batch, *shape)`` for.
+
+        Asks the module's own inference, or, where that does not find tasks, one gradient of the entropy.
+        """
+        inference = self.inference if self.inference.finds_task else OneShot("entropy", images="batch")
+        with in_mode(self, training=False):
+            found = inference(self.method, images.to(self.device), max(self.num_classes))
+        return int(found.mode().values)
 
     def classes(self, logits: Tensor, task: int) -> Tensor:
         """``(batch, output_size)`` to ``(batch,)``: an output that is no class of the task is never an answer."""

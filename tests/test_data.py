@@ -63,7 +63,7 @@ def test_epochs_and_tasks():
     data.setup()
     assert data.num_epochs == 12
     assert [data.task_of_epoch(e) for e in (0, 3, 4, 11)] == [0, 0, 1, 2]
-    assert [data.begins_task(e) for e in (0, 3, 4)] == [True, False, True]
+    assert [data.begins_trial(e) for e in (0, 3, 4)] == [True, False, True]
     assert [data.ends_task(e) for e in (0, 3, 4)] == [False, True, False]
     assert data.steps_per_epoch(0) == 1365 // 128
     first, second = data.train_loader(0, epoch=0), data.train_loader(0, epoch=1)

@@ -145,6 +145,8 @@ class DataModuleSequence(TaskSequence):
         if half == "val" and not _defines(module, name):
             return []
         loader = getattr(module, name)()
+        if loader is None and half == "val":
+            return []
         if isinstance(loader, (list, tuple, dict)):
             raise ConfigurationError(
                 f"{type(module).__name__}.{half}_dataloader returns {len(loader)} loaders; a task has one."

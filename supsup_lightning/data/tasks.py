@@ -18,7 +18,12 @@ class TaskDataModule(L.LightningDataModule, ABC):
 
     Args:
         seed: of everything random in the data.
+
+    Attributes:
+        trials_per_task: how often a method trains each task from the start; it says so in its attribute of that name.
     """
+
+    trials_per_task = 1
 
     def __init__(self, *, seed: int) -> None:
         super().__init__()
@@ -150,24 +155,33 @@ class TaskSequence(TaskDataModule):
     def val_loader(self, task: int) -> Iterable:
         """The validation batches of any task."""
 
-    # Arithmetic.
+    # Arithmetic. A task is trained once, or several times from the start ("trials") where a method asks for that.
 
     @property
     def num_epochs(self) -> int:
         """For ``Trainer(max_epochs=...)``."""
-        return self.num_tasks * self.epochs_per_task
+        return self.num_tasks * self.epochs_of_task
+
+    @property
+    def epochs_of_task(self) -> int:
+        """Of all its trainings."""
+        return self.trials_per_task * self.epochs_per_task
 
     def task_of_epoch(self, epoch: int) -> int:
         """The task that is trained in this epoch."""
-        return epoch // self.epochs_per_task
+        return epoch // self.epochs_of_task
 
-    def begins_task(self, epoch: int) -> bool:
-        """Whether this is the first epoch of a task."""
+    def begins_trial(self, epoch: int) -> bool:
+        """Whether this is the first epoch of a training of a task."""
         return epoch % self.epochs_per_task == 0
+
+    def ends_trial(self, epoch: int) -> bool:
+        """Whether this is the last epoch of a training of a task."""
+        return (epoch + 1) % self.epochs_per_task == 0
 
     def ends_task(self, epoch: int) -> bool:
         """Whether this is the last epoch of a task."""
-        return (epoch + 1) % self.epochs_per_task == 0
+        return (epoch + 1) % self.epochs_of_task == 0
 
     def true_tasks(self, epoch: int) -> dict[int, float]:
         """The one."""

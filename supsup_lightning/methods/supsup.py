@@ -1,6 +1,7 @@
 """SupSup: a task is a binary mask over the frozen weights of one network (section 3 of the paper)."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ from supsup_lightning.bank import MaskBank
 from supsup_lightning.combinations import Combinations
 from supsup_lightning.errors import ConfigurationError, MismatchError
 from supsup_lightning.layout import ByName, Layout, MaskRule
-from supsup_lightning.masks import masked_weights
+from supsup_lightning.masks import make_rule, masked_weights
 from supsup_lightning.methods.frozen_network import FrozenNetworkMethod
 from supsup_lightning.methods.kept_scores import KeptScores
 from supsup_lightning.methods.method import Part
+from supsup_lightning.methods.sparsity_search import CANDIDATES, SparsitySearch
+from supsup_lightning.methods.starting_scores import StartingScores
+
+logger = logging.getLogger(__name__)
 
 
 class SupSup(FrozenNetworkMethod):
@@ -28,9 +33,14 @@ class SupSup(FrozenNetworkMethod):
     Args:
         network: any module. Its masked weights are overwritten with random ones (``weights``); none is trained.
         rule: ``threshold`` (on where the score is not negative) or ``topk`` (a fixed share of each layer is on).
-        sparsity: with ``topk``, the share of weights switched off, in [0, 1).
+        sparsity: with ``topk``, the share of weights switched off, in [0, 1); or ``auto``: each task gets the sparsest
+            mask about as accurate as its densest (`SparsitySearch`), for several times the training.
         allocation: with ``topk``, how layers share it: ``uniform`` or ``erdos_renyi``.
         budget: in place of ``sparsity`` with ``erdos_renyi``: the paper's ``b``, more of it is denser.
+        init: where the scores of a task start: ``random``, or from earlier tasks (`StartingScores`), on which its mask
+            depends then.
+        search_candidates: for ``sparsity="auto"``, sparsities to choose from; 2, 4, 8 or 16 of them.
+        search_tolerance: for ``sparsity="auto"``, by how much validation accuracy may be below the densest mask's.
         weights: the base weights: ``signed_constant`` or ``kaiming_normal``, regrown from the seed; ``keep`` leaves the
             network's own (pretrained, say).
         is_masked: which parameters are masked: `ByName`, by default those of two or more dimensions, or any function
@@ -59,15 +69,32 @@ class SupSup(FrozenNetworkMethod):
         network: nn.Module,
         *,
         rule: str = "threshold",
-        sparsity: float | None = None,
+        sparsity: float | str | None = None,
         allocation: str = "uniform",
         budget: float | None = None,
+        init: str = "random",
+        search_candidates: Sequence[float] = CANDIDATES,
+        search_tolerance: float = 0.01,
         weights: str = "signed_constant",
         is_masked: MaskRule = ByName(),  # noqa: B008 (immutable)
         store_weights: bool = False,
         seed: int = 0,
     ) -> None:
         layout = Layout.of(network, is_masked)
+        search = None
+        if isinstance(sparsity, str):
+            if sparsity != "auto" or rule != "topk":
+                raise ConfigurationError(
+                    f"mask.sparsity={sparsity} with mask.rule={rule}: give a share in [0, 1) or auto, and "
+                    "mask.rule=topk."
+                )
+            search = SparsitySearch(
+                search_candidates,
+                tolerance=search_tolerance,
+                num_weights=layout.num_weights,
+                num_statistics=Layout.of_running_statistics(network).num_weights,
+            )
+            sparsity = search.candidates[0]
         # A combination's coefficients take the first places of the scores, so that optimizers, checkpoints and DDP see
         # one parameter of one shape, whatever is trained.
         super().__init__(
@@ -83,16 +110,44 @@ class SupSup(FrozenNetworkMethod):
             seed=seed,
         )
         self.bank = MaskBank(self.layout.num_weights, self.statistics_layout.num_weights)
+        self.mask_sizes = self.layout.sizes
         self.combinations = Combinations(self.statistics_layout.num_weights)
         self.kept_scores: KeptScores | None = None
         self.register_buffer("statistics", self._fresh_statistics())  # of the task in training
+        self.start = StartingScores(init, self.layout.num_weights)
+        self.begins_like_another = init == "nearest"
+        if init != "random":
+            self.identity["init"] = init
+        self.search = search
+        if search is not None:
+            self.trials_per_task = search.num_trials
+            self.identity["sparsity"] = f"auto {search.candidates} {search.tolerance}"
+            # At once, so that what no candidate can meet is known before training.
+            self.rules = {
+                candidate: make_rule(rule, layout.shapes, sparsity=candidate, allocation=allocation, budget=budget)
+                for candidate in search.candidates
+            }
 
     # A task's life.
 
     def begin_task(self, task: int) -> None:
-        """Fresh scores, drawn from (seed, task)."""
+        """Scores drawn from (seed, task), or what the option ``init`` has in their place."""
         self._check_unknown(task)
-        self._begin(task, self._drawn_scores(task), self._fresh_statistics())
+        if self.search is not None:
+            self.rule = self.rules[self.search.begin(task)]
+        self._begin(task, self.start(self._drawn_scores(task)), self._fresh_statistics())
+
+    def start_like(self, task: int) -> None:
+        """Start the task in training from the mask of a finished one, with magnitudes that are the task's own."""
+        assert self.task_in_training is not None
+        self._start(self.task_in_training, self._scores_like(task, self._drawn_scores(self.task_in_training)))
+
+    def finish_trial(self, task: int, *, accuracy: float) -> None:
+        """End one of several trainings of a task, with its validation accuracy."""
+        assert self.search is not None
+        self._check_training(task)
+        self._average_statistics(self.statistics)
+        self.search.judge(task, accuracy, self.scores, self.statistics)
 
     def begin_combination(self, task: int) -> None:
         """Train no mask but coefficients of all masks there are, equal ones at first.
@@ -107,6 +162,9 @@ class SupSup(FrozenNetworkMethod):
 
     def keep_scores(self, place: str) -> None:
         """Keep the scores of finished tasks for `reopen_task`, in one of `KeptScores`' places."""
+        if self.start.init != "random" or self.search is not None:
+            option = f"mask.init={self.start.init}" if self.search is None else "mask.sparsity=auto"
+            raise ConfigurationError(f"{option} needs to be told where a task ends, and scenario=nns does not tell.")
         self.kept_scores = KeptScores(place)
 
     @contextmanager
@@ -133,9 +191,13 @@ class SupSup(FrozenNetworkMethod):
             return
         scores = None if self.kept_scores is None else self.kept_scores.get(task)
         if scores is None:
-            mask = self.bank.get(task)
-            scores = self.rule.scores_of(mask, self._drawn_scores(task).to(mask.device))
+            scores = self._scores_like(task, self._drawn_scores(task))
         self._begin(task, scores, self.bank.get_statistics(task))
+
+    def _scores_like(self, task: int, drawn: Tensor) -> Tensor:
+        """Scores with the mask of a finished task, out of freshly drawn ones."""
+        mask = self.bank.get(task)
+        return self.rule.scores_of(mask, drawn.to(mask.device))
 
     def commit_task(self, task: int) -> None:
         """Put the task in training into what is kept, as it is now; its training may go on.
@@ -144,9 +206,7 @@ class SupSup(FrozenNetworkMethod):
             ConfigurationError: training changed a buffer of the network that is no running statistic.
         """
         self._check_training(task)
-        if torch.distributed.is_initialized():  # each process has seen its share of every batch
-            torch.distributed.all_reduce(self.statistics)
-            self.statistics /= torch.distributed.get_world_size()
+        self._average_statistics(self.statistics)
         if self.combining:
             self.combinations.set(task, self._coefficients(), self.statistics, masks=self.bank.tasks)
             return
@@ -160,7 +220,12 @@ class SupSup(FrozenNetworkMethod):
 
     def finish_task(self, task: int) -> None:
         """Commit the mask of the scores, and the running statistics, to the bank; see `commit_task`."""
+        if self.search is not None:
+            self._begin(task, self.search.scores, self.search.statistics)
+            self.rule = self.rules[self.search.chosen(task)]
         self.commit_task(task)
+        if not self.combining:
+            self.start.remember(self.scores)
         self.task_in_training, self.combining = None, False
 
     def _begin(self, task: int, values: Tensor, statistics: Tensor, *, combining: bool = False) -> None:
@@ -190,8 +255,7 @@ class SupSup(FrozenNetworkMethod):
         if task == self.task_in_training and (
             self.training or (task not in self.bank and task not in self.combinations)
         ):
-            # `.data`: layers update their parts in place, each under a version counter of its own.
-            statistics = {name: part.data for name, part in self.statistics_layout.split(self.statistics).items()}
+            statistics = self._statistics_in_training(self.statistics)
             return {**self.layout.split(self._weights_in_training(task)), **statistics}
         if task in self.combinations:
             weights = self.bank.superpose(self.combinations.get(task, self.bank.tasks)) * self.frozen
@@ -280,6 +344,11 @@ class SupSup(FrozenNetworkMethod):
             parts.append(Part(name, tuple(tensor.shape), kept, density, task_bytes))
         return parts
 
+    def details(self) -> dict[str, Any]:
+        """Where scores started, if not at random, and the search for each task's sparsity, if there was one."""
+        init = {"init": self.start.init} if self.start.init != "random" else {}
+        return {**init, **({} if self.search is None else {"sparsity_search": self.search.report()})}
+
     def _learned(self) -> dict[str, Tensor]:
         """The bank, and the combinations where there are any."""
         bank = {name: value for name, value in self.bank.state_dict().items() if name != "statistics" or value.shape[1]}
@@ -289,6 +358,12 @@ class SupSup(FrozenNetworkMethod):
     def _set_learned(self, tensors: dict[str, Tensor]) -> None:
         """Both from a file."""
         bank, combined = self._parts_of(tensors)
+        if len(bank["tasks"]) and len(self.start.remembered) and not self.start.num_tasks:
+            logger.warning(
+                "mask.init=%s: a file of masks holds no scores, so the next task starts at random; a checkpoint has "
+                "them.",
+                self.start.init,
+            )
         self.bank.load_state_dict(bank)
         self.combinations.load_state_dict(combined)
 
@@ -335,8 +410,15 @@ class SupSup(FrozenNetworkMethod):
         super().set_extra_state(state)
         self.combining = state.get("combining", False)
 
+    def _follow_network(self) -> None:
+        super()._follow_network()
+        if self.search is not None and self.task_in_training is not None:
+            self.rule = self.rules[self.search.begin(self.task_in_training)]
+
     def _fill_in(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """Combinations and kept scores, absent from checkpoints before there were any."""
+        """What checkpoints did not have before there was any of it."""
+        for name, value in self.start.state_dict().items():
+            state_dict.setdefault(f"{prefix}start.{name}", value)
         for name, value in Combinations(self.statistics_layout.num_weights).state_dict().items():
             state_dict.setdefault(f"{prefix}combinations.{name}", value)
         kept = f"{prefix}kept_scores._extra_state"
