@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -134,6 +135,78 @@ def recovery(traces: Mapping[int, Tensor], *, path: str | Path) -> Path:
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)
     return path
+
+
+class Point(NamedTuple):
+    """A method in `accuracy_against_bytes`.
+
+    Attributes:
+        name: beside the point.
+        num_bytes: kept to predict all tasks; None, where they are not known, draws a line at the accuracy.
+        accuracy: average over tasks, in [0, 1].
+        family: points of one have one colour.
+        published: drawn hollow, as not measured here.
+    """
+
+    name: str
+    num_bytes: int | None
+    accuracy: float
+    family: str
+    published: bool = False
+
+
+def accuracy_against_bytes(points: Sequence[Point], *, title: str, path: str | Path) -> Path:
+    """Draw what a byte buys: average accuracy over the bytes that are kept for all tasks, on a logarithmic scale.
+
+    Args:
+        points: measured and published ones.
+        title: what was learned.
+        path: of the picture, PNG.
+    """
+    figure = Figure(figsize=(9, 5.5))
+    figure.set_layout_engine("constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_xscale("log")
+    families = list(dict.fromkeys(point.family for point in points))
+    for point in points:
+        colour = mpl.colormaps["tab10"](families.index(point.family) % 10)
+        if point.num_bytes is None:
+            axes.axhline(point.accuracy, color=colour, linewidth=1, linestyle=":", label=point.name)
+            continue
+        face = "white" if point.published else colour
+        axes.plot(point.num_bytes, point.accuracy, "o", color=colour, markerfacecolor=face, markersize=7)
+        side, height_of_text = _beside(point, points)
+        axes.annotate(
+            point.name,
+            (point.num_bytes, point.accuracy),
+            xytext=(7 if side == "left" else -7, height_of_text),
+            textcoords="offset points",
+            ha=side,
+            fontsize=8,
+        )
+    axes.margins(x=0.2)
+    axes.set_xlabel("bytes kept to predict all tasks")
+    axes.set_ylabel("average accuracy")
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.3, which="both")
+    if any(point.num_bytes is None for point in points):
+        axes.legend(loc="lower left", fontsize=8)
+    path = Path(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return path
+
+
+def _beside(point: Point, points: Sequence[Point]) -> tuple[str, int]:
+    """How a label is aligned and raised so that it avoids those of points near by."""
+    near = 0.05 * (max(other.accuracy for other in points) - min(other.accuracy for other in points))
+    others = [o for o in points if o.num_bytes and o is not point and abs(o.accuracy - point.accuracy) < near]
+    ratios = [(other, (other.num_bytes or 0) / (point.num_bytes or 1)) for other in others]
+    last = point.num_bytes == max(other.num_bytes or 0 for other in points)
+    side = "right" if last or any(1.1 < ratio < 2.5 for _, ratio in ratios) else "left"
+    below = any(1 / 1.1 < ratio < 1.1 and other.accuracy > point.accuracy for other, ratio in ratios)
+    return side, -11 if below else 4
 
 
 def _ticks(labels: np.ndarray, most: int = 20) -> tuple[np.ndarray, np.ndarray]:

@@ -66,15 +66,6 @@ def test_every_file_composes_and_instantiates(file, tmp_path, monkeypatch):
     assert trainer.max_epochs == data.num_epochs
 
 
-def test_what_an_experiment_says_it_costs_and_claims_stands_at_its_top():
-    files = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
-    assert files
-    for file in files:
-        head = file.read_text().split("defaults:")[0]
-        assert all(f"# {word}: " in head for word in ("Source", "Cost", "Command")), file
-        assert f"experiment={file.stem}" in head
-
-
 def test_the_published_recovery_is_the_one_in_python(tmp_path):
     config = composed("method=hopfield", "inference=hopfield_published", folder=tmp_path)
     assert instantiate(config.inference).descent == PUBLISHED
