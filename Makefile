@@ -3,13 +3,13 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench compare clean
 
 demo: $(READY)
 	$(BIN)/python train.py inference.images=each hydra.run.dir=outputs/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -18,6 +18,10 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/train_step.py
+
+compare: $(READY)
+	$(BIN)/python benchmarks/compare.py permuted_mnist
+	$(BIN)/python benchmarks/compare.py split_cifar100
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv

@@ -1,6 +1,11 @@
 """What several test files share: a small stream, a method with finished tasks, and the command line."""
 
 import os
+
+# Tests run side by side, one a core: the threads of one would only wait for those of another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -74,9 +79,9 @@ def fit(
     module = ContinualModule(method, **options)
     trainer = L.Trainer(
         accelerator="cpu",
+        callbacks=[*module.task_callbacks(data, discovery=discovery), *callbacks],
         max_epochs=data.num_epochs,
         reload_dataloaders_every_n_epochs=1,
-        callbacks=[*module.task_callbacks(data, discovery=discovery), *callbacks],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
