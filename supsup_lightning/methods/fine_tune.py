@@ -76,9 +76,10 @@ class SmallNetworks(UpperBound):
         seed: int = 0,
     ) -> None:
         if "width" not in signature(network).parameters:
+            made = getattr(network, "func", network)
             raise ConfigurationError(
                 "method=small_networks needs a network whose sizes grow with an argument `width`; lenet, fc1024, "
-                f"gem_resnet18 and hop_net have it, {getattr(network, 'func', network)} has not."
+                f"gem_resnet18 and hop_net have it, {getattr(made, '__name__', made)} has not."
             )
         if bytes_per_task is not None and (type(bytes_per_task) is not int or bytes_per_task < 1):
             raise ConfigurationError(f"method.bytes_per_task={bytes_per_task!r} must be a whole number from 1 on.")
