@@ -93,6 +93,34 @@ def fit(
     return module, trainer
 
 
+class StopAfter(L.Callback):
+    """Keeps a checkpoint after an epoch, and ends training there; comes after what begins and finishes tasks."""
+
+    def __init__(self, epoch: int, path: Path) -> None:
+        self.epoch, self.path = epoch, path
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == self.epoch:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
+
+
+def first_losses(method, *, lr: float) -> list[float]:
+    """Of four steps of SGD on the first task of the permuted digits."""
+    data = PermutedDigits(num_tasks=1, steps_per_task=4)
+    data.setup()
+    method.begin_task(0)
+    optimizer = torch.optim.SGD(method.trainable(), lr=lr, momentum=0.9)
+    losses = []
+    for images, labels in data.train_loader(0):
+        loss = torch.nn.functional.cross_entropy(method(images, 0), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 def digits_lenet(**options) -> SupSup:
     """LeNet for the digits."""
     return SupSup(LeNet(output_size=100, input_shape=DIGITS), **options)

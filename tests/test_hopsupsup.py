@@ -28,7 +28,7 @@ from supsup_lightning import (
 from supsup_lightning.callbacks.recovery import RecordRecovery
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
 from supsup_lightning.hopfield import capacity
-from tests.conftest import DIGITS, QUIET, fit, random_images, random_method, run_cli
+from tests.conftest import DIGITS, QUIET, first_losses, fit, random_images, random_method, run_cli
 
 CLASSES = 10
 
@@ -67,19 +67,7 @@ def batch_of(data, task):
 
 def test_golden_loss_of_four_steps():
     """Any change of these numbers is a change of the method: of its initialisation, gradients, data or optimizer."""
-    data = PermutedDigits(num_tasks=1, steps_per_task=4)
-    data.setup()
-    method = small_hop_net()
-    method.begin_task(0)
-    optimizer = torch.optim.SGD(method.trainable(), lr=1.0, momentum=0.9)
-    losses = []
-    for images, labels in data.train_loader(0):
-        loss = torch.nn.functional.cross_entropy(method(images, 0), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses == pytest.approx([2.45481, 1.950016, 1.580176, 1.351395], rel=1e-4)
+    assert first_losses(small_hop_net(), lr=1.0) == pytest.approx([2.45481, 1.950016, 1.580176, 1.351395], rel=1e-4)
 
 
 def test_the_same_seed_regrows_network_and_scores_and_nothing_of_them_is_stored(tmp_path):

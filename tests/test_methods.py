@@ -31,7 +31,7 @@ from supsup_lightning import (
 from supsup_lightning.command_line import check_options
 from supsup_lightning.errors import ConfigurationError, MismatchError
 from supsup_lightning.methods import Offer
-from tests.conftest import DIGITS, TINY, fit, random_images, run_cli
+from tests.conftest import DIGITS, TINY, StopAfter, first_losses, fit, random_images, run_cli
 from tests.test_config import composed
 
 CLASSES = 10
@@ -340,34 +340,10 @@ def test_pretrained_weights_are_counted_where_they_are_needed():
 )
 def test_golden_loss_of_four_steps(name, golden):
     """Any change of these numbers is a change of the method: of its initialisation, gradients, data or optimizer."""
-    data = PermutedDigits(num_tasks=1, steps_per_task=4)
-    data.setup()
-    method = METHODS[name]()
-    method.begin_task(0)
-    optimizer = torch.optim.SGD(method.trainable(), lr=0.1, momentum=0.9)
-    losses = []
-    for images, labels in data.train_loader(0):
-        loss = cross_entropy(method(images, 0), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses == pytest.approx(golden, rel=1e-4)
+    assert first_losses(METHODS[name](), lr=0.1) == pytest.approx(golden, rel=1e-4)
 
 
 # On the command line.
-
-
-class Stop(L.Callback):
-    """Keeps a checkpoint after an epoch, and ends there."""
-
-    def __init__(self, epoch, path):
-        self.epoch, self.path = epoch, path
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        if trainer.current_epoch == self.epoch:
-            trainer.save_checkpoint(self.path)
-            trainer.should_stop = True
 
 
 @pytest.mark.parametrize("name", ["batch_ensemble", "separate_heads_random", "psp", "upper_bound", "lower_bound"])
@@ -379,7 +355,7 @@ def test_a_run_that_broke_off_resumes_to_the_same_values(name, tmp_path):
 
     whole = run()
     for epoch in (0, 1, 2):  # within the first task, after it, within the second
-        run(callbacks=[Stop(epoch, tmp_path / "stopped.ckpt")])
+        run(callbacks=[StopAfter(epoch, tmp_path / "stopped.ckpt")])
         resumed = run(checkpoint=tmp_path / "stopped.ckpt")
         assert resumed.keys() == whole.keys()
         assert all(torch.equal(resumed[key], whole[key]) for key in whole)

@@ -10,7 +10,7 @@ from supsup_lightning import GG, ContinualModule, Given, PermutedDigits, Unannou
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.methods.sparsity_search import CANDIDATES, SparsitySearch
 from supsup_lightning.scenario import NNS
-from tests.conftest import QUIET, digits_lenet, fit, random_method, run_cli
+from tests.conftest import QUIET, StopAfter, digits_lenet, fit, random_method, run_cli
 
 
 @given(accuracies=st.lists(st.integers(0, 100), min_size=8, max_size=8), tolerance=st.integers(0, 30))
@@ -80,19 +80,10 @@ def test_each_task_is_trained_at_several_sparsities_and_keeps_one(tmp_path):
 def test_a_search_resumes_between_its_trainings_to_the_same_masks(tmp_path):
     def run(folder, *, stop_after=None, checkpoint=None):
         data = PermutedDigits(num_tasks=2, epochs_per_task=2)
-        callbacks = [] if stop_after is None else [Stop(stop_after, tmp_path / "stopped.ckpt")]
+        callbacks = [] if stop_after is None else [StopAfter(stop_after, tmp_path / "stopped.ckpt")]
         method = searching()
         fit(method, data, folder=folder, scenario=GG, inference=Given(), callbacks=callbacks, checkpoint=checkpoint)
         return method
-
-    class Stop(L.Callback):
-        def __init__(self, epoch, path):
-            self.epoch, self.path = epoch, path
-
-        def on_train_epoch_end(self, trainer, pl_module):
-            if trainer.current_epoch == self.epoch:
-                trainer.save_checkpoint(self.path)
-                trainer.should_stop = True
 
     whole = run(tmp_path)
     for epoch in (1, 2, 8):  # between trainings, within one, and within one of the second task
