@@ -18,12 +18,14 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/packed_bits.py
+	$(BIN)/python benchmarks/growth.py
 
 compare: $(READY)
 	$(BIN)/python benchmarks/compare.py permuted_mnist
 	$(BIN)/python benchmarks/compare.py split_cifar100
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt hatch_build.py supsup_lightning/native/packed_bits.c
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@

@@ -1,13 +1,16 @@
 """Packed bits: eight weights of a mask in one byte, and the two products that inference needs of them.
 
-Bit ``j`` of byte ``b`` is weight ``8 b + j``. Rows are masks. A product never holds more than one small tile of
-the bank as floats, so memory does not grow with the number of masks. All functions run on any device.
+Bit ``j`` of byte ``b`` is weight ``8 b + j``. Rows are masks. On the CPU the products read the bits as they are, in C
+(`native`); on other devices, and where there is no C kernel, they unpack one small tile of the bank after another, so
+that memory does not grow with the number of masks.
 """
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from supsup_lightning import native
 
 # A tile's float copy is 4 times its packed bytes and should stay in a core's cache; on an accelerator, a larger
 # tile is needed to fill the device.
@@ -57,12 +60,19 @@ def dot(packed: Tensor, vector: Tensor) -> Tensor:
     masks, num_bytes = packed.shape
     vectors = vector.reshape(-1, vector.shape[-1])
     padded = torch.nn.functional.pad(vectors, (0, num_bytes * 8 - vectors.shape[1]))
-    planes = padded.view(-1, num_bytes, 8).permute(2, 1, 0).contiguous()  # (8, bytes, vectors)
-    products = vector.new_zeros(masks, len(vectors))
+    products = native.dot(packed, padded) if native.takes(packed, padded) else dot_in_tiles(packed, padded)
+    return products.reshape(*vector.shape[:-1], masks)
+
+
+def dot_in_tiles(packed: Tensor, vectors: Tensor) -> Tensor:
+    """`dot` in PyTorch: ``(masks, bytes)`` uint8 and ``(vectors, 8 * bytes)`` to ``(vectors, masks)``."""
+    masks, num_bytes = packed.shape
+    planes = vectors.view(-1, num_bytes, 8).permute(2, 1, 0).contiguous()  # (8, bytes, vectors)
+    products = vectors.new_zeros(masks, len(vectors))
     for rows, tile in _tiles(packed, products):
         for bit in range(8):
-            rows.addmm_((tile >> bit & 1).to(vector.dtype), planes[bit])
-    return products.T.reshape(*vector.shape[:-1], masks)
+            rows.addmm_((tile >> bit & 1).to(vectors.dtype), planes[bit])
+    return products.T
 
 
 def weighted_sum(packed: Tensor, coefficients: Tensor, num_weights: int) -> Tensor:
@@ -80,6 +90,8 @@ def weighted_sum(packed: Tensor, coefficients: Tensor, num_weights: int) -> Tens
     tensor([0.7500, 0.5000])
     """
     _check(packed, num_weights)
+    if native.takes(packed, coefficients):
+        return native.weighted_sum(packed, coefficients)[:num_weights]
     planes = coefficients.new_zeros(8, packed.shape[1])  # (8, bytes)
     for coefficient, tile in _tiles(packed, coefficients):
         for bit in range(8):

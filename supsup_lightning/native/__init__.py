@@ -1,0 +1,131 @@
+"""The C kernel for products over packed bits, called on tensors of the CPU; absent where no compiler was at install."""
+
+import ctypes
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+from supsup_lightning.native.build import library_path
+
+logger = logging.getLogger(__name__)
+
+LEVELS = ("portable", "avx2", "avx512")
+
+# Below so many packed bytes a thread costs more than it saves.
+_BYTES_PER_THREAD = 2**18
+_ROWS_TOGETHER = (
+    16  # that the kernel adds up side by side: threads take whole groups, so that sums do not depend on them
+)
+_PARTS_PER_THREAD = 8
+_CACHE_LINE = 64  # bytes; a thread of the weighted sum takes whole ones
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernel, or None, with a warning the first time, where it was not built."""
+    path = library_path()
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError:
+        logger.warning(
+            "The C kernel for packed bits is not there (%s), so products over masks run in PyTorch, several times "
+            "slower. Install a C compiler, then this package again.",
+            path.name,
+        )
+        return None
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    loaded.packed_dot.argtypes = [ctypes.c_int, pointer, size, size, pointer, pointer]
+    loaded.packed_weighted_sum.argtypes = [ctypes.c_int, pointer, size, size, size, size, pointer, pointer]
+    loaded.packed_dot.restype = loaded.packed_weighted_sum.restype = None
+    return loaded
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Whether the kernel can work on these: plain tensors of the CPU, not in a transform or an autograd graph."""
+    return all(
+        tensor.device.type == "cpu"
+        and tensor.dtype in (torch.float32, torch.uint8)
+        and not (tensor.requires_grad and torch.is_grad_enabled())
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        for tensor in tensors
+    ) and (library() is not None)
+
+
+def best_level() -> int:
+    """The place in `LEVELS` of the best that this processor has."""
+    loaded = library()
+    assert loaded is not None
+    return loaded.packed_best_level()
+
+
+def dot(packed: Tensor, vectors: Tensor, *, level: int | None = None) -> Tensor:
+    """``(masks, bytes)`` uint8 and ``(vectors, 8 * bytes)`` float32 to ``(vectors, masks)`` float32."""
+    loaded = library()
+    assert loaded is not None
+    level = best_level() if level is None else level
+    packed, vectors = packed.contiguous(), vectors.contiguous()
+    masks, num_bytes = packed.shape
+    sums = torch.empty(len(vectors), masks, dtype=torch.float64)
+
+    def some(first: int, last: int) -> None:
+        for vector, row in zip(vectors, sums, strict=True):
+            loaded.packed_dot(
+                level,
+                packed.data_ptr() + first * num_bytes,
+                last - first,
+                num_bytes,
+                vector.data_ptr(),
+                row.data_ptr() + first * sums.itemsize,
+            )
+
+    _in_threads(some, masks, unit=_ROWS_TOGETHER, work=packed.numel() * len(vectors))
+    return sums.float()
+
+
+def weighted_sum(packed: Tensor, coefficients: Tensor, *, level: int | None = None) -> Tensor:
+    """``(masks, bytes)`` uint8 and ``(masks,)`` float32 to ``(8 * bytes,)`` float32."""
+    loaded = library()
+    assert loaded is not None
+    level = best_level() if level is None else level
+    packed, coefficients = packed.contiguous(), coefficients.contiguous()
+    masks, num_bytes = packed.shape
+    total = torch.empty(8 * num_bytes)
+    call = partial(loaded.packed_weighted_sum, level, packed.data_ptr(), masks, num_bytes)
+
+    def some(first: int, last: int) -> None:
+        call(first, last, coefficients.data_ptr(), total.data_ptr())
+
+    _in_threads(some, num_bytes, unit=_CACHE_LINE, work=packed.numel())
+    return total
+
+
+def _in_threads(some: Callable[[int, int], None], size: int, *, unit: int, work: int) -> None:
+    """``some(first, last)`` over parts of ``range(size)`` in whole units; ctypes lets threads run side by side.
+
+    The calling thread works as well, and each takes the next part when it is through with one: PyTorch's own threads
+    keep a core busy for a while after they had something to do.
+    """
+    threads = max(1, min(torch.get_num_threads(), work // _BYTES_PER_THREAD))
+    if threads == 1:
+        some(0, size)
+        return
+    share = -(-size // (threads * _PARTS_PER_THREAD * unit)) * unit
+    parts = iter([(first, min(first + share, size)) for first in range(0, size, share)])
+
+    def work_on() -> None:
+        for part in parts:  # each thread takes what the others have not
+            some(*part)
+
+    helpers = [_pool(threads - 1).submit(work_on) for _ in range(threads - 1)]
+    work_on()
+    for helper in helpers:
+        helper.result()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="packed_bits")

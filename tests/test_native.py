@@ -1,0 +1,102 @@
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supsup_lightning import bits, native
+from supsup_lightning.native import build
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="no C compiler was there at install")
+
+LEVELS = range(native.best_level() + 1) if native.library() is not None else ()
+
+
+def case(masks: int, weights: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Masks, the same packed, a vector padded to whole bytes, and coefficients."""
+    draw = torch.Generator().manual_seed(seed)
+    mask = torch.rand(masks, weights, generator=draw) < torch.rand((), generator=draw)
+    vector = torch.zeros(-(-weights // 8) * 8)
+    vector[:weights] = torch.randn(weights, generator=draw)
+    return mask, bits.pack(mask), vector, torch.randn(masks, generator=draw)
+
+
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: native.LEVELS[level])
+@given(masks=st.integers(0, 20), weights=st.integers(1, 1500), vectors=st.integers(1, 3), seed=st.integers(0, 10**6))
+def test_every_level_is_the_sum_over_what_is_on(level, masks, weights, vectors, seed):
+    mask, packed, vector, coefficients = case(masks, weights, seed)
+    several = torch.stack([vector * (number + 1) for number in range(vectors)])
+    torch.testing.assert_close(
+        native.dot(packed, several, level=level).double(),
+        several[:, :weights].double() @ mask.double().T,
+        rtol=1e-5,
+        atol=1e-4,
+    )
+    torch.testing.assert_close(
+        native.weighted_sum(packed, coefficients, level=level)[:weights].double(),
+        coefficients.double() @ mask.double(),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: native.LEVELS[level])
+def test_threads_change_nothing_and_rounding_does_not_grow_with_the_weights(level, monkeypatch):
+    mask, packed, vector, coefficients = case(37, 300_001, seed=0)
+    alone = native.dot(packed, vector[None], level=level), native.weighted_sum(packed, coefficients, level=level)
+    monkeypatch.setattr(native, "_BYTES_PER_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    assert torch.equal(native.dot(packed, vector[None], level=level), alone[0])
+    assert torch.equal(native.weighted_sum(packed, coefficients, level=level), alone[1])
+    exact = mask.double() @ vector[:300_001].double()
+    assert (alone[0][0].double() - exact).abs().max() < 2e-3  # of sums of about 400
+
+
+def test_what_is_off_does_not_count_even_where_it_is_no_number():
+    vector = torch.tensor([1.0, float("nan"), float("inf"), 2.0, 0, 0, 0, 0])
+    packed = bits.pack(torch.tensor([[True, False, False, True]]))
+    for level in LEVELS:
+        assert native.dot(packed, vector[None], level=level).item() == 3
+
+
+def test_transforms_and_graphs_go_another_way():
+    _, packed, vector, _ = case(3, 16, seed=1)
+    assert native.takes(packed, vector)
+    assert not native.takes(packed, vector.double())
+    assert not native.takes(packed, vector.clone().requires_grad_())
+    several = torch.stack([vector, 2 * vector])
+    mapped = torch.func.vmap(lambda v: bits.dot(packed, v))(several)
+    torch.testing.assert_close(mapped, bits.dot(packed, several))
+
+
+def test_without_it_pytorch_gives_the_same_and_says_so_once(monkeypatch, caplog):
+    _, packed, vector, coefficients = case(5, 77, seed=2)
+    with_kernel = bits.dot(packed, vector[:77]), bits.weighted_sum(packed, coefficients, 77)
+    native.library.cache_clear()
+    monkeypatch.setattr(native, "library_path", lambda: Path("/nowhere/packed_bits-0.so"))
+    with caplog.at_level(logging.WARNING):
+        torch.testing.assert_close(bits.dot(packed, vector[:77]), with_kernel[0])
+        torch.testing.assert_close(bits.weighted_sum(packed, coefficients, 77), with_kernel[1])
+    native.library.cache_clear()
+    assert len(caplog.records) == 1
+    assert "Install a C compiler" in caplog.text
+
+
+def test_an_installation_without_a_compiler_goes_on(tmp_path):
+    folder = tmp_path / "native"
+    shutil.copytree(build.FOLDER, folder, ignore=shutil.ignore_patterns("packed_bits-*"))
+    done = subprocess.run(
+        [sys.executable, str(folder / "build.py")], env={"PATH": ""}, capture_output=True, text=True, check=True
+    )
+    assert "no C compiler" in done.stderr
+    broken = subprocess.run(
+        [sys.executable, str(folder / "build.py")], env={"PATH": "", "CC": shutil.which("false")}, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert "the C kernel was not built" in broken.stderr
+    assert not list(folder.glob("packed_bits-*"))
