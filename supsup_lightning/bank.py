@@ -53,6 +53,10 @@ class MaskBank(TaskRows):
         """The mask of ``task``, ``(weights,)`` bool. Raises `KeyError` if it has none."""
         return bits.unpack(self.packed[self.row(task)], self.num_weights)
 
+    def select(self, task: int, vector: Tensor) -> Tensor:
+        """``vector`` ``(weights,)`` where the mask of ``task`` is on, 0 elsewhere. Raises `KeyError` if it has none."""
+        return bits.select(self.packed[self.row(task)], vector)
+
     def get_statistics(self, task: int) -> Tensor:
         """A copy of the statistics of ``task``, ``(statistics,)``. Raises `KeyError` if it has none."""
         return self.read(task, "statistics")

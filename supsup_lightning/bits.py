@@ -1,4 +1,4 @@
-"""Packed bits: eight weights of a mask in one byte, and the two products that inference needs of them.
+"""Packed bits: eight weights of a mask in one byte, and the products that inference needs of them.
 
 Bit ``j`` of byte ``b`` is weight ``8 b + j``. Rows are masks. On the CPU the products read the bits as they are, in C
 (`native`); on other devices, and where there is no C kernel, they unpack one small tile of the bank after another, so
@@ -57,11 +57,10 @@ def dot(packed: Tensor, vector: Tensor) -> Tensor:
     tensor([101.,  10.])
     """
     _check(packed, vector.shape[-1])
-    masks, num_bytes = packed.shape
     vectors = vector.reshape(-1, vector.shape[-1])
-    padded = torch.nn.functional.pad(vectors, (0, num_bytes * 8 - vectors.shape[1]))
+    padded = _padded(vectors)
     products = native.dot(packed, padded) if native.takes(packed, padded) else dot_in_tiles(packed, padded)
-    return products.reshape(*vector.shape[:-1], masks)
+    return products.reshape(*vector.shape[:-1], len(packed))
 
 
 def dot_in_tiles(packed: Tensor, vectors: Tensor) -> Tensor:
@@ -97,6 +96,32 @@ def weighted_sum(packed: Tensor, coefficients: Tensor, num_weights: int) -> Tens
         for bit in range(8):
             planes[bit] += coefficient @ (tile >> bit & 1).to(coefficients.dtype)
     return planes.T.reshape(-1)[:num_weights]
+
+
+def select(packed: Tensor, vector: Tensor) -> Tensor:
+    """The vector where the mask is on, 0 elsewhere.
+
+    Args:
+        packed: one mask, ``(ceil(weights / 8),)`` uint8.
+        vector: ``(weights,)`` float32.
+
+    Returns:
+        ``(weights,)`` float32.
+
+    >>> select(pack(torch.tensor([True, False, True])), torch.tensor([1.0, 2.0, 3.0]))
+    tensor([1., 0., 3.])
+    """
+    _check(packed.unsqueeze(0), len(vector))
+    padded = _padded(vector)
+    if native.takes(packed, padded):
+        return native.select(packed, padded)[: len(vector)]
+    return unpack(packed, len(vector)) * vector
+
+
+def _padded(vectors: Tensor) -> Tensor:
+    """``(..., weights)`` to whole bytes' weights."""
+    spare = -vectors.shape[-1] % 8
+    return torch.nn.functional.pad(vectors, (0, spare)) if spare else vectors
 
 
 def _tiles(packed: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

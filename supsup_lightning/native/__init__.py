@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 
 LEVELS = ("portable", "avx2", "avx512")
 
-# Below so many packed bytes a thread costs more than it saves.
-_BYTES_PER_THREAD = 2**18
+# Below so many packed bytes (about a millisecond's) a thread costs more than it saves.
+_BYTES_PER_THREAD = 2**23
 _ROWS_TOGETHER = (
     16  # that the kernel adds up side by side: threads take whole groups, so that sums do not depend on them
 )
@@ -40,7 +40,8 @@ def library() -> ctypes.CDLL | None:
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     loaded.packed_dot.argtypes = [ctypes.c_int, pointer, size, size, pointer, pointer]
     loaded.packed_weighted_sum.argtypes = [ctypes.c_int, pointer, size, size, size, size, pointer, pointer]
-    loaded.packed_dot.restype = loaded.packed_weighted_sum.restype = None
+    loaded.packed_select.argtypes = [ctypes.c_int, pointer, size, pointer, pointer]
+    loaded.packed_dot.restype = loaded.packed_weighted_sum.restype = loaded.packed_select.restype = None
     return loaded
 
 
@@ -101,6 +102,17 @@ def weighted_sum(packed: Tensor, coefficients: Tensor, *, level: int | None = No
 
     _in_threads(some, num_bytes, unit=_CACHE_LINE, work=packed.numel())
     return total
+
+
+def select(packed: Tensor, vector: Tensor, *, level: int | None = None) -> Tensor:
+    """``(bytes,)`` uint8 and ``(8 * bytes,)`` float32 to ``(8 * bytes,)`` float32."""
+    loaded = library()
+    assert loaded is not None
+    level = best_level() if level is None else level
+    packed, vector = packed.contiguous(), vector.contiguous()
+    selected = torch.empty_like(vector)
+    loaded.packed_select(level, packed.data_ptr(), len(packed), vector.data_ptr(), selected.data_ptr())
+    return selected
 
 
 def _in_threads(some: Callable[[int, int], None], size: int, *, unit: int, work: int) -> None:

@@ -1,14 +1,15 @@
-/* The two products over packed bits, read at the speed of memory.
+/* Products over packed bits, read at the speed of memory.
  *
  * Bit j of byte b of a row is weight 8 b + j; spare bits of the last byte are 0. Rows are masks.
  *
  *   packed_dot           out[m] = sum_w bit(m, w) * vector[w]
  *   packed_weighted_sum  out[w] = sum_m coefficient[m] * bit(m, w)
+ *   packed_select        out[w] = bit(w) * vector[w], of one mask
  *
  * With AVX-512, half bytes of 16 masks pick their sums from tables (dot), and a 16-bit word of a mask is the lane mask of
- * one addition (weighted_sum); nothing is ever unpacked. AVX2 and the portable version expand a byte to eight lanes. The
- * best of them is chosen when the library is loaded. Threads are the caller's: both functions work on a range, dot of
- * masks and weighted_sum of bytes.
+ * one addition (weighted_sum) or load (select); nothing is ever unpacked. AVX2 and the portable version expand a byte to
+ * eight lanes. The best of them is chosen when the library is loaded. Threads are the caller's: the products work on a
+ * range, dot of masks and weighted_sum of bytes.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -46,6 +47,13 @@ static void sum_tile_portable(const uint8_t *rows, size_t stride, size_t masks, 
         for (size_t b = 0; b < 64; b++)
             for (int j = 0; j < 8; j++)
                 out[8 * b + j] += (rows[m * stride + b] >> j) & 1 ? coefficients[m] : 0.0f;
+}
+
+static void select_portable(const uint8_t *row, size_t bytes, const float *vector, float *out)
+{
+    for (size_t b = 0; b < bytes; b++)
+        for (int j = 0; j < 8; j++)
+            out[8 * b + j] = (row[b] >> j) & 1 ? vector[8 * b + j] : 0.0f;
 }
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
@@ -100,6 +108,25 @@ static void sum_tile_avx2(const uint8_t *rows, size_t stride, size_t masks, cons
     }
 }
 
+__attribute__((target("avx2")))
+static void select_avx2(const uint8_t *row, size_t bytes, const float *vector, float *out)
+{
+    for (size_t b = 0; b < bytes; b++)
+        _mm256_storeu_ps(out + 8 * b, _mm256_and_ps(lanes_of(row[b]), _mm256_loadu_ps(vector + 8 * b)));
+}
+
+__attribute__((target("avx512f")))
+static void select_avx512(const uint8_t *row, size_t bytes, const float *vector, float *out)
+{
+    size_t b = 0;
+    for (; b + 2 <= bytes; b += 2) {
+        uint16_t word;
+        memcpy(&word, row + b, 2);
+        _mm512_storeu_ps(out + 8 * b, _mm512_maskz_loadu_ps((__mmask16)word, vector + 8 * b));
+    }
+    select_portable(row + b, bytes - b, vector + 8 * b, out + 8 * b);
+}
+
 /* Sums of every subset of four weights, 16 for each half byte: a lane's half byte picks one by a permutation, so that 4
  * bits of 16 masks cost a shift, a permutation and an addition. Rows lie on pages of their own: the next ones are asked for
  * ahead of time, and a tile is as long as its tables fit the caches, so that each page is looked up seldom. */
@@ -117,13 +144,14 @@ static void tables_of(const float *vector, size_t bytes, __m512 *tables)
     }
 }
 
-/* 64 bytes of 16 rows to 16 vectors; vector i has the four bytes from 4 i on of each row, a lane a row. */
+/* 64 bytes of 16 rows to 16 vectors; vector i has the four bytes from 4 i on of each row, a lane a row. Where there are
+ * fewer rows, the last one takes the places that are left. */
 __attribute__((target("avx512f")))
-static inline void transpose(const uint8_t *rows, size_t stride, __m512i *out)
+static inline void transpose(const uint8_t *rows, size_t stride, size_t masks, __m512i *out)
 {
     __m512i a[16], b[16];
-    for (int i = 0; i < 16; i++)
-        a[i] = _mm512_loadu_si512(rows + i * stride);
+    for (size_t i = 0; i < 16; i++)
+        a[i] = _mm512_loadu_si512(rows + (i < masks ? i : masks - 1) * stride);
     for (int i = 0; i < 16; i += 2) {
         b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
         b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
@@ -152,7 +180,8 @@ static void dot_tile_avx512(const uint8_t *rows, size_t stride, size_t masks, si
     for (size_t first = 0; first + 64 <= bytes; first += TABLE_BYTES) {
         size_t some = bytes - first < TABLE_BYTES ? (bytes - first) / 64 * 64 : TABLE_BYTES;
         tables_of(vector + 8 * first, some, tables);
-        for (size_t m = 0; m + 16 <= masks; m += 16) {
+        for (size_t m = 0; m < masks; m += 16) {
+            size_t group = masks - m < 16 ? masks - m : 16;
             __m512 s[4];
             for (int i = 0; i < 4; i++)
                 s[i] = _mm512_setzero_ps();
@@ -160,7 +189,7 @@ static void dot_tile_avx512(const uint8_t *rows, size_t stride, size_t masks, si
                 __m512i words[16];
                 for (int i = 16; i < 32; i++)
                     __builtin_prefetch(rows + (m + i) * stride + first + b);
-                transpose(rows + m * stride + first + b, stride, words);
+                transpose(rows + m * stride + first + b, stride, group, words);
                 const __m512 *table = tables + 2 * b;
                 for (int i = 0; i < 16; i++)
                     for (int half = 0; half < 8; half++) {
@@ -170,15 +199,16 @@ static void dot_tile_avx512(const uint8_t *rows, size_t stride, size_t masks, si
             }
             __m512 sum = _mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3]));
             __m256 low = _mm512_castps512_ps256(sum), high = _mm512_castps512_ps256(_mm512_shuffle_f32x4(sum, sum, 0xee));
-            _mm512_storeu_pd(sums + m, _mm512_add_pd(_mm512_loadu_pd(sums + m), _mm512_cvtps_pd(low)));
-            _mm512_storeu_pd(sums + m + 8, _mm512_add_pd(_mm512_loadu_pd(sums + m + 8), _mm512_cvtps_pd(high)));
+            __mmask16 lanes = (__mmask16)((1u << group) - 1);
+            __m512d before = _mm512_maskz_loadu_pd((__mmask8)lanes, sums + m);
+            _mm512_mask_storeu_pd(sums + m, (__mmask8)lanes, _mm512_add_pd(before, _mm512_cvtps_pd(low)));
+            before = _mm512_maskz_loadu_pd((__mmask8)(lanes >> 8), sums + m + 8);
+            _mm512_mask_storeu_pd(sums + m + 8, (__mmask8)(lanes >> 8), _mm512_add_pd(before, _mm512_cvtps_pd(high)));
         }
     }
-    size_t whole = bytes / 64 * 64, grouped = masks / 16 * 16;
+    size_t whole = bytes / 64 * 64;
     if (whole < bytes)
-        dot_tile_avx2(rows + whole, stride, grouped, bytes - whole, vector + 8 * whole, sums);
-    if (grouped < masks)
-        dot_tile_avx2(rows + grouped * stride, stride, masks - grouped, bytes, vector, sums + grouped);
+        dot_tile_avx2(rows + whole, stride, masks, bytes - whole, vector + 8 * whole, sums);
 }
 
 __attribute__((target("avx512f")))
@@ -234,6 +264,22 @@ static sum_tile sum_of(int level)
         return sum_tile_avx2;
 #endif
     return sum_tile_portable;
+}
+
+/* Of one row of `bytes` bytes with vectors of 8 * bytes floats. */
+void packed_select(int level, const uint8_t *row, size_t bytes, const float *vector, float *out)
+{
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+    if (level == 2) {
+        select_avx512(row, bytes, vector, out);
+        return;
+    }
+    if (level == 1) {
+        select_avx2(row, bytes, vector, out);
+        return;
+    }
+#endif
+    select_portable(row, bytes, vector, out);
 }
 
 /* Of `masks` rows of `bytes` bytes each, with a vector of 8 * bytes floats; `sums` holds `masks` doubles, set here. */
