@@ -3,23 +3,26 @@
 import torch
 from torch import Tensor
 
-from supsup_lightning.inference.inference import ConfidenceInference
+from supsup_lightning.inference.inference import GradientInference
 from supsup_lightning.inference.one_shot import confidence_gain
-from supsup_lightning.methods import Method, Offer
+from supsup_lightning.methods import Method
 
 
-class Binary(ConfidenceInference):
-    """``ceil(log2 k)`` gradients; each time the half with the larger ``-dO/da`` stays, at equal coefficients."""
+class Binary(GradientInference):
+    """``ceil(log2 k)`` gradients; each time the half with the larger ``-dO/da`` stays, at equal coefficients.
 
-    needs = Offer.SUPERPOSED
+    With ``candidates`` above 1 it ends when no more than these are left, and tries each of them.
+    """
 
     def decide(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """The last task left."""
         num_tasks = len(method.tasks)
         active = torch.arange(num_tasks, device=images.device)
         coefficients = None  # 1/k each
-        while len(active) > 1:
+        while len(active) > self.candidates:
             gain = confidence_gain(method, images, num_classes, self.objective, coefficients, active)
             active = active[gain.topk((len(active) + 1) // 2).indices]
             coefficients = torch.zeros(num_tasks, device=images.device).index_fill(0, active, 1 / len(active))
-        return active[0]
+        if len(active) == 1:
+            return active[0]
+        return active[self.objectives(method, images, num_classes, active).mean(1).argmin()]

@@ -10,16 +10,14 @@ from supsup_lightning.methods import Method
 class Exhaustive(ConfidenceInference):
     """The task under whose own mask the objective is lowest."""
 
-    superimposes = False
-
     def decide(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """The lowest mean over the images."""
-        return self._objectives(method, images, num_classes).mean(1).argmin()
+        return self._of_all(method, images, num_classes).mean(1).argmin()
 
     def decide_each(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """The lowest for each image."""
-        return self._objectives(method, images, num_classes).argmin(0)
+        return self._of_all(method, images, num_classes).argmin(0)
 
-    def _objectives(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
+    def _of_all(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """``(k, batch)``."""
-        return torch.stack([self.objective(method(images, task), num_classes) for task in method.tasks.tolist()])
+        return self.objectives(method, images, num_classes, torch.arange(len(method.tasks)))

@@ -74,7 +74,6 @@ class ConfidenceInference(Inference):
     """
 
     finds_task = True
-    superimposes = True
 
     def __init__(self, objective: str = "superfluous", *, images: int | str = 1, temperature: float = 1.0) -> None:
         if images not in ("batch", "each") and not (type(images) is int and images >= 1):
@@ -108,3 +107,37 @@ class ConfidenceInference(Inference):
     def decide_each(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """The position of each image's own task, ``(batch,)`` int64."""
         return torch.stack([self.decide(method, image, num_classes) for image in images.split(1)])
+
+    def objectives(self, method: Method, images: Tensor, num_classes: int, rows: Tensor) -> Tensor:
+        """Of each image under its own forward pass with each of these tasks, ``(rows, batch)``; rows are positions."""
+        tasks = method.tasks[rows.to(method.tasks.device)].tolist()
+        return self.objective(torch.stack([method(images, task) for task in tasks]), num_classes)
+
+
+class GradientInference(ConfidenceInference):
+    """Asks gradients of a superposition, and may try the tasks that they favour one by one.
+
+    Args:
+        objective: as in `ConfidenceInference`; also ``images`` and ``temperature``.
+        candidates: how many tasks are tried, by a forward pass under the mask of each; 1: the gradient decides
+            alone, as in the paper.
+
+    Raises:
+        ConfigurationError: an option that is unknown or has no effect.
+    """
+
+    needs = Offer.SUPERPOSED
+    superimposes = True
+
+    def __init__(
+        self,
+        objective: str = "superfluous",
+        *,
+        images: int | str = 1,
+        candidates: int = 1,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(objective, images=images, temperature=temperature)
+        if type(candidates) is not int or candidates < 1:
+            raise ConfigurationError(f"inference.candidates={candidates!r} must be a whole number from 1 on.")
+        self.candidates = candidates

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from supsup_lightning.inference.inference import ConfidenceInference
+from supsup_lightning.inference.inference import GradientInference
 from supsup_lightning.inference.objectives import Objective
-from supsup_lightning.methods import Method, Offer
+from supsup_lightning.methods import Method
 
 # `each` holds one gradient of all weights an image; so many images at once.
 _IMAGES_AT_ONCE = 16
@@ -55,20 +55,33 @@ def _mean_objective(method: Method, num_classes: int, objective: Objective):
     return value
 
 
-class OneShot(ConfidenceInference):
+class OneShot(GradientInference):
     """The task with the largest ``-dO/da`` at equal coefficients: one gradient, whatever the number of tasks.
+
+    With ``candidates`` above 1, the most confident of the tasks with the largest ones.
 
     Example:
         >>> OneShot("superfluous", images="each").images
         'each'
     """
 
-    needs = Offer.SUPERPOSED
-
     def decide(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """One gradient for all images."""
-        return confidence_gain(method, images, num_classes, self.objective).argmax()
+        gain = confidence_gain(method, images, num_classes, self.objective)
+        if self.candidates == 1:
+            return gain.argmax()
+        rows = gain.topk(min(self.candidates, len(gain))).indices
+        return rows[self.objectives(method, images, num_classes, rows).mean(1).argmin()]
 
     def decide_each(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """One gradient an image, in one backward pass for several of them."""
-        return confidence_gain_each(method, images, num_classes, self.objective).argmax(-1)
+        gain = confidence_gain_each(method, images, num_classes, self.objective)  # (batch, k)
+        if self.candidates == 1:
+            return gain.argmax(-1)
+        favoured = torch.zeros_like(gain, dtype=torch.bool)
+        favoured.scatter_(1, gain.topk(min(self.candidates, gain.shape[1])).indices, True)
+        values = torch.full_like(gain, torch.inf)
+        for row in favoured.any(0).nonzero().flatten():  # a task passes once over all images that it is tried for
+            asked = favoured[:, row]
+            values[asked, row] = self.objectives(method, images[asked], num_classes, row.view(1))[0]
+        return values.argmin(1)
