@@ -19,8 +19,8 @@ class EvaluateSeenTasks(L.Callback):
     last committed; the learner does not notice.
 
     Args:
-        eval_at: numbers of learned tasks after which all of them are tested; ``all`` for after every task,
-            which makes the cost quadratic in the number of tasks.
+        eval_at: numbers of learned tasks after which all of them are tested, or as soon after as tasks that are trained
+            at once are finished; ``all`` for after every task, which makes the cost quadratic in the number of tasks.
 
     Attributes:
         matrix: ``(tasks, tasks)`` float64: row ``n - 1`` after learning ``n`` tasks, column a task; NaN where not
@@ -60,11 +60,13 @@ class EvaluateSeenTasks(L.Callback):
         """Where a task ends, test all finished tasks."""
         data, epoch = trainer.datamodule, trainer.current_epoch
         if pl_module.scenario.task_known_in_training and data.ends_task(epoch):
-            self._evaluate(trainer, pl_module, range(data.task_of_epoch(epoch) + 1))
+            learned = data.tasks_of_epoch(epoch)
+            self._evaluate(trainer, pl_module, range(learned[-1] + 1), new=len(learned))
 
-    def _evaluate(self, trainer: L.Trainer, module: ContinualModule, tasks: Collection[int]) -> None:
-        """Test these tasks, if their number is listed."""
-        listed = self.eval_at == "all" or len(tasks) in self.eval_at
+    def _evaluate(self, trainer: L.Trainer, module: ContinualModule, tasks: Collection[int], *, new: int = 1) -> None:
+        """Test these tasks, if their number is listed, or was passed by with the ``new`` ones."""
+        passed = range(len(tasks) - new + 1, len(tasks) + 1)
+        listed = self.eval_at == "all" or any(count in passed for count in self.eval_at)
         if not listed or not 0 < len(tasks) < trainer.datamodule.num_tasks or not len(module.method.tasks):
             return
         started = perf_counter()

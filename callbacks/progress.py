@@ -57,10 +57,12 @@ class TaskProgress(ProgressBar):
         accuracy = f"batch accuracy {_batch_accuracy(pl_module, outputs):.3f}"
         if pl_module.scenario.task_known_in_training:
             data = trainer.datamodule
-            description = f"training task {data.task_of_epoch(trainer.current_epoch) + 1}/{data.num_tasks}"
+            tasks = data.tasks_of_epoch(trainer.current_epoch)
+            last = f" to {tasks[-1] + 1}" if len(tasks) > 1 else ""
+            description = f"training task{'s' if last else ''} {tasks[0] + 1}{last}/{data.num_tasks}"
             self._update(epochs, description, f"{accuracy}  {self._tasks_per_minute(data, epochs):.1f} tasks/min")
         else:
-            self._update(epochs, f"training task {pl_module.current_task}", f"{accuracy}  {_discovered(pl_module)}")
+            self._update(epochs, f"training task {pl_module.task_in_training}", f"{accuracy}  {_discovered(pl_module)}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """One line for a finished task, or for an epoch in which tasks were to be discovered."""
@@ -69,27 +71,28 @@ class TaskProgress(ProgressBar):
         if not pl_module.scenario.task_known_in_training:
             self._print_epoch(trainer, pl_module)
             return
-        task = trainer.datamodule.task_of_epoch(trainer.current_epoch)
+        tasks = trainer.datamodule.tasks_of_epoch(trainer.current_epoch)
         search = pl_module.method.details().get("sparsity_search") if pl_module.method.trials_per_task > 1 else None
         if search is not None and trainer.datamodule.ends_trial(trainer.current_epoch):
-            sparsity, accuracy = search["tried"][str(task)][-1]
-            self._print(f"task {task + 1}/{trainer.datamodule.num_tasks}  tried sparsity {sparsity}: {accuracy:.4f}")
+            sparsity, accuracy = search["tried"][str(tasks[0])][-1]
+            self._print(
+                f"task {tasks[0] + 1}/{trainer.datamodule.num_tasks}  tried sparsity {sparsity}: {accuracy:.4f}"
+            )
         if trainer.datamodule.ends_task(trainer.current_epoch):
-            self._print_task(trainer, kept=None if search is None else search["chosen"][str(task)])
+            validated = any(int(batches) for batches in trainer.num_val_batches)  # not: by an earlier task's figure
+            counted = pl_module.validation_accuracy if validated else None
+            accuracies = [float("nan")] * len(tasks) if counted is None else counted.compute()[0].tolist()
+            for task, accuracy in zip(tasks, accuracies, strict=True):
+                said = f"  validation accuracy {accuracy:.4f}" if accuracy == accuracy else ""
+                if search is not None:
+                    said = f"  kept sparsity {search['chosen'][str(task)]}"
+                self._print_task(trainer, task, said)
 
-    def _print_task(self, trainer: L.Trainer, *, kept: float | None) -> None:
+    def _print_task(self, trainer: L.Trainer, task: int, said: str) -> None:
         data = trainer.datamodule
-        task = data.task_of_epoch(trainer.current_epoch)
         rate = self._tasks_per_minute(data, trainer.current_epoch + 1)
-        minutes_left = (data.num_tasks - task - 1) / rate
-        validated = any(int(batches) for batches in trainer.num_val_batches)  # not: by an earlier task's figure
-        accuracy = trainer.callback_metrics.get("val/accuracy") if validated else None
-        line = f"task {task + 1}/{data.num_tasks}"
-        if kept is not None:
-            line += f"  kept sparsity {kept}"
-        elif accuracy is not None:
-            line += f"  validation accuracy {accuracy:.4f}"
-        self._print(f"{line}  {rate:.1f} tasks/min  {_clock(60 * minutes_left)} left")
+        minutes_left = (data.num_tasks - data.tasks_of_epoch(trainer.current_epoch)[-1] - 1) / rate
+        self._print(f"task {task + 1}/{data.num_tasks}{said}  {rate:.1f} tasks/min  {_clock(60 * minutes_left)} left")
 
     def _print_epoch(self, trainer: L.Trainer, module: ContinualModule) -> None:
         data, discovery = trainer.datamodule, discovery_of(trainer)
@@ -168,14 +171,14 @@ class TaskProgress(ProgressBar):
             self._progress = None
 
     def _tasks_per_minute(self, data: Any, epochs_done: float) -> float:
-        tasks = (epochs_done - self._first_epoch) / data.epochs_of_task
+        tasks = data.tasks_at_once * (epochs_done - self._first_epoch) / data.epochs_of_task
         return 60 * tasks / max(1e-9, monotonic() - self._began)
 
 
 def _batch_accuracy(module: ContinualModule, outputs: Any) -> float:
-    if not isinstance(outputs, Mapping) or module.current_task is None:
+    if not isinstance(outputs, Mapping) or not module.current_tasks:
         return float("nan")
-    return (module.classes(outputs["logits"], module.current_task) == outputs["labels"]).float().mean().item()
+    return module.batch_accuracy(outputs["logits"], outputs["labels"]).item()
 
 
 def _discovered(module: ContinualModule) -> str:

@@ -5,7 +5,7 @@ import torch
 
 from supsup_lightning.data import TaskSequence
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.module import ContinualModule, task_data
+from supsup_lightning.module import ContinualModule, MakeOptimizer, task_data
 from supsup_lightning.seeding import derive_seed
 
 
@@ -24,10 +24,17 @@ class TaskBoundary(L.Callback):
             if trainer.datamodule.trials_per_task != trials:
                 raise ConfigurationError(
                     f"The method trains each task {trials} times, so data.trials_per_task must be {trials} before the "
-                    "Trainer is made; `model.task_callbacks(data)` sets it."
+                    "Trainer is made; `model.plan_training(data)` sets it."
+                )
+            if trainer.datamodule.tasks_at_once != pl_module.method.tasks_at_once:
+                raise ConfigurationError(
+                    f"data.tasks_at_once={trainer.datamodule.tasks_at_once} has to be known before the Trainer is "
+                    "made; `model.plan_training(data)` sees to that."
                 )
             if trials > 1:
                 _check_validation(trainer)
+            if trainer.datamodule.tasks_at_once != 1:
+                _check_independence(trainer, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Where a run resumes within a task, make the schedule anew: it was made before the task was known."""
@@ -43,12 +50,12 @@ class TaskBoundary(L.Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Begin a task in its first epoch; in every epoch, seed what layers draw (dropout, say) from task and epoch."""
         data, epoch = trainer.datamodule, trainer.current_epoch
-        task = data.task_of_epoch(epoch)
-        pl_module.current_task = task
+        tasks = data.tasks_of_epoch(epoch)
+        pl_module.current_tasks = tuple(tasks)
         if data.begins_trial(epoch):
-            pl_module.method.begin_task(task)
+            pl_module.method.begin_tasks(tasks)
             if pl_module.method.begins_like_another and len(pl_module.method.tasks):
-                images, _ = next(iter(data.train_loader(task, steps=slice(1))))
+                images, _ = next(iter(data.train_loader(tasks[0], steps=slice(1))))
                 # Each process sees a share of the batch, and all have to begin alike.
                 pl_module.method.start_like(trainer.strategy.broadcast(pl_module.nearest_task(images)))
             trainer.strategy.setup_optimizers(trainer)
@@ -59,10 +66,45 @@ class TaskBoundary(L.Callback):
         data, epoch = trainer.datamodule, trainer.current_epoch
         if data.trials_per_task > 1 and data.ends_trial(epoch):
             accuracy = trainer.callback_metrics["val/accuracy"].item()
-            pl_module.method.finish_trial(data.task_of_epoch(epoch), accuracy=accuracy)
+            pl_module.method.finish_trial(data.tasks_of_epoch(epoch)[0], accuracy=accuracy)
         if data.ends_task(epoch):
-            pl_module.method.finish_task(data.task_of_epoch(epoch))
-            pl_module.current_task = None
+            pl_module.method.finish_tasks(data.tasks_of_epoch(epoch))
+            pl_module.current_tasks = ()
+
+
+def _check_independence(trainer: L.Trainer, module: ContinualModule) -> None:
+    """Raise `ConfigurationError` where tasks that are trained in the same step would change one another's masks."""
+    at_once = trainer.datamodule.tasks_at_once
+    if trainer.gradient_clip_val is not None and trainer.gradient_clip_algorithm != "value":
+        raise ConfigurationError(
+            f"trainer.gradient_clip_val={trainer.gradient_clip_val} clips the norm of all {at_once} tasks' gradients "
+            "together; use gradient_clip_algorithm=value, or data.tasks_at_once=1."
+        )
+    if not is_elementwise(module.make_optimizer):
+        raise ConfigurationError(
+            f"The optimizer does not treat each weight by itself, so data.tasks_at_once={at_once} would mix the tasks; "
+            "use one that does (SGD, Adam, RMSprop), or data.tasks_at_once=1."
+        )
+
+
+def is_elementwise(make_optimizer: MakeOptimizer) -> bool:
+    """Whether its steps on one row of a parameter are the same whatever the other rows are; tried out on a few."""
+
+    draw = torch.Generator().manual_seed(0)
+    values, *gradients = torch.randn(4, 4, 8, generator=draw)
+
+    def steps(rows: int) -> torch.Tensor:
+        parameter = torch.nn.Parameter(values[:rows].clone())
+        optimizer = make_optimizer([parameter])
+        for gradient in gradients:
+            parameter.grad = gradient[:rows].clone()
+            optimizer.step()
+        return parameter.detach()[0]
+
+    try:
+        return torch.allclose(steps(1), steps(4))
+    except (RuntimeError, TypeError):  # one that wants a closure, say
+        return False
 
 
 def _check_validation(trainer: L.Trainer) -> None:

@@ -133,9 +133,10 @@ class TaskDiscovery(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Where a run resumes, go on with the task in training."""
-        pl_module.current_task = pl_module.method.task_in_training
-        if pl_module.current_task is None:
+        task = pl_module.method.task_in_training
+        if task is None:
             return
+        pl_module.current_tasks = (task,)
         if trainer.fit_loop.restarted_mid_epoch:
             raise ConfigurationError(
                 "The checkpoint was written within an epoch, from where a stream cannot go on; resume from one of an "
@@ -193,7 +194,7 @@ class TaskDiscovery(L.Callback):
                 self.discovery.trial_steps,
             )
         self._trial = None
-        pl_module.method.task_in_training = pl_module.current_task = None
+        pl_module.method.task_in_training, pl_module.current_tasks = None, ()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with."""
@@ -217,7 +218,7 @@ class TaskDiscovery(L.Callback):
         decision = self._judge(trainer, module, step)
         if not decision.fits:
             self._begin_unknown(trainer, module, decision)
-        elif decision.task != module.current_task:
+        elif (decision.task,) != module.current_tasks:
             self._reopen(trainer, module, decision._replace(action="switch"))
         else:
             self._note(trainer, decision)
@@ -294,7 +295,7 @@ class TaskDiscovery(L.Callback):
             if changed:
                 self._decide(trainer, module, step)
             return
-        module.current_task = trial.nearest
+        module.current_tasks = (trial.nearest,)
         decision = self._judge(trainer, module, step)
         if decision.fits:
             self._reopen(trainer, module, decision._replace(action="switch"))
@@ -327,7 +328,7 @@ class TaskDiscovery(L.Callback):
         self._start(trainer, module, decision)
 
     def _start(self, trainer: L.Trainer, module: ContinualModule, decision: Decision) -> None:
-        module.current_task = decision.task
+        module.current_tasks = (decision.task,)
         self._next_task = max(self._next_task, decision.task + 1)
         trainer.strategy.setup_optimizers(trainer)
         with warnings.catch_warnings():

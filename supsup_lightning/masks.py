@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.layout import Layout
 
 Shape = Sequence[int]
 
@@ -25,6 +26,10 @@ class Rule(Protocol):
 
     def __call__(self, scores: Tensor) -> Tensor:
         """The mask; works along the last dimension."""
+        ...
+
+    def masked(self, scores: Tensor, frozen: Tensor) -> Tensor:
+        """The mask times ``frozen`` ``(weights,)``, without a gradient."""
         ...
 
     def importance(self, scores: Tensor) -> Tensor:
@@ -48,6 +53,11 @@ class Threshold:
         """Zeros and ones, ``(..., weights)``."""
         # In place on a copy: on CPUs 15 times faster than `torch.where` (torch 2.14, 275,200 weights).
         return scores.detach().clone().ge_(0)
+
+    def masked(self, scores: Tensor, frozen: Tensor) -> Tensor:
+        """In one pass: what goes back through a ReLU is this product, but for its bound."""
+        bound = -torch.finfo(scores.dtype).smallest_normal * torch.finfo(scores.dtype).eps  # the next number below 0
+        return torch.ops.aten.threshold_backward(frozen.expand_as(scores), scores.detach(), bound)
 
     def importance(self, scores: Tensor) -> Tensor:
         """The scores themselves."""
@@ -78,6 +88,10 @@ class TopK:
         """Zeros and ones, ``(..., weights)``."""
         layers = scores.detach().split(self.sizes, dim=-1)
         return torch.cat([_largest(layer, kept) for layer, kept in zip(layers, self.kept, strict=True)], dim=-1)
+
+    def masked(self, scores: Tensor, frozen: Tensor) -> Tensor:
+        """Their product."""
+        return self(scores).mul_(frozen)
 
     def importance(self, scores: Tensor) -> Tensor:
         """Absolute scores."""
@@ -120,47 +134,59 @@ def _with_largest_on(mask: Tensor, drawn: Tensor) -> Tensor:
 
 class _MaskedWeights(torch.autograd.Function):
     @staticmethod
-    def forward(scores: Tensor, frozen: Tensor, rule: Rule) -> Tensor:
-        return rule(scores).mul_(frozen)
+    def forward(scores: Tensor, frozen: Tensor, rule: Rule, layout: Layout) -> tuple[Tensor, ...]:
+        return tuple(layout.split(rule.masked(scores, frozen)).values())
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Rule], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Rule, Layout], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(inputs[1])
+        ctx.layout, ctx.batch_dims = inputs[3], inputs[0].ndim - 1
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (frozen,) = ctx.saved_tensors
-        return gradient * frozen, None, None
+        layout, batch_dims = ctx.layout, ctx.batch_dims
+        if torch.is_grad_enabled() or torch._C._functorch.is_functorch_wrapped_tensor(gradients[0]):
+            return layout.flatten(gradients, batch_dims=batch_dims) * frozen, None, None, None
+        # Each layer's product straight to its place, in one pass over the weights instead of three.
+        flat = frozen.new_empty(*gradients[0].shape[:batch_dims], layout.num_weights)
+        for gradient, weights, part in zip(
+            gradients, layout.split(frozen).values(), layout.split(flat).values(), strict=True
+        ):
+            torch.mul(gradient, weights, out=part)
+        return flat, None, None, None
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int | None, ...], scores: Tensor, frozen: Tensor, rule: Rule
-    ) -> tuple[Tensor, int]:
+        info: Any, in_dims: tuple[int | None, ...], scores: Tensor, frozen: Tensor, rule: Rule, layout: Layout
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         # Rules work along the last dimension, so a batch of tasks is one more dimension in front.
-        batched, frozen_dim, _ = in_dims
+        batched = in_dims[0]
         scores = scores.expand(info.batch_size, *scores.shape) if batched is None else scores.movedim(batched, 0)
-        if frozen_dim is not None:
-            frozen = frozen.movedim(frozen_dim, 0)
-        return _MaskedWeights.apply(scores, frozen, rule), 0
+        return _MaskedWeights.apply(scores, frozen, rule, layout), (0,) * len(layout.names)
 
 
-def masked_weights(scores: Tensor, frozen: Tensor, rule: Rule) -> Tensor:
+def masked_weights(scores: Tensor, frozen: Tensor, rule: Rule, layout: Layout) -> dict[str, Tensor]:
     """``W * mask(scores)``, through which the gradient reaches the scores as if the mask were their importance.
 
     Args:
         scores: ``(..., weights)`` float.
         frozen: the base weights, ``(weights,)``.
         rule: `Threshold` or `TopK`.
+        layout: of the masked parameters.
 
     Returns:
-        ``(..., weights)`` effective weights. Works under `torch.func.vmap` and `torch.func.grad`.
+        Effective weights by name, ``(..., *shape)`` each. Works under `torch.func.vmap` over the scores, and under
+        `torch.func.grad`.
 
+    >>> layout = Layout(("weight",), ((2,),))
     >>> scores = torch.tensor([-1.0, 1.0], requires_grad=True)
-    >>> masked_weights(scores, torch.tensor([3.0, 4.0]), Threshold()).sum().backward()
+    >>> masked_weights(scores, torch.tensor([3.0, 4.0]), Threshold(), layout)["weight"].sum().backward()
     >>> scores.grad
     tensor([3., 4.])
     """
-    return _MaskedWeights.apply(rule.importance(scores), frozen, rule)
+    parts = _MaskedWeights.apply(rule.importance(scores), frozen, rule, layout)
+    return dict(zip(layout.names, parts, strict=True))
 
 
 # Initialisers: one flat vector over all layers, drawn on the CPU so that every device gets the same.

@@ -1,5 +1,6 @@
 """The LightningModule: one frozen network, a method that makes tasks of it, and an inference that finds them."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,10 +16,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from supsup_lightning.data import TaskDataModule, TaskSequence
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference import Discovery, HopfieldRecovery, Inference, OneShot
-from supsup_lightning.methods import Method, Offer
+from supsup_lightning.memory import fitting, free_bytes, training_bytes
+from supsup_lightning.methods import Method, Offer, SupSup
 from supsup_lightning.metrics import TaskAccuracy
 from supsup_lightning.scenario import GNU, Scenario
 from supsup_lightning.schedules import cosine, inverse_sqrt
+
+logger = logging.getLogger(__name__)
 
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 MakeSchedule = Callable[[Optimizer, int | None], LRScheduler]
@@ -26,7 +30,7 @@ MakeSchedule = Callable[[Optimizer, int | None], LRScheduler]
 
 def default_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
     """The most accurate of those measured whose masks are still told apart by one gradient (docs/optimizers.md)."""
-    return Adam(parameters, lr=1e-3, betas=(0.9, 0.99))
+    return Adam(parameters, lr=1e-3, betas=(0.9, 0.99), fused=True)
 
 
 def default_coefficient_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
@@ -69,8 +73,9 @@ class ContinualModule(L.LightningModule):
         self.make_schedule = schedule or (cosine if scenario.task_known_in_training else inverse_sqrt)
         self.num_classes: tuple[int, ...] = ()  # of each task; known once there is data
         self.output_size = 0  # likewise
-        self.current_task: int | None = None  # in training; set by TaskBoundary or TaskDiscovery
+        self.current_tasks: tuple[int, ...] = ()  # in training; set by TaskBoundary or TaskDiscovery
         self.true_tasks: dict[int, int] = {}  # where tasks are discovered: whose images each has learned; for reports
+        self.validation_accuracy: TaskAccuracy | None = None  # of the tasks in training, in their order
         self.test_accuracy: TaskAccuracy | None = None
         # A bank grows between steps, in every process alike: DDP must not broadcast the buffers that it began with.
         self._ddp_params_and_buffers_to_ignore = [
@@ -105,6 +110,9 @@ class ContinualModule(L.LightningModule):
         if stage == "fit" and self.trainer.is_global_zero:
             self.method.check_num_tasks(data.num_tasks)
         self._check_single_images(example[:1])
+        if stage == "fit":
+            with in_mode(self.method.network, training=True):
+                self.method.check_training_step(example)
 
     def _output_size(self, example: Tensor) -> int:
         network = self.method.network
@@ -159,11 +167,52 @@ class ContinualModule(L.LightningModule):
                 group["lr"] = self.method.learning_rate
         steps = None
         if self.scenario.task_known_in_training:
-            task = data.task_of_epoch(self.trainer.current_epoch)
+            task = data.tasks_of_epoch(self.trainer.current_epoch)[0]  # others that are trained with it last as long
             steps_per_epoch = -(-data.steps_per_epoch(task) // self.trainer.accumulate_grad_batches)
             steps = steps_per_epoch * data.epochs_per_task
         schedule = self.make_schedule(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def plan_training(self, data: L.LightningDataModule, *, accelerator: str = "auto") -> None:
+        """Agree with the data on how tasks are trained: how often each, and how many at once; before the `Trainer` is.
+
+        Says how much memory several tasks at once will take, and decides ``data.tasks_at_once=auto``.
+
+        Args:
+            data: to be trained on.
+            accelerator: of the `Trainer`, for ``auto``.
+
+        Raises:
+            ConfigurationError: several tasks at once where the method or the scenario has one after another.
+        """
+        data.trials_per_task = self.method.trials_per_task
+        at_once = getattr(data, "tasks_at_once", 1)
+        if at_once == "auto" and not self.method.trains_together:
+            at_once = data.tasks_at_once = 1
+        if at_once != 1:
+            self.method.train_at_once(2 if at_once == "auto" else at_once)
+            assert isinstance(self.method, SupSup)
+            on_accelerator = accelerator not in ("cpu", "mps") and torch.cuda.is_available()
+            with in_mode(self.method.network, training=True):
+                example = data.example()
+                bytes_per_task = training_bytes(
+                    self.method,
+                    example,
+                    batch_size=getattr(data, "batch_size", len(example)),
+                    make_optimizer=self.make_optimizer,
+                )
+            if at_once == "auto":
+                at_once = min(data.num_tasks, fitting(bytes_per_task, on_accelerator=on_accelerator))
+            data.tasks_at_once = at_once
+            data.check_lengths()
+            logger.info(
+                "data.tasks_at_once=%d: about %.1f MB in training (%.1f MB a task), of %.1f GB that are free",
+                at_once,
+                at_once * bytes_per_task / 1e6,
+                bytes_per_task / 1e6,
+                free_bytes(on_accelerator=on_accelerator) / 1e9,
+            )
+        self.method.train_at_once(at_once)
 
     def task_callbacks(self, data: L.LightningDataModule, *, discovery: Discovery | None = None) -> list[L.Callback]:
         """The callbacks that a `Trainer` needs for this module, and the evaluation of tasks seen so far.
@@ -172,7 +221,7 @@ class ContinualModule(L.LightningModule):
             data: to be trained on.
             discovery: how tasks are found that nothing announces (scenario NNs); by default `AccuracyDiscovery`.
         """
-        data.trials_per_task = self.method.trials_per_task
+        self.plan_training(data)
         from supsup_lightning.callbacks import (
             EvaluateSeenTasks,
             LossGuard,
@@ -191,26 +240,53 @@ class ContinualModule(L.LightningModule):
     # Steps.
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Cross-entropy over all outputs, superfluous ones included, under the mask of the task in training."""
+        """Cross-entropy over all outputs, superfluous ones included, under the masks of the tasks in training.
+
+        Of several tasks, in a batch ``(tasks, batch, ...)``, the losses are summed, so that each has the gradient that
+        it has by itself.
+        """
         images, labels = batch
-        task = self.task_in_training
-        logits = self.method(images, task)
-        loss = cross_entropy(logits, labels)
+        if labels.ndim == 1:
+            logits = self.method(images, self.task_in_training)
+            loss = cross_entropy(logits, labels)
+        else:
+            logits = self.method.forward_together(images, self.current_tasks)
+            loss = cross_entropy(logits.flatten(0, 1), labels.flatten()) * len(labels)
         # Each `self.log` costs about as much as the rest of Lightning's loop, so only where a logger takes the value.
         every = self.trainer.log_every_n_steps
         if self.trainer.loggers and every and (self.global_step + 1) % every == 0:
-            accuracy = (self.classes(logits, task) == labels).float().mean()
-            self.log_dict({"train/loss": loss.detach(), "train/accuracy": accuracy}, batch_size=len(labels))
+            mean = loss.detach() / len(self.current_tasks)
+            accuracy = self.batch_accuracy(logits, labels)
+            self.log_dict({"train/loss": mean, "train/accuracy": accuracy}, batch_size=labels.numel())
         return {"loss": loss, "logits": logits.detach(), "labels": labels}
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Accuracy of the task in training, which is given, on its validation images."""
+    def batch_accuracy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of a training batch, ``()``: logits ``(*tasks, batch, output_size)`` and labels ``(*tasks, batch)``."""
+        if labels.ndim == 1:
+            return (self.classes(logits, self.task_in_training) == labels).float().mean()
+        by_task = zip(logits, labels, self.current_tasks, strict=True)
+        return torch.stack([(self.classes(own, task) == right).float().mean() for own, right, task in by_task]).mean()
+
+    def on_validation_start(self) -> None:
+        """Start counting anew."""
+        self.validation_accuracy = TaskAccuracy(len(self.current_tasks)).to(self.device)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count, for a task in training, which is given, the validation images that are predicted right."""
         if self.trainer.sanity_checking:  # before training, when no task has begun
             return
+        assert self.validation_accuracy is not None
         images, labels = batch
-        task = self.task_in_training
+        task = self.current_tasks[dataloader_idx]
         right = self.classes(self.method(images, task), task) == labels
-        self.log("val/accuracy", right.float().mean(), batch_size=len(labels), sync_dist=True)
+        self.validation_accuracy.update(dataloader_idx, right=right, found=torch.ones_like(right))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the average over the tasks in training that have validation images."""
+        assert self.validation_accuracy is not None
+        accuracy, _ = self.validation_accuracy.compute().float()
+        if not accuracy.isnan().all():
+            self.log("val/accuracy", accuracy.nanmean(), sync_dist=True)  # the same in every process
 
     def on_test_start(self) -> None:
         """Start counting anew."""
@@ -295,13 +371,13 @@ class ContinualModule(L.LightningModule):
 
     @property
     def task_in_training(self) -> int:
-        """The task that training batches belong to. Raises `ConfigurationError` if none has begun."""
-        if self.current_task is None:
+        """The one task that training batches belong to. Raises `ConfigurationError` if none has begun."""
+        if len(self.current_tasks) != 1:
             raise ConfigurationError(
                 "No task has begun: give the Trainer the callbacks of `model.task_callbacks(data)` "
                 "(or supsup_lightning.callbacks.TaskBoundary, in scenario NNs TaskDiscovery)."
             )
-        return self.current_task
+        return self.current_tasks[0]
 
     # num_classes is needed to infer, and no tensor holds it.
 

@@ -75,6 +75,7 @@ def results(
         **run,
         "num_tasks": len(per_task),
         "num_masks": method.num_masks,
+        "tasks_at_once": method.tasks_at_once,
         "average_accuracy": round(sum(per_task) / len(per_task), 6),
         "accuracy_per_task": per_task,
         "num_classes": list(num_classes),

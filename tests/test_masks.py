@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.layout import Layout
 from supsup_lightning.masks import (
     Threshold,
     TopK,
@@ -16,6 +17,7 @@ from supsup_lightning.masks import (
 )
 from supsup_lightning.seeding import generator
 
+LAYOUT = Layout(("a", "b"), ((2, 3), (4,)))
 RULES = [Threshold(), TopK(sizes=(6, 4), kept=(2, 3))]
 
 
@@ -32,7 +34,7 @@ def test_topk_keeps_exactly_the_largest_also_among_ties(values, data):
 def test_the_gradient_goes_straight_through(rule):
     scores = torch.randn(10, generator=generator(0, "test")).requires_grad_()
     frozen, direction = torch.randn(10), torch.randn(10)
-    effective = masked_weights(scores, frozen, rule)
+    effective = LAYOUT.flatten(masked_weights(scores, frozen, rule, LAYOUT))
     assert torch.equal(effective, frozen * rule(scores))
     (effective * direction).sum().backward()
     slope = scores.detach().sign() if isinstance(rule, TopK) else 1  # of |s| and of s
@@ -44,15 +46,24 @@ def test_vmap_over_tasks_equals_a_loop(rule):
     scores, frozen = torch.randn(3, 10), torch.randn(10)
 
     def loss(s):
-        return (masked_weights(s, frozen, rule) ** 2).sum() / 2
+        return (LAYOUT.flatten(masked_weights(s, frozen, rule, LAYOUT)) ** 2).sum() / 2
 
     gradients = torch.func.vmap(torch.func.grad(loss))(scores)
     expected = torch.stack([torch.func.grad(loss)(s) for s in scores])
     assert torch.equal(gradients, expected)
-    assert torch.equal(
-        torch.func.vmap(lambda s: masked_weights(s, frozen, rule), in_dims=1)(scores.T),
-        torch.stack([masked_weights(s, frozen, rule) for s in scores]),
-    )
+    batched = torch.func.vmap(lambda s: masked_weights(s, frozen, rule, LAYOUT), in_dims=1)(scores.T)
+    assert torch.equal(LAYOUT.flatten(batched, batch_dims=1), torch.stack([frozen * rule(s) for s in scores]))
+
+
+def test_a_score_of_zero_is_on_in_training_as_in_the_mask():
+    scores = torch.tensor([0.0, -0.0, 1e-45, -1e-45, -1e-40, 1.0, -1.0] * 5)
+    assert torch.equal(Threshold().masked(scores, torch.ones(35)), (scores >= 0).float())
+
+
+def test_a_layer_without_gradient_leaves_its_scores_alone():
+    scores = torch.ones(10, requires_grad=True)
+    masked_weights(scores, torch.ones(10), Threshold(), LAYOUT)["b"].sum().backward()
+    assert scores.grad.tolist() == [0.0] * 6 + [1.0] * 4
 
 
 def test_initialisers():

@@ -35,6 +35,7 @@ class ContinualDataModule(TaskSequence):
         batch_size: images in one optimizer step, over all processes together.
         steps_per_task: training length of a task in batches. Give this or ``epochs_per_task``, not both.
         epochs_per_task: training length in passes over the data; the incomplete last batch of a pass is left out.
+        tasks_at_once: how many tasks are trained in the same step, or ``auto``; see `TaskSequence`.
         augment: of training images: ``none``, ``crop_flip``, ``resized_crop`` (of image files, as they are read), or
             a function of a raw batch ``(batch, channels, height, width)`` and random whole numbers ``(batch, 3)``.
         validation_share: of a task's training images kept apart for validation.
@@ -61,6 +62,7 @@ class ContinualDataModule(TaskSequence):
         batch_size: int = 128,
         steps_per_task: int | None = None,
         epochs_per_task: int | None = None,
+        tasks_at_once: int | str = 1,
         augment: str | Augment | None = None,
         validation_share: float = 0.05,
         in_memory: bool | str = "auto",
@@ -70,12 +72,19 @@ class ContinualDataModule(TaskSequence):
     ) -> None:
         if steps_per_task is None and epochs_per_task is None:
             steps_per_task = 1000
-        super().__init__(steps_per_task=steps_per_task, epochs_per_task=epochs_per_task, seed=seed)
+        super().__init__(
+            steps_per_task=steps_per_task, epochs_per_task=epochs_per_task, tasks_at_once=tasks_at_once, seed=seed
+        )
         check_counts(num_tasks=num_tasks, batch_size=batch_size)
         if not 0 < validation_share < 1:
             raise ConfigurationError(f"data.validation_share={validation_share} must lie between 0 and 1.")
         check_choice("data.in_memory", in_memory, (True, False, "auto"))
         check_choice("data.on_error", on_error, ("raise", "skip"))
+        if on_error == "skip" and tasks_at_once != 1:
+            raise ConfigurationError(
+                f"data.on_error=skip makes batches smaller, and data.tasks_at_once={tasks_at_once} needs them equal; "
+                "use data.tasks_at_once=1."
+            )
         if num_workers is not None and (type(num_workers) is not int or num_workers < 0):
             raise ConfigurationError(f"data.num_workers={num_workers!r} must be a whole number from 0 on.")
         if input_shape is not None and not (
@@ -200,6 +209,7 @@ class ContinualDataModule(TaskSequence):
                 for part in (task.train.positions, task.train.labels):
                     digest.update(part.numpy().tobytes())
         self._num_classes, self._digest = tuple(classes), digest.hexdigest()
+        self.check_lengths()
 
     def _check_training_half(self, task: int) -> None:
         """Raise where the validation share leaves nothing, or none of a class, to train on."""
@@ -224,9 +234,9 @@ class ContinualDataModule(TaskSequence):
 
     def identity(self) -> dict[str, Any]:
         """The options, and what the stream makes of its data sets: options, and a digest of images and labels."""
-        names = ("num_tasks", "batch_size", "steps_per_task", "epochs_per_task", "validation_share", "resize", "seed")
+        names = ("num_tasks", "batch_size", "steps_per_task", "epochs_per_task", "tasks_at_once", "validation_share")
         return {
-            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in (*names, "resize", "seed")},
             "num_classes": list(self.num_classes),
             "input_shape": list(self.input_shape),
             "augment": self._augment_name,

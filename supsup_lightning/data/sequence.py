@@ -26,6 +26,7 @@ class DataModuleSequence(TaskSequence):
         steps_per_task: training length in batches, passing over the loader as often as needed. Give this or
             ``epochs_per_task``; with neither, one pass.
         epochs_per_task: training length in passes over the loader.
+        tasks_at_once: how many tasks are trained in the same step, or ``auto``; see `TaskSequence`.
         seed: of the order in which loaders shuffle, and of layers that draw.
 
     Raises:
@@ -40,9 +41,12 @@ class DataModuleSequence(TaskSequence):
         input_shape: Sequence[int] | None = None,
         steps_per_task: int | None = None,
         epochs_per_task: int | None = None,
+        tasks_at_once: int | str = 1,
         seed: int = 0,
     ) -> None:
-        super().__init__(steps_per_task=steps_per_task, epochs_per_task=epochs_per_task, seed=seed)
+        super().__init__(
+            steps_per_task=steps_per_task, epochs_per_task=epochs_per_task, tasks_at_once=tasks_at_once, seed=seed
+        )
         self.modules = list(modules)
         if not self.modules:
             raise ConfigurationError("data.modules is empty; name one LightningDataModule a task.")
@@ -103,16 +107,17 @@ class DataModuleSequence(TaskSequence):
             module.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
-        """Nothing yet: a module is set up when its task comes."""
+        """Little: a module is set up when its task comes, or now, where tasks that are trained at once are compared."""
         if self.processes()[1] > 1:
             raise ConfigurationError(
                 "A sequence of LightningDataModules runs in one process: their loaders know nothing of the others. "
                 "Use trainer.devices=1, or a ContinualDataModule over their data sets."
             )
+        self.check_lengths()
 
     def identity(self) -> dict[str, Any]:
         """The options, and the modules by name."""
-        names = ("num_tasks", "steps_per_task", "epochs_per_task", "seed")
+        names = ("num_tasks", "steps_per_task", "epochs_per_task", "tasks_at_once", "seed")
         modules = [type(module).__name__ for module in self.modules]
         return {**{name: getattr(self, name) for name in names}, "modules": modules}
 

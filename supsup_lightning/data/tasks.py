@@ -1,14 +1,14 @@
 """The arithmetic of tasks and epochs, and Lightning's hooks over it; where the data come from is a subclass's."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from supsup_lightning.errors import ConfigurationError, MismatchError
+from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
 
 
 class TaskDataModule(L.LightningDataModule, ABC):
@@ -21,9 +21,11 @@ class TaskDataModule(L.LightningDataModule, ABC):
 
     Attributes:
         trials_per_task: how often a method trains each task from the start; it says so in its attribute of that name.
+        tasks_at_once: how many tasks are trained in the same step.
     """
 
     trials_per_task = 1
+    tasks_at_once: int | str = 1
 
     def __init__(self, *, seed: int) -> None:
         super().__init__()
@@ -103,10 +105,11 @@ class TaskDataModule(L.LightningDataModule, ABC):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raise `MismatchError` if a checkpoint was made with other options."""
+        stored = {"tasks_at_once": 1, **state_dict}  # of checkpoints that are older than the option
         differences = [
-            f"data.{name}={state_dict.get(name)} there, {value} here"
+            f"data.{name}={stored.get(name)} there, {value} here"
             for name, value in self.identity().items()
-            if state_dict.get(name) != value
+            if stored.get(name) != value
         ]
         if differences:
             raise MismatchError(
@@ -116,21 +119,26 @@ class TaskDataModule(L.LightningDataModule, ABC):
 
 
 class TaskSequence(TaskDataModule):
-    """One task after another; an epoch belongs to a task by arithmetic on the trainer's epoch, so a resume is exact.
+    """One task after another; an epoch belongs to tasks by arithmetic on the trainer's epoch, so a resume is exact.
 
     Serves the training batches of the current task, its validation batches (never test images), and one test loader
-    a task.
+    a task. Where several tasks are trained at once, an epoch belongs to a group of them, and its batches are
+    ``(tasks, batch, ...)``.
 
     Args:
         steps_per_task: training length of a task in batches. Give this or ``epochs_per_task``, not both.
         epochs_per_task: training length in passes over the task's data.
+        tasks_at_once: how many tasks are trained in the same step, all with the same number of steps; ``auto`` for as
+            many as are fast and fit the memory, which `ContinualModule.plan_training` finds out.
         seed: of everything random in the data.
 
     Raises:
         ConfigurationError: an option out of its range.
     """
 
-    def __init__(self, *, steps_per_task: int | None, epochs_per_task: int | None, seed: int) -> None:
+    def __init__(
+        self, *, steps_per_task: int | None, epochs_per_task: int | None, tasks_at_once: int | str = 1, seed: int
+    ) -> None:
         super().__init__(seed=seed)
         if steps_per_task is not None and epochs_per_task is not None:
             raise ConfigurationError(
@@ -138,8 +146,11 @@ class TaskSequence(TaskDataModule):
                 "set one of them to null."
             )
         check_counts(steps_per_task=steps_per_task, epochs_per_task=epochs_per_task)
+        if tasks_at_once != "auto" and not (type(tasks_at_once) is int and tasks_at_once >= 1):
+            raise ConfigurationError(f"data.tasks_at_once={tasks_at_once!r} must be a whole number from 1 on, or auto.")
         self.steps_per_task = steps_per_task
         self.epochs_per_task = epochs_per_task or 1  # a number of steps is one epoch of that many batches
+        self.tasks_at_once = tasks_at_once
 
     # What a subclass says.
 
@@ -155,21 +166,47 @@ class TaskSequence(TaskDataModule):
     def val_loader(self, task: int) -> Iterable:
         """The validation batches of any task."""
 
-    # Arithmetic. A task is trained once, or several times from the start ("trials") where a method asks for that.
+    def check_lengths(self) -> None:
+        """Raise `ConfigurationError` where tasks that are trained at once differ in their number of steps."""
+        if self.tasks_at_once in (1, "auto") or self.steps_per_task is not None:
+            return
+        for first in range(0, self.num_tasks, self._at_once):
+            group = range(first, min(first + self._at_once, self.num_tasks))
+            steps = {task: self.steps_per_epoch(task) for task in group}
+            other = next((task for task in group if steps[task] != steps[first]), None)
+            if other is not None:
+                raise ConfigurationError(
+                    f"data.tasks_at_once={self.tasks_at_once} trains tasks {first} and {other} in the same steps, but "
+                    f"an epoch of theirs has {steps[first]} and {steps[other]}; give data.steps_per_task in place of "
+                    "data.epochs_per_task, or data.tasks_at_once=1."
+                )
+
+    # Arithmetic. Tasks are trained in groups, of one as a rule, and once, or several times from the start ("trials")
+    # where a method asks for that.
+
+    @property
+    def _at_once(self) -> int:
+        if isinstance(self.tasks_at_once, str):
+            raise ConfigurationError(
+                f"data.tasks_at_once={self.tasks_at_once} has to be decided before the Trainer is made; "
+                "`model.task_callbacks(data)` or `model.plan_training(data)` does that."
+            )
+        return self.tasks_at_once
 
     @property
     def num_epochs(self) -> int:
         """For ``Trainer(max_epochs=...)``."""
-        return self.num_tasks * self.epochs_of_task
+        return -(-self.num_tasks // self._at_once) * self.epochs_of_task
 
     @property
     def epochs_of_task(self) -> int:
         """Of all its trainings."""
         return self.trials_per_task * self.epochs_per_task
 
-    def task_of_epoch(self, epoch: int) -> int:
-        """The task that is trained in this epoch."""
-        return epoch // self.epochs_of_task
+    def tasks_of_epoch(self, epoch: int) -> range:
+        """The tasks that are trained in this epoch."""
+        first = epoch // self.epochs_of_task * self._at_once
+        return range(first, min(first + self._at_once, self.num_tasks))
 
     def begins_trial(self, epoch: int) -> bool:
         """Whether this is the first epoch of a training of a task."""
@@ -180,29 +217,57 @@ class TaskSequence(TaskDataModule):
         return (epoch + 1) % self.epochs_per_task == 0
 
     def ends_task(self, epoch: int) -> bool:
-        """Whether this is the last epoch of a task."""
+        """Whether this is the last epoch of its tasks."""
         return (epoch + 1) % self.epochs_of_task == 0
 
     def true_tasks(self, epoch: int) -> dict[int, float]:
-        """The one."""
-        return {self.task_of_epoch(epoch): 1.0}
+        """Those of the epoch, in equal shares."""
+        tasks = self.tasks_of_epoch(epoch)
+        return dict.fromkeys(tasks, 1 / len(tasks))
 
     def place(self, epoch: int, batch: int) -> str:
-        """Task, and its step."""
-        task = self.task_of_epoch(epoch)
-        return f"in task {task} at its step {epoch % self.epochs_per_task * self.steps_per_epoch(task) + batch}"
+        """Tasks, and their step."""
+        tasks = self.tasks_of_epoch(epoch)
+        which = f"task {tasks[0]}" if len(tasks) == 1 else f"one of the tasks {tasks[0]} to {tasks[-1]}"
+        return f"in {which} at its step {epoch % self.epochs_per_task * self.steps_per_epoch(tasks[0]) + batch}"
 
     # Lightning's hooks.
 
     def train_dataloader(self) -> Iterable:
-        """The current task's training batches, in an order drawn from (seed, task, epoch)."""
+        """The current tasks' training batches, in an order drawn from (seed, task, epoch)."""
         epoch = self.trainer.current_epoch if self.trainer else 0
-        return self.train_loader(self.task_of_epoch(epoch), epoch=epoch % self.epochs_per_task)
+        loaders = [self.train_loader(task, epoch=epoch % self.epochs_per_task) for task in self.tasks_of_epoch(epoch)]
+        return loaders[0] if self.tasks_at_once == 1 else SideBySide(loaders)
 
     def val_dataloader(self) -> Iterable:
-        """The current task's validation images."""
+        """The current tasks' validation images, a loader a task."""
         epoch = self.trainer.current_epoch if self.trainer else 0
-        return self.val_loader(self.task_of_epoch(epoch))
+        return [self.val_loader(task) for task in self.tasks_of_epoch(epoch)]
+
+
+class SideBySide:
+    """The batches of several tasks, stacked: ``(tasks, batch, *shape)`` images and ``(tasks, batch)`` labels.
+
+    Args:
+        loaders: a task each, of the same length.
+    """
+
+    def __init__(self, loaders: Sequence[Iterable]) -> None:
+        self.loaders = loaders
+
+    def __len__(self) -> int:
+        return len(self.loaders[0])  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batches in zip(*self.loaders, strict=True):
+            images, labels = zip(*batches, strict=True)
+            if len({part.shape for part in images}) > 1:
+                raise DataError(
+                    f"Batches of shapes {', '.join(sorted({str(tuple(part.shape)) for part in images}))} cannot be "
+                    "trained in the same step: tasks at once need images of one shape and batches of one size. Use "
+                    "data.tasks_at_once=1."
+                )
+            yield torch.stack(images), torch.stack(labels)
 
 
 def check_counts(**options: int | None) -> None:

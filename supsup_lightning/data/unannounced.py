@@ -151,6 +151,11 @@ class Unannounced(TaskDataModule):
             raise ConfigurationError(
                 f"unannounced.steps_per_epoch={steps_per_epoch!r} must be a whole number from 1 on."
             )
+        if tasks.tasks_at_once != 1:
+            raise ConfigurationError(
+                f"data.tasks_at_once={tasks.tasks_at_once} needs to know which tasks there are, and scenario=nns does "
+                "not tell; leave it out."
+            )
         self.tasks = tasks
         self.order = Blocks() if order is None else order
         self.steps_per_epoch = steps_per_epoch

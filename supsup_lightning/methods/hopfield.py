@@ -138,7 +138,7 @@ class HopSupSup(FrozenNetworkMethod):
             raise KeyError(
                 f"Task {task} is not in training, and finished masks come back from images alone (HopfieldRecovery)."
             )
-        return self.layout.split(masked_weights(self.scores, self.frozen, self.rule))
+        return masked_weights(self.scores, self.frozen, self.rule, self.layout)
 
     def forward(self, images: Tensor, task: int) -> Tensor:
         """Logits ``(batch, output_size)`` of the task in training, normalised by the batch."""

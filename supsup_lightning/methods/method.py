@@ -1,6 +1,7 @@
 """The surface that every method offers to the module, the callbacks and the inference."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
@@ -76,6 +77,35 @@ class Method(nn.Module, ABC):
     def finish_trial(self, task: int, *, accuracy: float) -> None:
         """End one of several trainings of a task, with its accuracy on validation images."""
         raise NotImplementedError
+
+    # Several tasks trained in the same step.
+
+    tasks_at_once = 1
+    trains_together = False  # it can be more than 1
+
+    def train_at_once(self, count: int) -> None:
+        """Make room for so many tasks in each step. Raises `ConfigurationError` where a method cannot do that."""
+        if count != 1:
+            raise ConfigurationError(
+                f"data.tasks_at_once={count} is for method=supsup; {type(self).__name__} trains one task after another."
+            )
+
+    def begin_tasks(self, tasks: Sequence[int]) -> None:
+        """`begin_task` for all that are trained in the same step."""
+        (task,) = tasks
+        self.begin_task(task)
+
+    def finish_tasks(self, tasks: Sequence[int]) -> None:
+        """`finish_task` for all that were trained in the same step."""
+        (task,) = tasks
+        self.finish_task(task)
+
+    def forward_together(self, images: Tensor, tasks: Sequence[int]) -> Tensor:
+        """Logits ``(tasks, batch, output_size)`` of images ``(tasks, batch, *shape)`` of all tasks in training."""
+        raise NotImplementedError
+
+    def check_training_step(self, images: Tensor) -> None:
+        """Raise `ConfigurationError` where the network does not go with how tasks are trained; ``(2, *shape)``."""
 
     # For streams that announce no task (scenario NNs).
 

@@ -76,14 +76,13 @@ class NetworkMethod(Method):
     # A task's life.
 
     def _check_training(self, task: int) -> None:
-        """Raise where ``task`` cannot be kept.
-
-        Raises:
-            KeyError: another task is in training, or none.
-            ConfigurationError: training changed a buffer of the network that is no running statistic.
-        """
+        """Raise `KeyError` where another task is in training, or none; and as `_check_buffers`."""
         if task != self.task_in_training:
             raise KeyError(f"Task {task} is not in training (task {self.task_in_training} is).")
+        self._check_buffers()
+
+    def _check_buffers(self) -> None:
+        """Raise `ConfigurationError` where training changed a buffer of the network that is no running statistic."""
         for name, buffer in self._constant_buffers():
             if not torch.equal(buffer, self._constants[name].to(buffer.device)):
                 raise ConfigurationError(

@@ -1,13 +1,15 @@
 """SupSup: a task is a binary mask over the frozen weights of one network (section 3 of the paper)."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from supsup_lightning import codec
 from supsup_lightning.bank import MaskBank
@@ -47,7 +49,13 @@ class SupSup(FrozenNetworkMethod):
             of name and tensor.
         store_weights: put the masked weights into checkpoints and bank files, too. Otherwise these hold a checksum
             that refuses other weights. Parameters that are not masked (biases, say) are small and always stored.
+        compile: training steps call the network through `torch.compile`, which pays on a GPU and needs a C++ compiler.
         seed: of weights and scores.
+
+    Attributes:
+        scores: of the task in training, ``(weights,)``; or ``(tasks, weights)`` where several are trained at once.
+        statistics: likewise ``(statistics,)`` or ``(tasks, statistics)``.
+        together: the tasks that are trained at once now, in the order of the rows of `scores`.
 
     Raises:
         ConfigurationError: an option out of its range, or a network without a weight to mask.
@@ -78,6 +86,7 @@ class SupSup(FrozenNetworkMethod):
         weights: str = "signed_constant",
         is_masked: MaskRule = ByName(),  # noqa: B008 (immutable)
         store_weights: bool = False,
+        compile: bool = False,
         seed: int = 0,
     ) -> None:
         layout = Layout.of(network, is_masked)
@@ -114,6 +123,8 @@ class SupSup(FrozenNetworkMethod):
         self.combinations = Combinations(self.statistics_layout.num_weights)
         self.kept_scores: KeptScores | None = None
         self.register_buffer("statistics", self._fresh_statistics())  # of the task in training
+        self.together: tuple[int, ...] = ()
+        self.compile_network = compile
         self.start = StartingScores(init, self.layout.num_weights)
         self.begins_like_another = init == "nearest"
         if init != "random":
@@ -148,6 +159,120 @@ class SupSup(FrozenNetworkMethod):
         self._check_training(task)
         self._average_statistics(self.statistics)
         self.search.judge(task, accuracy, self.scores, self.statistics)
+
+    # Several tasks in the same step: a row of scores, and of statistics, each.
+
+    @property
+    def tasks_at_once(self) -> int:  # type: ignore[override]
+        """For which there is room."""
+        return 1 if self.scores.ndim == 1 else len(self.scores)
+
+    @property
+    def trains_together(self) -> bool:  # type: ignore[override]
+        """Not where a task starts from earlier ones (``init``), or is trained several times (``sparsity="auto"``)."""
+        return self.start.init == "random" and self.search is None
+
+    def train_at_once(self, count: int) -> None:
+        """Make room for the scores of so many tasks. Raises `ConfigurationError` where it cannot be more than 1."""
+        if count != 1 and not self.trains_together:
+            option = f"mask.init={self.start.init}" if self.search is None else "mask.sparsity=auto"
+            raise ConfigurationError(
+                f"{option} trains one task after another, not data.tasks_at_once={count}; leave out one of the two."
+            )
+        self._make_room(() if count == 1 else (count,))
+
+    def _make_room(self, rows: tuple[int, ...]) -> None:
+        if self.scores.shape[:-1] != rows:
+            self.scores = nn.Parameter(self.scores.new_zeros(*rows, self.layout.num_weights))
+            self.statistics = self.statistics.new_zeros(*rows, self.statistics_layout.num_weights)
+
+    def begin_tasks(self, tasks: Sequence[int]) -> None:
+        """Each as by `begin_task`."""
+        if self.scores.ndim == 1:
+            super().begin_tasks(tasks)
+            return
+        for task in tasks:
+            self._check_unknown(task)
+        with torch.no_grad():
+            self.scores.zero_()
+            for row, task in enumerate(tasks):
+                self.scores[row] = self._drawn_scores(task)
+            self.statistics[:] = self._fresh_statistics()
+        self.scores.grad = None
+        self.together = tuple(tasks)
+
+    def finish_tasks(self, tasks: Sequence[int]) -> None:
+        """Each as by `finish_task`."""
+        if self.scores.ndim == 1:
+            super().finish_tasks(tasks)
+            return
+        if tuple(tasks) != self.together:
+            raise KeyError(f"Tasks {list(tasks)} are not in training ({list(self.together)} are).")
+        self._check_buffers()
+        self._average_statistics(self.statistics)
+        for task, mask, statistics in zip(tasks, self.rule(self.scores) > 0, self.statistics, strict=False):
+            self.bank.add(task, mask, statistics)
+        self.together = ()
+
+    def forward_together(self, images: Tensor, tasks: Sequence[int]) -> Tensor:
+        """Logits ``(tasks, batch, output_size)`` of images ``(tasks, batch, *shape)`` of all tasks in training."""
+        count = len(self.together)
+        scores = self.scores if count == len(self.scores) else self.scores[:count]
+        parameters = masked_weights(scores, self.frozen, self.rule, self.layout)
+        # Under vmap, layers update statistics in place only where these are contiguous.
+        parts = self._statistics_in_training(self.statistics[:count])
+        statistics = {name: part.clone(memory_format=torch.contiguous_format) for name, part in parts.items()}
+        logits = self._call_together({**parameters, **statistics}, images)
+        for name, part in parts.items():
+            part.copy_(statistics[name])
+        return logits
+
+    def forward(self, images: Tensor, task: int) -> Tensor:
+        """Logits ``(batch, output_size)`` under the effective parameters of ``task``."""
+        return (self._call_in_training if self.training else self._call)(self.effective(task), images)
+
+    def check_training_step(self, images: Tensor) -> None:
+        """Raise `ConfigurationError` where the network cannot be compiled, or not be trained on several tasks."""
+        together = self.scores.ndim > 1
+        if not together and not self.compile_network:
+            return
+        statistics = self._fresh_statistics().expand_as(self.statistics).clone()
+        parameters = self._parameters_in_training(self.scores, statistics)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                if together:
+                    self._call_together(parameters, images.expand(len(self.scores), *images.shape))
+                else:
+                    self._call_in_training(parameters, images)
+        except RuntimeError as error:
+            cause = str(error).strip().partition("\n")[0]
+            name = type(self.network).__name__
+            if self.compile_network:
+                raise ConfigurationError(
+                    f"{name} cannot be compiled here ({cause}); use method.compile=false."
+                ) from error
+            raise ConfigurationError(
+                f"{name} cannot be trained on {len(self.scores)} tasks in the same step ({cause}). Layers that draw "
+                "at random (dropout) or look at values cannot be; use data.tasks_at_once=1."
+            ) from error
+
+    def _parameters_in_training(self, scores: Tensor, statistics: Tensor) -> dict[str, Tensor]:
+        """``(*tasks, *shape)`` each."""
+        masked = masked_weights(scores, self.frozen, self.rule, self.layout)
+        return {**masked, **self._statistics_in_training(statistics)}
+
+    def _call(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+        return functional_call(self.network, parameters, (images,))
+
+    @cached_property
+    def _call_in_training(self) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
+        return torch.compile(self._call) if self.compile_network else self._call
+
+    @cached_property
+    def _call_together(self) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
+        """`_call` with one more dimension in front of everything."""
+        together = vmap(self._call)
+        return torch.compile(together) if self.compile_network else together
 
     def begin_combination(self, task: int) -> None:
         """Train no mask but coefficients of all masks there are, equal ones at first.
@@ -255,23 +380,27 @@ class SupSup(FrozenNetworkMethod):
         if task == self.task_in_training and (
             self.training or (task not in self.bank and task not in self.combinations)
         ):
-            statistics = self._statistics_in_training(self.statistics)
-            return {**self.layout.split(self._weights_in_training(task)), **statistics}
+            return self._in_training(task)
+        if task in self.together:
+            row = self.together.index(task)
+            return self._parameters_in_training(self.scores[row], self.statistics[row])
         if task in self.combinations:
             weights = self.bank.superpose(self.combinations.get(task, self.bank.tasks)) * self.frozen
             kept = self.combinations.get_statistics(task)
         else:
-            weights = self.bank.get(task) * self.frozen
+            weights = self.bank.select(task, self.frozen)
             kept = self.bank.get_statistics(task)
         return {**self.layout.split(weights), **self.statistics_layout.split(kept)}
 
-    def _weights_in_training(self, task: int) -> Tensor:
-        """``(weights,)``, differentiable in the scores."""
+    def _in_training(self, task: int) -> dict[str, Tensor]:
+        """Parameters by name, differentiable in the scores."""
         if self.combining:
-            return self.bank.superpose(self._coefficients()) * self.frozen
-        if len(self.combinations) and self.combinations.rests_on(task):
-            return self.bank.get(task) * self.frozen + 0 * self.scores  # a gradient of 0, as DDP waits for one
-        return masked_weights(self.scores, self.frozen, self.rule)
+            weights = self.bank.superpose(self._coefficients()) * self.frozen
+        elif len(self.combinations) and self.combinations.rests_on(task):
+            weights = self.bank.get(task) * self.frozen + 0 * self.scores  # a gradient of 0, as DDP waits for one
+        else:
+            return self._parameters_in_training(self.scores, self.statistics)
+        return {**self.layout.split(weights), **self._statistics_in_training(self.statistics)}
 
     # Superposition.
 
@@ -402,13 +531,14 @@ class SupSup(FrozenNetworkMethod):
         self.bank.merge(other)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """With what is in training: a mask, or coefficients."""
-        return {**super().get_extra_state(), "combining": self.combining}
+        """With what is in training: a mask, several of them, or coefficients."""
+        return {**super().get_extra_state(), "combining": self.combining, "together": self.together}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """From `state_dict`."""
         super().set_extra_state(state)
         self.combining = state.get("combining", False)
+        self.together = tuple(state.get("together", ()))
 
     def _follow_network(self) -> None:
         super()._follow_network()
@@ -416,7 +546,9 @@ class SupSup(FrozenNetworkMethod):
             self.rule = self.rules[self.search.begin(self.task_in_training)]
 
     def _fill_in(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """What checkpoints did not have before there was any of it."""
+        """What checkpoints did not have before there was any of it; and room for as many tasks at once as they had."""
+        if f"{prefix}scores" in state_dict:
+            self._make_room(tuple(state_dict[f"{prefix}scores"].shape[:-1]))
         for name, value in self.start.state_dict().items():
             state_dict.setdefault(f"{prefix}start.{name}", value)
         for name, value in Combinations(self.statistics_layout.num_weights).state_dict().items():

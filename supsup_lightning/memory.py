@@ -1,0 +1,79 @@
+"""How much memory training takes, before it begins."""
+
+from collections.abc import Callable
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import Optimizer
+
+from supsup_lightning.methods import SupSup
+
+_SHARE = 0.8  # of the free memory, for `fitting`: the rest is left to what is not predicted
+
+# More tasks at once are no faster on a CPU (docs/speed.md), and hardly on an accelerator, which a few tasks fill.
+_MOST_ON_CPU = 8
+_MOST_ON_ACCELERATOR = 256
+
+
+def training_bytes(
+    method: SupSup, images: Tensor, *, batch_size: int, make_optimizer: Callable[[list[nn.Parameter]], Optimizer]
+) -> int:
+    """That each task in training takes, predicted.
+
+    Scores, their gradients, effective weights and their gradients, what the optimizer keeps, and what the network
+    keeps of a batch for its backward pass.
+
+    Args:
+        method: with its network.
+        images: a few inputs, ``(images, *shape)``.
+        batch_size: of a training step.
+        make_optimizer: of the scores.
+    """
+    weights = 4 * method.layout.num_weights
+    of_images = _saved_bytes(method, images) + images.nbytes
+    return int(weights * (4 + _state_per_weight(make_optimizer)) + of_images / len(images) * batch_size)
+
+
+def _state_per_weight(make_optimizer: Callable[[list[nn.Parameter]], Optimizer]) -> float:
+    """Numbers that the optimizer keeps beside each weight, once it has made a step."""
+    parameter = nn.Parameter(torch.zeros(1000))
+    optimizer = make_optimizer([parameter])
+    parameter.grad = torch.ones(1000)
+    optimizer.step()
+    kept = [value for value in optimizer.state[parameter].values() if isinstance(value, Tensor)]
+    return sum(value.numel() for value in kept if value.numel() >= 1000) / 1000
+
+
+def _saved_bytes(method: SupSup, images: Tensor) -> int:
+    """That the network keeps of these images for the backward pass."""
+    weights = method.frozen.detach().clone().requires_grad_()
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    # Copies of the statistics, as layers in training mode change them.
+    buffers = {name: buffer.clone() for name, buffer in method.network.named_buffers()}
+    keep = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]), keep:
+        functional_call(method.network, {**buffers, **method.layout.split(weights)}, (images,))
+    for tensor in (weights, images, *method.network.parameters()):
+        saved.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(saved.values())
+
+
+def fitting(bytes_per_task: int, *, on_accelerator: bool) -> int:
+    """How many tasks to train at once: as many as are of use and fit into 0.8 of the memory that is free now."""
+    most = _MOST_ON_ACCELERATOR if on_accelerator else _MOST_ON_CPU
+    return max(1, min(most, int(_SHARE * free_bytes(on_accelerator=on_accelerator)) // bytes_per_task))
+
+
+def free_bytes(*, on_accelerator: bool) -> int:
+    """Of the accelerator, or of the machine."""
+    if on_accelerator:
+        return torch.cuda.mem_get_info()[0]
+    return psutil.virtual_memory().available

@@ -1,0 +1,237 @@
+"""Several tasks trained in the same step: the same masks as one by one."""
+
+import pytest
+import torch
+from torch import nn
+
+from supsup_lightning import (
+    PSP,
+    ContinualDataModule,
+    ContinualModule,
+    GEMResNet18,
+    Given,
+    LeNet,
+    OneShot,
+    PermutedDigits,
+    SupSup,
+    Unannounced,
+)
+from supsup_lightning.callbacks.task_boundary import is_elementwise
+from supsup_lightning.data import Digits, Split
+from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
+from supsup_lightning.memory import fitting, training_bytes
+from supsup_lightning.module import default_optimizer
+from supsup_lightning.scenario import GG
+from tests.conftest import DIGITS, StopAfter, digits_lenet, fit, run_cli
+
+GIVEN = ["scenario=gg", "logger=none", "~callbacks.figures"]
+
+
+def permuted(*, at_once, num_tasks=5, steps=40, **options):
+    return PermutedDigits(num_tasks=num_tasks, steps_per_task=steps, tasks_at_once=at_once, **options)
+
+
+def convolutions() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, bias=False),
+        nn.BatchNorm2d(8, affine=False),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(288, 20, bias=False),
+    )
+
+
+NETWORKS = {
+    "lenet": lambda: LeNet(output_size=20, input_shape=DIGITS),
+    "convolutions": convolutions,
+    "resnet": lambda: GEMResNet18(output_size=20, input_shape=DIGITS, base_channels=4),
+}
+
+
+def differing(one, other) -> float:
+    """Share of bits of two banks with the same tasks in the same order."""
+    assert torch.equal(one.tasks, other.tasks)
+    bits = torch.stack([one.get(task) for task in one.tasks.tolist()])
+    others = torch.stack([other.get(task) for task in other.tasks.tolist()])
+    return (bits != others).float().mean().item()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("options", [{}, {"rule": "topk", "sparsity": 0.7}], ids=["threshold", "topk"])
+def test_tasks_at_once_learn_the_masks_that_they_learn_one_by_one(network, options, tmp_path):
+    banks = {}
+    for at_once in (1, 2, 5):
+        torch.manual_seed(0)
+        method = SupSup(NETWORKS[network](), **options)
+        data = permuted(at_once=at_once, steps=12)
+        module, _ = fit(method, data, folder=tmp_path, inference=OneShot(images="batch"))
+        banks[at_once] = module.method.bank
+        assert not module.current_tasks
+        assert not method.together
+    fresh = SupSup(NETWORKS[network](), **options)
+    for task in range(5):
+        fresh.begin_task(task)
+        fresh.finish_task(task)
+    assert differing(banks[1], fresh.bank) > 0.003  # training changes masks
+    for at_once in (2, 5):  # the last group of two has one task
+        assert differing(banks[1], banks[at_once]) < 2e-4
+        torch.testing.assert_close(banks[at_once].statistics, banks[1].statistics, rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_of_each_task_are_those_that_it_has_by_itself():
+    draw = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(3, 16, *DIGITS, generator=draw), torch.randint(10, (3, 16), generator=draw)
+    together = digits_lenet()
+    together.train_at_once(3)
+    together.begin_tasks([4, 0, 7])
+    logits = together.forward_together(images, [4, 0, 7])
+    (nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()) * 3).backward()
+    for row, task in enumerate([4, 0, 7]):
+        alone = digits_lenet()
+        alone.begin_task(task)
+        own = alone(images[row], task)
+        nn.functional.cross_entropy(own, labels[row]).backward()
+        torch.testing.assert_close(logits[row], own)
+        torch.testing.assert_close(together.scores.grad[row], alone.scores.grad)
+        torch.testing.assert_close(together(images[row], task), own)  # in validation, one at a time
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
+    whole, _ = fit(digits_lenet(), permuted(at_once=2), folder=tmp_path)
+    path = tmp_path / "last.ckpt"
+    fit(digits_lenet(), permuted(at_once=2), folder=tmp_path, callbacks=[StopAfter(1, path)])
+    resumed, _ = fit(digits_lenet(), permuted(at_once=2), folder=tmp_path, checkpoint=path)
+    assert torch.equal(resumed.method.bank.packed, whole.method.bank.packed)
+    with pytest.raises(MismatchError, match=r"data\.tasks_at_once=2 there, 1 here"):
+        fit(digits_lenet(), permuted(at_once=1), folder=tmp_path, checkpoint=path)
+
+
+def test_a_resume_between_the_epochs_of_a_group_ends_with_the_same_bits(tmp_path):
+    def data():
+        return PermutedDigits(num_tasks=4, epochs_per_task=3, tasks_at_once=2)
+
+    whole, _ = fit(digits_lenet(), data(), folder=tmp_path)
+    path = tmp_path / "last.ckpt"
+    fit(digits_lenet(), data(), folder=tmp_path, callbacks=[StopAfter(4, path)])
+    resumed, _ = fit(digits_lenet(), data(), folder=tmp_path, checkpoint=path)
+    assert torch.equal(resumed.method.bank.packed, whole.method.bank.packed)
+
+
+def test_a_checkpoint_loads_into_a_module_that_trains_one_by_one(tmp_path):
+    module, trainer = fit(digits_lenet(), permuted(at_once=2, num_tasks=2), folder=tmp_path)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    fresh = ContinualModule(digits_lenet())
+    fresh.load_state_dict(torch.load(tmp_path / "last.ckpt", weights_only=False)["state_dict"])
+    assert torch.equal(fresh.method.bank.packed, module.method.bank.packed)
+
+
+def test_command_line_and_results(tmp_path):
+    import json
+
+    common = ["data.num_tasks=5", "data.steps_per_task=30", "eval_at=[1,3]", *GIVEN]
+    run_cli("data.tasks_at_once=auto", *common, "hydra.run.dir=out", cwd=tmp_path)
+    done = run_cli("data.tasks_at_once=2", *common, "hydra.run.dir=two", cwd=tmp_path)
+    assert "data.tasks_at_once=2: about" in done.stdout
+    assert "task 5/5  validation accuracy" in done.stdout
+    auto, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("out", "two"))
+    assert (auto["tasks_at_once"], two["tasks_at_once"]) == (5, 2)
+    assert auto["accuracy_per_task"] == pytest.approx(two["accuracy_per_task"], abs=0.01)
+    assert len(two["seconds_per_task"]) == 5
+    rows = (tmp_path / "two" / "accuracy_matrix.csv").read_text().splitlines()
+    assert [row.count(",") - row.count(",,") > 0 and row.split(",")[1] != "" for row in rows[1:]] == [
+        False,
+        True,  # 1 was passed by here
+        False,
+        True,  # and 3 here
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.tasks_at_once=0"], "data.tasks_at_once=0 must be a whole number from 1 on, or auto"),
+        (["data.tasks_at_once=all"], "data.tasks_at_once='all' must be a whole number from 1 on, or auto"),
+        (["data.tasks_at_once=2", "method=psp"], "data.tasks_at_once=2 is for method=supsup; PSP trains one"),
+        (["data.tasks_at_once=2", "scenario=gg", "mask.init=transfer"], "mask.init=transfer trains one task after"),
+        (["data.tasks_at_once=2", "scenario=nns"], "data.tasks_at_once=2 needs to know which tasks"),
+        (["data.tasks_at_once=2", "+trainer.gradient_clip_val=1.0"], "clips the norm of all 2 tasks' gradients"),
+        (["data.tasks_at_once=2", "data.on_error=skip", "data=image_folder"], "data.on_error=skip makes batches"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_training(overrides, message, tmp_path):
+    done = run_cli("data.num_tasks=2", "data.steps_per_task=5", *overrides, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_networks_that_draw_at_random_are_refused(tmp_path):
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 20, bias=False))
+    with pytest.raises(ConfigurationError, match=r"cannot be trained on 2 tasks .* use data.tasks_at_once=1"):
+        fit(SupSup(network), permuted(at_once=2, num_tasks=2), folder=tmp_path)
+
+
+def test_tasks_of_different_lengths_are_refused(tmp_path):
+    data = ContinualDataModule(Split(Digits(), classes_per_task=4), epochs_per_task=1, batch_size=32, tasks_at_once=2)
+    data.setup()  # 4 and 4 classes, then 2 by themselves
+    data = ContinualDataModule(Split(Digits(), classes_per_task=4), epochs_per_task=1, batch_size=32, tasks_at_once=3)
+    with pytest.raises(ConfigurationError, match=r"tasks 0 and 2 in the same steps"):
+        data.setup()
+
+
+def test_batches_that_differ_in_shape_are_refused():
+    from supsup_lightning.data.tasks import SideBySide
+
+    loaders = [[(torch.zeros(size, 3), torch.zeros(size))] for size in (4, 5)]
+    with pytest.raises(DataError, match=r"shapes \(4, 3\), \(5, 3\)"):
+        next(iter(SideBySide(loaders)))
+
+
+def test_optimizers_that_mix_weights_are_found_out(tmp_path):
+    def normalised(parameters):
+        class Normalised(torch.optim.SGD):
+            def step(self, closure=None):
+                for parameter in self.param_groups[0]["params"]:
+                    parameter.grad /= parameter.grad.norm()
+                return super().step(closure)
+
+        return Normalised(parameters, lr=0.1)
+
+    for elementwise in (
+        default_optimizer,
+        torch.optim.RMSprop,
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True),
+    ):
+        assert is_elementwise(elementwise)
+    for mixing in (normalised, torch.optim.LBFGS, torch.optim.Adafactor):
+        assert not is_elementwise(mixing)
+    with pytest.raises(ConfigurationError, match="does not treat each weight by itself"):
+        fit(digits_lenet(), permuted(at_once=2), folder=tmp_path, optimizer=normalised)
+
+
+def test_a_trainer_that_was_not_told_is_refused(tmp_path):
+    data = permuted(at_once="auto")
+    with pytest.raises(ConfigurationError, match=r"plan_training"):
+        _ = data.num_epochs
+    with pytest.raises(ConfigurationError, match="scenario=nns does not tell"):
+        Unannounced(permuted(at_once=2))
+
+
+def test_predicted_bytes_are_those_of_the_tensors():
+    method = digits_lenet()
+    images = torch.randn(4, *DIGITS)
+    predicted = training_bytes(method, images, batch_size=100, make_optimizer=default_optimizer)
+    weights = 4 * 59_200  # 64 x 300 + 300 x 100 + 100 x 100
+    # Adam keeps two numbers a weight; ReLUs keep their outputs, the matrix products share them; inputs 64 numbers.
+    assert predicted == pytest.approx(6 * weights + 100 * 4 * (300 + 100 + 64), rel=0.01)
+    assert fitting(predicted, on_accelerator=False) == 8
+    assert fitting(2**50, on_accelerator=False) == 1
+
+
+def test_auto_is_one_for_methods_that_train_one_by_one(tmp_path):
+    network = LeNet(output_size=10, input_shape=DIGITS)
+    module, _ = fit(
+        PSP(network), permuted(at_once="auto", num_tasks=2, steps=5), folder=tmp_path, scenario=GG, inference=Given()
+    )
+    assert len(module.method.tasks) == 2
