@@ -106,7 +106,8 @@ class ContinualModule(L.LightningModule):
                 f"network.output_size={output_size} is smaller than the {largest} classes of task {task}; "
                 f"raise it to at least {largest}."
             )
-        self.inference.check(output_size=output_size, num_classes=largest)
+        layers = self.method.layout.names if isinstance(self.method, SupSup) else ()
+        self.inference.check(output_size=output_size, num_classes=largest, layers=layers)
         if stage == "fit" and self.trainer.is_global_zero:
             self.method.check_num_tasks(data.num_tasks)
         self._check_single_images(example[:1])

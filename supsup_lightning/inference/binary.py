@@ -20,7 +20,7 @@ class Binary(GradientInference):
         active = torch.arange(num_tasks, device=images.device)
         coefficients = None  # 1/k each
         while len(active) > self.candidates:
-            gain = confidence_gain(method, images, num_classes, self.objective, coefficients, active)
+            gain = confidence_gain(method, images, num_classes, self.objective, coefficients, active, self.layers)
             active = active[gain.topk((len(active) + 1) // 2).indices]
             coefficients = torch.zeros(num_tasks, device=images.device).index_fill(0, active, 1 / len(active))
         if len(active) == 1:

@@ -3,6 +3,7 @@
 z from the mean of all masks;   (1 - t) O(f(x, W * (1 + z) / 2)) + gamma t E(z),   t from 0 to 1   (hopfield.py)
 """
 
+from collections.abc import Sequence
 from math import log
 from typing import NamedTuple
 
@@ -76,7 +77,7 @@ class HopfieldRecovery(Inference):
         self.descent = Descent() if descent is None else descent
         self.last: RecoveredMask | None = None
 
-    def check(self, *, output_size: int, num_classes: int) -> None:
+    def check(self, *, output_size: int, num_classes: int, layers: Sequence[str] = ()) -> None:
         """Raise `ConfigurationError` if the objective needs superfluous outputs and the network has none."""
         check_superfluous("inference", self.name, output_size=output_size, num_classes=num_classes)
 

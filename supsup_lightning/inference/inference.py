@@ -1,6 +1,8 @@
 """The surface of task inference, and what its answers from superpositions and forward passes share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -45,8 +47,10 @@ class Inference(ABC):
             together[tasks == task] = own
         return tasks, together
 
-    def check(self, *, output_size: int, num_classes: int) -> None:  # noqa: B027 (most have nothing to check)
-        """Raise `ConfigurationError` if this inference cannot work with such a network."""
+    def check(  # noqa: B027 (most have nothing to check)
+        self, *, output_size: int, num_classes: int, layers: Sequence[str] = ()
+    ) -> None:
+        """Raise `ConfigurationError` if this inference cannot work with such a network, whose masks are over layers."""
 
 
 class Given(Inference):
@@ -85,7 +89,7 @@ class ConfidenceInference(Inference):
         self.images = images
         self.objective = make_objective(objective, temperature=temperature)
 
-    def check(self, *, output_size: int, num_classes: int) -> None:
+    def check(self, *, output_size: int, num_classes: int, layers: Sequence[str] = ()) -> None:
         """Raise `ConfigurationError` if the objective needs superfluous outputs and the network has none."""
         check_superfluous("inference", self.name, output_size=output_size, num_classes=num_classes)
 
@@ -121,6 +125,8 @@ class GradientInference(ConfidenceInference):
         objective: as in `ConfidenceInference`; also ``images`` and ``temperature``.
         candidates: how many tasks are tried, by a forward pass under the mask of each; 1: the gradient decides
             alone, as in the paper.
+        layers: whose weights count in the inner product of gradient and mask: ``all``, as in the paper; ``first``,
+            which tells tasks apart far better where it is their inputs that differ; or patterns of names.
 
     Raises:
         ConfigurationError: an option that is unknown or has no effect.
@@ -135,9 +141,39 @@ class GradientInference(ConfidenceInference):
         *,
         images: int | str = 1,
         candidates: int = 1,
+        layers: str | Sequence[str] = "all",
         temperature: float = 1.0,
     ) -> None:
         super().__init__(objective, images=images, temperature=temperature)
         if type(candidates) is not int or candidates < 1:
             raise ConfigurationError(f"inference.candidates={candidates!r} must be a whole number from 1 on.")
+        if layers not in ("all", "first") and (isinstance(layers, str) or not isinstance(layers, Sequence)):
+            raise ConfigurationError(
+                f"inference.layers={layers!r} is neither all, nor first, nor a list of patterns of names, such as "
+                "[0.weight]."
+            )
         self.candidates = candidates
+        self.layers = layers if isinstance(layers, str) else list(layers)
+
+    def check(self, *, output_size: int, num_classes: int, layers: Sequence[str] = ()) -> None:
+        """Also where no layer matches a pattern."""
+        super().check(output_size=output_size, num_classes=num_classes, layers=layers)
+        for pattern in self.layers if not isinstance(self.layers, str) else ():
+            if not layers_among([pattern], layers):
+                raise ConfigurationError(
+                    f"inference.layers: the pattern {pattern!r} matches no masked parameter of the network "
+                    f"({', '.join(layers)})."
+                )
+
+
+def layers_among(layers: str | Sequence[str], names: Iterable[str]) -> list[str]:
+    """Those of the names that ``layers`` chooses, as in `GradientInference`.
+
+    >>> layers_among("first", ["1.weight", "3.weight"]), layers_among(["3.*"], ["1.weight", "3.weight"])
+    (['1.weight'], ['3.weight'])
+    """
+    if layers == "all":
+        return [*names]
+    if layers == "first":
+        return [*names][:1]
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in layers)]

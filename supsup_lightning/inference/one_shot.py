@@ -4,11 +4,13 @@ p(a) = softmax f(x, W * sum_i a_i M_i),   a = 1/k each
 task = argmax_i  -dO/da_i,                dO/da_i = <dO/dW_a * W, M_i>
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from supsup_lightning.inference.inference import GradientInference
+from supsup_lightning.inference.inference import GradientInference, layers_among
 from supsup_lightning.inference.objectives import Objective
 from supsup_lightning.methods import Method
 
@@ -23,6 +25,7 @@ def confidence_gain(
     objective: Objective,
     coefficients: Tensor | None = None,
     rows: Tensor | None = None,
+    layers: str | Sequence[str] = "all",
 ) -> Tensor:
     """``-dO/da``, ``(k,)``: by how much raising a task's coefficient makes the network surer of these images.
 
@@ -35,24 +38,35 @@ def confidence_gain(
         objective: one of `objectives`.
         coefficients: ``(k,)``, where the gradient is taken; by default ``1/k`` each.
         rows: positions of the tasks that are asked about; by default all.
+        layers: whose weights count, as in `GradientInference`.
     """
-    gradients = grad(_mean_objective(method, num_classes, objective))(method.superposed(coefficients), images)
-    return -method.project(gradients, rows)
+    gradients = _gradients(method, num_classes, objective, method.superposed(coefficients), layers)
+    return -method.project(gradients(images), rows)
 
 
-def confidence_gain_each(method: Method, images: Tensor, num_classes: int, objective: Objective) -> Tensor:
+def confidence_gain_each(
+    method: Method, images: Tensor, num_classes: int, objective: Objective, layers: str | Sequence[str] = "all"
+) -> Tensor:
     """``-dO/da`` at ``1/k`` for each image by itself, ``(batch, k)``."""
-    superposed = method.superposed()
-    gradient_each = vmap(grad(_mean_objective(method, num_classes, objective)), in_dims=(None, 0))
+    gradient_each = vmap(_gradients(method, num_classes, objective, method.superposed(), layers))
     chunks = images.unsqueeze(1).split(_IMAGES_AT_ONCE)
-    return torch.cat([-method.project(gradient_each(superposed, chunk)) for chunk in chunks])
+    return torch.cat([-method.project(gradient_each(chunk)) for chunk in chunks])
 
 
-def _mean_objective(method: Method, num_classes: int, objective: Objective):
+def _gradients(
+    method: Method, num_classes: int, objective: Objective, superposed: dict[str, Tensor], layers: str | Sequence[str]
+) -> Callable[[Tensor], dict[str, Tensor]]:
+    """From images to the gradients of the mean objective by the superposed weights, 0 for layers that do not count."""
+    asked = {name: superposed[name] for name in layers_among(layers, superposed)}
+
     def value(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-        return objective(method.forward_superposed(parameters, images), num_classes).mean()
+        return objective(method.forward_superposed({**superposed, **parameters}, images), num_classes).mean()
 
-    return value
+    def gradients(images: Tensor) -> dict[str, Tensor]:
+        found = grad(value)(asked, images)
+        return {name: found[name] if name in found else torch.zeros_like(part) for name, part in superposed.items()}
+
+    return gradients
 
 
 class OneShot(GradientInference):
@@ -67,7 +81,7 @@ class OneShot(GradientInference):
 
     def decide(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """One gradient for all images."""
-        gain = confidence_gain(method, images, num_classes, self.objective)
+        gain = confidence_gain(method, images, num_classes, self.objective, layers=self.layers)
         if self.candidates == 1:
             return gain.argmax()
         rows = gain.topk(min(self.candidates, len(gain))).indices
@@ -75,7 +89,7 @@ class OneShot(GradientInference):
 
     def decide_each(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """One gradient an image, in one backward pass for several of them."""
-        gain = confidence_gain_each(method, images, num_classes, self.objective)  # (batch, k)
+        gain = confidence_gain_each(method, images, num_classes, self.objective, self.layers)  # (batch, k)
         if self.candidates == 1:
             return gain.argmax(-1)
         favoured = torch.zeros_like(gain, dtype=torch.bool)
