@@ -55,7 +55,8 @@ class MaskBank(TaskRows):
 
     def select(self, task: int, vector: Tensor) -> Tensor:
         """``vector`` ``(weights,)`` where the mask of ``task`` is on, 0 elsewhere. Raises `KeyError` if it has none."""
-        return bits.select(self.packed[self.row(task)], vector)
+        row = self.row(task)
+        return bits.select(self.packed[row : row + 1], vector)[0]
 
     def get_statistics(self, task: int) -> Tensor:
         """A copy of the statistics of ``task``, ``(statistics,)``. Raises `KeyError` if it has none."""

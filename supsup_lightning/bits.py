@@ -102,19 +102,19 @@ def select(packed: Tensor, vector: Tensor) -> Tensor:
     """The vector where the mask is on, 0 elsewhere.
 
     Args:
-        packed: one mask, ``(ceil(weights / 8),)`` uint8.
+        packed: ``(masks, ceil(weights / 8))`` uint8.
         vector: ``(weights,)`` float32.
 
     Returns:
-        ``(weights,)`` float32.
+        ``(masks, weights)`` float32.
 
-    >>> select(pack(torch.tensor([True, False, True])), torch.tensor([1.0, 2.0, 3.0]))
-    tensor([1., 0., 3.])
+    >>> select(pack(torch.tensor([[True, False, True]])), torch.tensor([1.0, 2.0, 3.0]))
+    tensor([[1., 0., 3.]])
     """
-    _check(packed.unsqueeze(0), len(vector))
+    _check(packed, len(vector))
     padded = _padded(vector)
     if native.takes(packed, padded):
-        return native.select(packed, padded)[: len(vector)]
+        return native.select(packed, padded)[:, : len(vector)]
     return unpack(packed, len(vector)) * vector
 
 

@@ -9,11 +9,14 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 
 from supsup_lightning.methods import SupSup
+from supsup_lightning.methods.method import has_convolutions
 
 _SHARE = 0.8  # of the free memory, for `fitting`: the rest is left to what is not predicted
 
-# More tasks at once are no faster on a CPU (docs/speed.md), and hardly on an accelerator, which a few tasks fill.
+# More tasks at once are no faster (docs/speed.md): on a CPU, tasks whose weights together leave its caches, or whose
+# convolutions become grouped ones; on an accelerator, which so many fill.
 _MOST_ON_CPU = 8
+_MOST_WEIGHTS_ON_CPU = 2_500_000
 _MOST_ON_ACCELERATOR = 256
 
 
@@ -66,9 +69,11 @@ def _saved_bytes(method: SupSup, images: Tensor) -> int:
     return sum(saved.values())
 
 
-def fitting(bytes_per_task: int, *, on_accelerator: bool) -> int:
+def fitting(method: SupSup, bytes_per_task: int, *, on_accelerator: bool) -> int:
     """How many tasks to train at once: as many as are of use and fit into 0.8 of the memory that is free now."""
-    most = _MOST_ON_ACCELERATOR if on_accelerator else _MOST_ON_CPU
+    most = _MOST_ON_ACCELERATOR
+    if not on_accelerator:
+        most = 1 if has_convolutions(method.network) else min(_MOST_ON_CPU, _MOST_WEIGHTS_ON_CPU // len(method.frozen))
     return max(1, min(most, int(_SHARE * free_bytes(on_accelerator=on_accelerator)) // bytes_per_task))
 
 

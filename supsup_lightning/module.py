@@ -203,7 +203,7 @@ class ContinualModule(L.LightningModule):
                     make_optimizer=self.make_optimizer,
                 )
             if at_once == "auto":
-                at_once = min(data.num_tasks, fitting(bytes_per_task, on_accelerator=on_accelerator))
+                at_once = min(data.num_tasks, fitting(self.method, bytes_per_task, on_accelerator=on_accelerator))
             data.tasks_at_once = at_once
             data.check_lengths()
             logger.info(
@@ -284,6 +284,8 @@ class ContinualModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the average over the tasks in training that have validation images."""
+        if self.trainer.sanity_checking:
+            return
         assert self.validation_accuracy is not None
         accuracy, _ = self.validation_accuracy.compute().float()
         if not accuracy.isnan().all():

@@ -43,9 +43,10 @@ def test_every_level_is_the_sum_over_what_is_on(level, masks, weights, vectors, 
         rtol=1e-5,
         atol=1e-5,
     )
-    for row in range(masks):
-        chosen = native.select(packed[row], vector, level=level)[:weights]
-        assert torch.equal(chosen, torch.where(mask[row], vector[:weights], 0))
+    chosen = native.select(packed, vector, level=level)[:, :weights]
+    assert torch.equal(chosen, torch.where(mask, vector[:weights], 0))
+    some = native.select(packed[:, 1:], vector[8:], level=level)[:, : max(0, weights - 8)]
+    assert torch.equal(some, torch.where(mask[:, 8:], vector[8:weights], 0))
 
 
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: native.LEVELS[level])
@@ -80,13 +81,13 @@ def test_transforms_and_graphs_go_another_way():
 def test_without_it_pytorch_gives_the_same_and_says_so_once(monkeypatch, caplog):
     _, packed, vector, coefficients = case(5, 77, seed=2)
     with_kernel = bits.dot(packed, vector[:77]), bits.weighted_sum(packed, coefficients, 77)
-    selected = bits.select(packed[0], vector[:77])
+    selected = bits.select(packed, vector[:77])
     native.library.cache_clear()
     monkeypatch.setattr(native, "library_path", lambda: Path("/nowhere/packed_bits-0.so"))
     with caplog.at_level(logging.WARNING):
         torch.testing.assert_close(bits.dot(packed, vector[:77]), with_kernel[0])
         torch.testing.assert_close(bits.weighted_sum(packed, coefficients, 77), with_kernel[1])
-        assert torch.equal(bits.select(packed[0], vector[:77]), selected)
+        assert torch.equal(bits.select(packed, vector[:77]), selected)
     native.library.cache_clear()
     assert len(caplog.records) == 1
     assert "Install a C compiler" in caplog.text

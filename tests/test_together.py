@@ -225,8 +225,10 @@ def test_predicted_bytes_are_those_of_the_tensors():
     weights = 4 * 59_200  # 64 x 300 + 300 x 100 + 100 x 100
     # Adam keeps two numbers a weight; ReLUs keep their outputs, the matrix products share them; inputs 64 numbers.
     assert predicted == pytest.approx(6 * weights + 100 * 4 * (300 + 100 + 64), rel=0.01)
-    assert fitting(predicted, on_accelerator=False) == 8
-    assert fitting(2**50, on_accelerator=False) == 1
+    assert fitting(method, predicted, on_accelerator=False) == 8
+    assert fitting(method, 2**50, on_accelerator=False) == 1
+    assert fitting(SupSup(convolutions()), predicted, on_accelerator=False) == 1
+    assert fitting(SupSup(nn.Linear(2000, 1000)), predicted, on_accelerator=False) == 1
 
 
 def test_auto_is_one_for_methods_that_train_one_by_one(tmp_path):
@@ -235,3 +237,29 @@ def test_auto_is_one_for_methods_that_train_one_by_one(tmp_path):
         PSP(network), permuted(at_once="auto", num_tasks=2, steps=5), folder=tmp_path, scenario=GG, inference=Given()
     )
     assert len(module.method.tasks) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_compiled_network_learns_the_same_masks(at_once, tmp_path):
+    banks = []
+    for compiled in (False, True):
+        method = SupSup(convolutions(), compile=compiled)
+        data = permuted(at_once=at_once, num_tasks=2, steps=12)
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        module, _ = fit(method, data, folder=tmp_path, inference=OneShot(images="batch"))
+        assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > graphs) == compiled
+        banks.append(module.method.bank)
+    assert differing(*banks) < 2e-4
+    torch.testing.assert_close(banks[1].statistics, banks[0].statistics, rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_that_cannot_be_compiled_is_refused(tmp_path):
+    done = run_cli(
+        "method.compile=true", "data.num_tasks=1", cwd=tmp_path, check=False, PATH="/nowhere",
+        TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "LeNet cannot be compiled here" in done.stderr
+    assert "use method.compile=false" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from supsup_lightning import codec
 from supsup_lightning.bank import MaskBank
@@ -49,7 +49,7 @@ class SupSup(FrozenNetworkMethod):
             of name and tensor.
         store_weights: put the masked weights into checkpoints and bank files, too. Otherwise these hold a checksum
             that refuses other weights. Parameters that are not masked (biases, say) are small and always stored.
-        compile: training steps call the network through `torch.compile`, which pays on a GPU and needs a C++ compiler.
+        compile: training steps call the network through `torch.compile`; needs a C++ compiler (docs/speed.md).
         seed: of weights and scores.
 
     Attributes:
@@ -229,23 +229,25 @@ class SupSup(FrozenNetworkMethod):
 
     def forward(self, images: Tensor, task: int) -> Tensor:
         """Logits ``(batch, output_size)`` under the effective parameters of ``task``."""
-        return (self._call_in_training if self.training else self._call)(self.effective(task), images)
+        call = self._call_in_training if self.training else self.call_network
+        return call(self.effective(task), self.laid_out(images))
 
     def check_training_step(self, images: Tensor) -> None:
         """Raise `ConfigurationError` where the network cannot be compiled, or not be trained on several tasks."""
         together = self.scores.ndim > 1
         if not together and not self.compile_network:
             return
-        statistics = self._fresh_statistics().expand_as(self.statistics).clone()
-        parameters = self._parameters_in_training(self.scores, statistics)
+        statistics = self.statistics_layout.split(self._fresh_statistics().expand_as(self.statistics))
+        masked = masked_weights(self.scores, self.frozen, self.rule, self.layout)
+        parameters = {**masked, **{name: part.clone() for name, part in statistics.items()}}
         try:
             with torch.random.fork_rng(devices=[]):
                 if together:
                     self._call_together(parameters, images.expand(len(self.scores), *images.shape))
                 else:
-                    self._call_in_training(parameters, images)
+                    self._call_in_training(parameters, self.laid_out(images))
         except RuntimeError as error:
-            cause = str(error).strip().partition("\n")[0]
+            cause = " ".join(str(error).split("\n")[:2]).strip()
             name = type(self.network).__name__
             if self.compile_network:
                 raise ConfigurationError(
@@ -261,17 +263,14 @@ class SupSup(FrozenNetworkMethod):
         masked = masked_weights(scores, self.frozen, self.rule, self.layout)
         return {**masked, **self._statistics_in_training(statistics)}
 
-    def _call(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-        return functional_call(self.network, parameters, (images,))
-
     @cached_property
     def _call_in_training(self) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
-        return torch.compile(self._call) if self.compile_network else self._call
+        return torch.compile(self.call_network) if self.compile_network else self.call_network
 
     @cached_property
     def _call_together(self) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
-        """`_call` with one more dimension in front of everything."""
-        together = vmap(self._call)
+        """`call_network` with one more dimension, of tasks, in front of everything."""
+        together = vmap(self.call_network)
         return torch.compile(together) if self.compile_network else together
 
     def begin_combination(self, task: int) -> None:

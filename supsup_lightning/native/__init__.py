@@ -40,7 +40,7 @@ def library() -> ctypes.CDLL | None:
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     loaded.packed_dot.argtypes = [ctypes.c_int, pointer, size, size, pointer, pointer]
     loaded.packed_weighted_sum.argtypes = [ctypes.c_int, pointer, size, size, size, size, pointer, pointer]
-    loaded.packed_select.argtypes = [ctypes.c_int, pointer, size, pointer, pointer]
+    loaded.packed_select.argtypes = [ctypes.c_int, pointer, size, size, size, pointer, pointer]
     loaded.packed_dot.restype = loaded.packed_weighted_sum.restype = loaded.packed_select.restype = None
     return loaded
 
@@ -105,13 +105,27 @@ def weighted_sum(packed: Tensor, coefficients: Tensor, *, level: int | None = No
 
 
 def select(packed: Tensor, vector: Tensor, *, level: int | None = None) -> Tensor:
-    """``(bytes,)`` uint8 and ``(8 * bytes,)`` float32 to ``(8 * bytes,)`` float32."""
+    """``(masks, bytes)`` uint8, dense along the last dimension, and ``(8 * bytes,)`` float32 to ``(masks, 8 * bytes)``."""
     loaded = library()
     assert loaded is not None
     level = best_level() if level is None else level
-    packed, vector = packed.contiguous(), vector.contiguous()
-    selected = torch.empty_like(vector)
-    loaded.packed_select(level, packed.data_ptr(), len(packed), vector.data_ptr(), selected.data_ptr())
+    vector = vector.contiguous()
+    masks, num_bytes = packed.shape
+    selected = torch.empty(masks, len(vector))
+    stride = packed.stride(0)
+
+    def some(first: int, last: int) -> None:
+        loaded.packed_select(
+            level,
+            packed.data_ptr() + first * stride,
+            stride,
+            last - first,
+            num_bytes,
+            vector.data_ptr(),
+            selected.data_ptr() + first * selected.stride(0) * selected.itemsize,
+        )
+
+    _in_threads(some, masks, unit=1, work=packed.numel())
     return selected
 
 

@@ -4,7 +4,7 @@
  *
  *   packed_dot           out[m] = sum_w bit(m, w) * vector[w]
  *   packed_weighted_sum  out[w] = sum_m coefficient[m] * bit(m, w)
- *   packed_select        out[w] = bit(w) * vector[w], of one mask
+ *   packed_select        out[m][w] = bit(m, w) * vector[w]
  *
  * With AVX-512, half bytes of 16 masks pick their sums from tables (dot), and a 16-bit word of a mask is the lane mask of
  * one addition (weighted_sum) or load (select); nothing is ever unpacked. AVX2 and the portable version expand a byte to
@@ -23,6 +23,7 @@
 #define ROWS 64
 
 typedef void (*dot_tile)(const uint8_t *rows, size_t stride, size_t masks, size_t bytes, const float *vector, double *sums);
+typedef void (*select_row)(const uint8_t *row, size_t bytes, const float *vector, float *out);
 typedef void (*sum_tile)(const uint8_t *rows, size_t stride, size_t masks, const float *coefficients, float *out);
 
 /* Portable. */
@@ -266,20 +267,23 @@ static sum_tile sum_of(int level)
     return sum_tile_portable;
 }
 
-/* Of one row of `bytes` bytes with vectors of 8 * bytes floats. */
-void packed_select(int level, const uint8_t *row, size_t bytes, const float *vector, float *out)
+static select_row select_of(int level)
 {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-    if (level == 2) {
-        select_avx512(row, bytes, vector, out);
-        return;
-    }
-    if (level == 1) {
-        select_avx2(row, bytes, vector, out);
-        return;
-    }
+    if (level == 2)
+        return select_avx512;
+    if (level == 1)
+        return select_avx2;
 #endif
-    select_portable(row, bytes, vector, out);
+    return select_portable;
+}
+
+/* Of `bytes` bytes of each of `masks` rows, which lie `stride` bytes apart, with 8 * bytes floats; `out` is dense. */
+void packed_select(int level, const uint8_t *packed, size_t stride, size_t masks, size_t bytes, const float *vector, float *out)
+{
+    select_row select = select_of(level);
+    for (size_t m = 0; m < masks; m++)
+        select(packed + m * stride, bytes, vector, out + 8 * m * bytes);
 }
 
 /* Of `masks` rows of `bytes` bytes each, with a vector of 8 * bytes floats; `sums` holds `masks` doubles, set here. */
