@@ -114,7 +114,11 @@ class MaskBank(TaskRows):
 
     def project(self, vector: Tensor, rows: Tensor | None = None) -> Tensor:
         """Inner product of each mask, or of some rows, with ``vector`` ``(..., weights)``: ``(..., masks)``."""
-        return bits.dot(self.packed if rows is None else self.packed[rows], vector)
+        if rows is None:
+            return bits.dot(self.packed, vector)
+        if len(rows) > len(self) // 4:  # to copy rows costs more than to read those that are not asked for
+            return bits.dot(self.packed, vector)[..., rows]
+        return bits.dot(self.packed[rows], vector)
 
     def sparsity(self) -> Tensor:
         """Measured share of weights switched off, ``(masks,)``."""
@@ -136,9 +140,8 @@ class _WeightedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(coefficients: Tensor, packed: Tensor, num_weights: int) -> Tensor:
-        rows = coefficients.nonzero().flatten()  # masks that do not count are not read
         with torch.autocast(packed.device.type, enabled=False):  # weights keep their precision, as masked ones do
-            return bits.weighted_sum(packed[rows], coefficients[rows], num_weights)
+            return bits.weighted_sum(packed, coefficients, num_weights)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:

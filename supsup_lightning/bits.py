@@ -1,8 +1,8 @@
 """Packed bits: eight weights of a mask in one byte, and the products that inference needs of them.
 
-Bit ``j`` of byte ``b`` is weight ``8 b + j``. Rows are masks. On the CPU the products read the bits as they are, in C
-(`native`); on other devices, and where there is no C kernel, they unpack one small tile of the bank after another, so
-that memory does not grow with the number of masks.
+Bit ``j`` of byte ``b`` is weight ``8 b + j``. Rows are masks. The products read the bits as they are, in C on the CPU
+and in Triton on a GPU (`native`); on other devices, and where there is no kernel, they unpack one small tile of the
+bank after another, so that memory does not grow with the number of masks.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,8 @@ from supsup_lightning import native
 # tile is needed to fill the device.
 _TILE_BYTES_CPU = 2**18
 _TILE_BYTES_ACCELERATOR = 2**25
+# On a GPU, the inner products with more vectors are matrix products of unpacked tiles.
+_FEW_VECTORS = 4
 
 
 def pack(mask: Tensor) -> Tensor:
@@ -59,7 +61,12 @@ def dot(packed: Tensor, vector: Tensor) -> Tensor:
     _check(packed, vector.shape[-1])
     vectors = vector.reshape(-1, vector.shape[-1])
     padded = _padded(vectors)
-    products = native.dot(packed, padded) if native.takes(packed, padded) else dot_in_tiles(packed, padded)
+    if native.takes(packed, padded):
+        products = native.dot(packed, padded)
+    elif len(vectors) <= _FEW_VECTORS and native.takes_on_gpu(packed, padded):
+        products = native.gpu_kernels().dot(packed, padded)
+    else:
+        products = dot_in_tiles(packed, padded)
     return products.reshape(*vector.shape[:-1], len(packed))
 
 
@@ -91,6 +98,10 @@ def weighted_sum(packed: Tensor, coefficients: Tensor, num_weights: int) -> Tens
     _check(packed, num_weights)
     if native.takes(packed, coefficients):
         return native.weighted_sum(packed, coefficients)[:num_weights]
+    rows = coefficients.nonzero().flatten()  # masks that do not count are not read
+    packed, coefficients = packed[rows], coefficients[rows]
+    if native.takes_on_gpu(packed, coefficients):
+        return native.gpu_kernels().weighted_sum(packed, coefficients)[:num_weights]
     planes = coefficients.new_zeros(8, packed.shape[1])  # (8, bytes)
     for coefficient, tile in _tiles(packed, coefficients):
         for bit in range(8):

@@ -1,4 +1,6 @@
+import importlib.util
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +25,8 @@ def case(masks: int, weights: int, seed: int) -> tuple[torch.Tensor, torch.Tenso
     mask = torch.rand(masks, weights, generator=draw) < torch.rand((), generator=draw)
     vector = torch.zeros(-(-weights // 8) * 8)
     vector[:weights] = torch.randn(weights, generator=draw)
-    return mask, bits.pack(mask), vector, torch.randn(masks, generator=draw)
+    coefficients = torch.randn(masks, generator=draw) * (torch.rand(masks, generator=draw) < 0.7)
+    return mask, bits.pack(mask), vector, coefficients
 
 
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: native.LEVELS[level])
@@ -106,3 +109,43 @@ def test_an_installation_without_a_compiler_goes_on(tmp_path):
     )  # fmt: skip
     assert "the C kernel was not built" in broken.stderr
     assert not list(folder.glob("packed_bits-*"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not here")
+def test_kernels_for_gpus_give_the_same_sums_in_tritons_interpreter():
+    code = """
+import torch
+from supsup_lightning import bits
+from supsup_lightning.native import triton_kernels as kernels
+
+kernels.check("cpu")
+for masks, num_bytes, vectors, seed in ((1, 1, 1, 0), (16, 128, 2, 1), (33, 2050, 1, 2), (0, 7, 3, 3)):
+    draw = torch.Generator().manual_seed(seed)
+    packed = torch.randint(256, (masks, num_bytes), generator=draw, dtype=torch.uint8)
+    several = torch.randn(vectors, 8 * num_bytes, generator=draw)
+    coefficients = torch.randn(masks, generator=draw)
+    torch.testing.assert_close(kernels.dot(packed, several), bits.dot(packed, several), rtol=1e-4, atol=1e-3)
+    expected = bits.weighted_sum(packed, coefficients, 8 * num_bytes)
+    torch.testing.assert_close(kernels.weighted_sum(packed, coefficients), expected, rtol=1e-4, atol=1e-4)
+try:
+    kernels._STRETCH, kernels.dot = 100, lambda packed, vectors: torch.zeros(len(vectors), len(packed))
+    kernels.check("cpu")
+except RuntimeError as error:
+    print(error)
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "dot is off by" in done.stdout
+
+
+def test_where_they_do_not_work_pytorch_does_and_says_why(caplog):
+    if torch.cuda.is_available():
+        pytest.skip("they work here")
+    native.gpu_kernels.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert native.gpu_kernels() is None
+        assert native.gpu_kernels() is None
+    native.gpu_kernels.cache_clear()
+    assert len(caplog.records) == 1
+    assert "so PyTorch's own are used" in caplog.text

@@ -1,10 +1,11 @@
-"""The C kernel for products over packed bits, called on tensors of the CPU; absent where no compiler was at install."""
+"""Kernels for products over packed bits: in C on the CPU, where a compiler was there at install; in Triton on a GPU."""
 
 import ctypes
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,14 +47,36 @@ def library() -> ctypes.CDLL | None:
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether the kernel can work on these: plain tensors of the CPU, not in a transform or an autograd graph."""
+    """Whether the C kernel can work on these: plain tensors of the CPU, not in a transform or an autograd graph."""
+    return _are_plain(tensors, "cpu") and library() is not None
+
+
+def takes_on_gpu(*tensors: Tensor) -> bool:
+    """Whether Triton's kernels can work on these: likewise, on a CUDA device."""
+    return _are_plain(tensors, "cuda") and gpu_kernels() is not None
+
+
+@cache
+def gpu_kernels() -> Any:
+    """`triton_kernels`, tried out on the device, or None, with a warning the first time."""
+    try:
+        from supsup_lightning.native import triton_kernels
+
+        triton_kernels.check("cuda")
+    except Exception as error:  # whatever Triton, its compiler or the driver raises: PyTorch does it instead
+        logger.warning("Triton's kernels for packed bits do not work here (%r), so PyTorch's own are used.", error)
+        return None
+    return triton_kernels
+
+
+def _are_plain(tensors: Sequence[Tensor], device: str) -> bool:
     return all(
-        tensor.device.type == "cpu"
+        tensor.device.type == device
         and tensor.dtype in (torch.float32, torch.uint8)
         and not (tensor.requires_grad and torch.is_grad_enabled())
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         for tensor in tensors
-    ) and (library() is not None)
+    )
 
 
 def best_level() -> int:
@@ -105,7 +128,7 @@ def weighted_sum(packed: Tensor, coefficients: Tensor, *, level: int | None = No
 
 
 def select(packed: Tensor, vector: Tensor, *, level: int | None = None) -> Tensor:
-    """``(masks, bytes)`` uint8, dense along the last dimension, and ``(8 * bytes,)`` float32 to ``(masks, 8 * bytes)``."""
+    """``(masks, bytes)`` uint8, whose rows are dense, and ``(8 * bytes,)`` float32 to ``(masks, 8 * bytes)``."""
     loaded = library()
     assert loaded is not None
     level = best_level() if level is None else level

@@ -3,7 +3,7 @@
  * Bit j of byte b of a row is weight 8 b + j; spare bits of the last byte are 0. Rows are masks.
  *
  *   packed_dot           out[m] = sum_w bit(m, w) * vector[w]
- *   packed_weighted_sum  out[w] = sum_m coefficient[m] * bit(m, w)
+ *   packed_weighted_sum  out[w] = sum_m coefficient[m] * bit(m, w), where rows with a coefficient of 0 are not read
  *   packed_select        out[m][w] = bit(m, w) * vector[w]
  *
  * With AVX-512, half bytes of 16 masks pick their sums from tables (dot), and a 16-bit word of a mask is the lane mask of
@@ -45,7 +45,7 @@ static void dot_tile_portable(const uint8_t *rows, size_t stride, size_t masks, 
 static void sum_tile_portable(const uint8_t *rows, size_t stride, size_t masks, const float *coefficients, float *out)
 {
     for (size_t m = 0; m < masks; m++)
-        for (size_t b = 0; b < 64; b++)
+        for (size_t b = 0; b < 64 && coefficients[m] != 0; b++)
             for (int j = 0; j < 8; j++)
                 out[8 * b + j] += (rows[m * stride + b] >> j) & 1 ? coefficients[m] : 0.0f;
 }
@@ -100,6 +100,8 @@ static void sum_tile_avx2(const uint8_t *rows, size_t stride, size_t masks, cons
         for (int i = 0; i < 8; i++)
             s[i] = _mm256_loadu_ps(out + 8 * (part + i));
         for (size_t m = 0; m < masks; m++) {
+            if (coefficients[m] == 0)
+                continue;
             __m256 a = _mm256_set1_ps(coefficients[m]);
             for (int i = 0; i < 8; i++)
                 s[i] = _mm256_add_ps(s[i], _mm256_and_ps(lanes_of(rows[m * stride + part + i]), a));
@@ -220,6 +222,8 @@ static void sum_tile_avx512(const uint8_t *rows, size_t stride, size_t masks, co
         for (int i = 0; i < 16; i++)
             s[i] = _mm512_loadu_ps(out + 8 * part + 16 * i);
         for (size_t m = 0; m < masks; m++) {
+            if (coefficients[m] == 0)
+                continue;
             __m512 a = _mm512_set1_ps(coefficients[m]);
             uint16_t word[16];
             memcpy(word, rows + m * stride + part, 32);
@@ -312,7 +316,7 @@ void packed_weighted_sum(int level, const uint8_t *packed, size_t masks, size_t 
                 tile(packed + m * bytes + c, bytes, rows, coefficients + m, out + 8 * c);
         }
     for (size_t m = 0; m < masks; m++)
-        for (size_t c = whole; c < last; c++)
+        for (size_t c = whole; c < last && coefficients[m] != 0; c++)
             for (int j = 0; j < 8; j++)
                 out[8 * c + j] += (packed[m * bytes + c] >> j) & 1 ? coefficients[m] : 0.0f;
 }

@@ -1,0 +1,91 @@
+"""The products over packed bits on a GPU, in Triton: bits are read once, as bytes, and never unpacked to memory."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Masks, and bytes of each, that a program holds at a time; and bytes of a mask that one program of `dot` goes over.
+_MASKS, _BYTES, _STRETCH = 16, 128, 2048
+# The same of `weighted_sum`, whose programs go over all masks.
+_SUM_MASKS, _SUM_BYTES = 32, 64
+
+
+@triton.jit
+def _dot_kernel(
+    packed, vectors, partial, masks, num_bytes, stretch, MASKS: tl.constexpr, BYTES: tl.constexpr
+):  # fmt: skip
+    """``partial[vector, part, mask]``: over one stretch of bytes each."""
+    mask = tl.program_id(0) * MASKS + tl.arange(0, MASKS)
+    part, vector = tl.program_id(1), tl.program_id(2)
+    rows = packed + mask.to(tl.int64)[:, None] * num_bytes
+    values = vectors + vector.to(tl.int64) * num_bytes * 8
+    total = tl.zeros((MASKS,), tl.float32)
+    for first in range(0, stretch, BYTES):
+        byte = part * stretch + first + tl.arange(0, BYTES)
+        inside = byte < num_bytes
+        tile = tl.load(rows + byte[None, :], mask=(mask < masks)[:, None] & inside[None, :], other=0).to(tl.int32)
+        for bit in tl.static_range(8):
+            value = tl.load(values + 8 * byte + bit, mask=inside, other=0.0)
+            total += tl.sum(tl.where((tile >> bit) & 1 != 0, value[None, :], 0.0), axis=1)
+    out = (vector * tl.num_programs(1) + part).to(tl.int64) * masks
+    tl.store(partial + out + mask, total, mask=mask < masks)
+
+
+@triton.jit
+def _weighted_sum_kernel(packed, coefficients, total, masks, num_bytes, MASKS: tl.constexpr, BYTES: tl.constexpr):
+    byte = tl.program_id(0) * BYTES + tl.arange(0, BYTES)
+    bit = tl.arange(0, 8)
+    inside = byte < num_bytes
+    sums = tl.zeros((BYTES, 8), tl.float32)
+    for first in range(0, masks, MASKS):
+        mask = first + tl.arange(0, MASKS)
+        coefficient = tl.load(coefficients + mask, mask=mask < masks, other=0.0)
+        rows = packed + mask.to(tl.int64)[:, None] * num_bytes
+        tile = tl.load(rows + byte[None, :], mask=(mask < masks)[:, None] & inside[None, :], other=0).to(tl.int32)
+        is_on = (tile[:, :, None] >> bit[None, None, :]) & 1 != 0
+        sums += tl.sum(tl.where(is_on, coefficient[:, None, None], 0.0), axis=0)
+    tl.store(total + 8 * byte[:, None] + bit[None, :], sums, mask=inside[:, None])
+
+
+def dot(packed: Tensor, vectors: Tensor) -> Tensor:
+    """``(masks, bytes)`` uint8 and ``(vectors, 8 * bytes)`` float32 to ``(vectors, masks)`` float32."""
+    packed, vectors = packed.contiguous(), vectors.contiguous()
+    masks, num_bytes = packed.shape
+    parts = triton.cdiv(num_bytes, _STRETCH)
+    partial = torch.empty(len(vectors), parts, masks, device=packed.device)
+    if partial.numel():
+        grid = (triton.cdiv(masks, _MASKS), parts, len(vectors))
+        with torch.cuda.device_of(packed):
+            _dot_kernel[grid](packed, vectors, partial, masks, num_bytes, _STRETCH, MASKS=_MASKS, BYTES=_BYTES)
+    return partial.sum(1, dtype=torch.float64).float()  # by stretches, so that the order of programs changes nothing
+
+
+def weighted_sum(packed: Tensor, coefficients: Tensor) -> Tensor:
+    """``(masks, bytes)`` uint8 and ``(masks,)`` float32 to ``(8 * bytes,)`` float32."""
+    packed, coefficients = packed.contiguous(), coefficients.contiguous()
+    masks, num_bytes = packed.shape
+    total = torch.empty(8 * num_bytes, device=packed.device)
+    if num_bytes:
+        grid = (triton.cdiv(num_bytes, _SUM_BYTES),)
+        with torch.cuda.device_of(packed):
+            _weighted_sum_kernel[grid](
+                packed, coefficients, total, masks, num_bytes, MASKS=_SUM_MASKS, BYTES=_SUM_BYTES
+            )
+    return total
+
+
+def check(device: torch.device | str) -> None:
+    """Raise `RuntimeError` if the kernels do not give on this device what sums over unpacked masks are."""
+    draw = torch.Generator().manual_seed(0)
+    packed = torch.randint(256, (37, 2 * _STRETCH + 5), generator=draw, dtype=torch.uint8).to(device)
+    vectors = torch.randn(2, 8 * packed.shape[1], generator=draw).to(device)
+    coefficients = torch.randn(len(packed), generator=draw).to(device)
+    masks = (packed.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=device) & 1).flatten(1).double()
+    for name, own, expected in (
+        ("dot", dot(packed, vectors), vectors.double() @ masks.T),
+        ("weighted_sum", weighted_sum(packed, coefficients), coefficients.double() @ masks),
+    ):
+        error = (own.double() - expected).abs().max().item()
+        if not error < 1e-2:
+            raise RuntimeError(f"{name} is off by {error}")
