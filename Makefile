@@ -17,9 +17,8 @@ lint: $(READY)
 	$(BIN)/mypy -p supsup_lightning
 
 bench: $(READY)
-	$(BIN)/python benchmarks/train_step.py
-	$(BIN)/python benchmarks/packed_bits.py
-	$(BIN)/python benchmarks/growth.py
+	mkdir -p outputs
+	$(BIN)/python benchmarks/targets.py --json outputs/bench.json --out outputs
 
 compare: $(READY)
 	$(BIN)/python benchmarks/compare.py permuted_mnist

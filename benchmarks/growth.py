@@ -1,28 +1,42 @@
-"""What grows with the number of tasks: training, finding a task, and memory, at 10 to 2,500 tasks.
+"""What grows with the number of tasks: training, finding a task, evaluation, and memory, at 10 to 2,500 tasks.
 
     python benchmarks/growth.py [--out docs/growth.png] [--json results.json] [--tasks 10 100 500 2500]
 
 LeNet 300-100 with output_size 500 on images of 28 x 28, batch 128. The bank is filled with random masks; then, at each
 number of tasks: seconds to train one more (100 steps of Adam, finishing it and writing a checkpoint included);
 milliseconds to find the task of one image by one gradient, by binary search, and by trying each; milliseconds to
-classify a batch with the task given; bytes of the bank; and how the memory of the process has grown.
+classify a batch with the task given; seconds a task of `Trainer.test` over all tasks, a batch each, with the task given
+and with one gradient a batch; bytes of the bank; and how the memory of the process has grown.
 """
 
 import argparse
 import json
 import resource
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+import lightning as L
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.nn.functional import cross_entropy
+from torch.utils.data import TensorDataset
+from train_step import quiet  # a benchmark beside this one
 
-from supsup_lightning import Binary, Exhaustive, LeNet, OneShot, SupSup
+from supsup_lightning import (
+    Binary,
+    ContinualDataModule,
+    ContinualModule,
+    Exhaustive,
+    Given,
+    LeNet,
+    OneShot,
+    SupSup,
+)
+from supsup_lightning.scenario import GG, GNU
 
 STEPS = 100
 CLASSES = 10
@@ -62,6 +76,29 @@ def train_one(method: SupSup, task: int, folder: Path) -> float:
     return perf_counter() - started
 
 
+def test_all(method: SupSup, num_tasks: int, folder: Path, **options) -> float:
+    """Seconds a task of a test of them all, on a batch of random images each."""
+    draw = torch.Generator().manual_seed(0)
+    train, test = (
+        TensorDataset(
+            torch.randint(256, (count, 1, 28, 28), generator=draw, dtype=torch.uint8), torch.arange(count) % CLASSES
+        )
+        for count in (1000, 128)
+    )
+    data = ContinualDataModule.permuted(train, test, num_tasks=num_tasks, steps_per_task=1)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=folder,
+    )
+    started = perf_counter()
+    trainer.test(ContinualModule(method, **options), data, verbose=False)
+    return (perf_counter() - started) / num_tasks
+
+
 def measure(method: SupSup, num_tasks: int, folder: Path) -> dict[str, float]:
     while len(method.bank) < num_tasks - 3:
         task = len(method.bank)
@@ -76,21 +113,38 @@ def measure(method: SupSup, num_tasks: int, folder: Path) -> dict[str, float]:
     }
     with torch.no_grad():
         given = milliseconds(lambda: method(batch, num_tasks // 2))
+    evaluation = {
+        "test_given_seconds": test_all(method, num_tasks, folder, scenario=GG, inference=Given()),
+        "test_one_shot_seconds": test_all(method, num_tasks, folder, scenario=GNU, inference=ways["one_shot"]),
+    }
     return {
         "num_tasks": num_tasks,
         "train_seconds": seconds,
         **found,
         "given_ms": given,
+        **evaluation,
         "bank_bytes": method.bank.packed.nbytes,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 
+def measure_all(counts: Sequence[int]) -> list[dict[str, float]]:
+    """A row for each number of tasks, printed as well."""
+    method = SupSup(LeNet(output_size=500))
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for num_tasks in counts:
+            rows.append(measure(method, num_tasks, Path(folder)))
+            numbers = (f"{name} {value:,.3f}".rstrip("0").rstrip(".") for name, value in rows[-1].items())
+            print("  ".join(numbers), flush=True)
+    return rows
+
+
 def draw(rows: list[dict[str, float]], path: Path) -> None:
-    figure = Figure(figsize=(10, 4))
+    figure = Figure(figsize=(14, 4))
     figure.set_layout_engine("constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    left, right, evaluation = figure.subplots(1, 3)
     tasks = [row["num_tasks"] for row in rows]
     left.semilogx(tasks, [row["train_seconds"] for row in rows], "o-", color="black")
     left.set_ylabel(f"seconds to train one more task ({STEPS} steps)")
@@ -99,7 +153,11 @@ def draw(rows: list[dict[str, float]], path: Path) -> None:
         right.loglog(tasks, [row[f"{name}_ms"] for row in rows], "o-", label=label)
     right.set_ylabel("milliseconds to find a task")
     right.legend(frameon=False)
-    for axes in (left, right):
+    for name, label in (("test_given_seconds", "task given"), ("test_one_shot_seconds", "one gradient a batch")):
+        evaluation.loglog(tasks, [1000 * row[name] for row in rows], "o-", label=label)
+    evaluation.set_ylabel("milliseconds a task to test all, a batch each")
+    evaluation.legend(frameon=False)
+    for axes in (left, right, evaluation):
         axes.set_xlabel("tasks learned")
         axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=150)
@@ -111,15 +169,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    method = SupSup(LeNet(output_size=500))
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for num_tasks in options.tasks:
-            rows.append(measure(method, num_tasks, Path(folder)))
-            print(
-                "  ".join(f"{name} {value:,.3f}".rstrip("0").rstrip(".") for name, value in rows[-1].items()),
-                flush=True,
-            )
+    quiet()
+    rows = measure_all(options.tasks)
     if options.out:
         draw(rows, options.out)
     if options.json:

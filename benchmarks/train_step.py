@@ -1,12 +1,13 @@
-"""What a mask costs: one masked training step against the plain dense step, and the share of Lightning's loop.
+"""What a mask costs: one masked training step against the plain dense step; what Lightning's loop adds to it, and how
+that and the rest are shared by tasks that are trained at once.
 
-    python benchmarks/train_step.py [--steps 500] [--rounds 3] [--json results.json]
+    python benchmarks/train_step.py [--rounds 3] [--json results.json]
 
-Prints, for LeNet 300-100 and FC 1024-1024 on images of 28 x 28, batch 128, the same optimizer: milliseconds of a
-dense step, of a masked step, of a masked step through `Trainer.fit` (a whole task over its steps: validation, boundary
-and checkpoint included), and their ratios. All are timed in turns
-in one run and the median is taken, so that a noisy machine disturbs all of them alike. The images are random: only
-time is measured.
+Batches of 128 random images (only time is measured), the same optimizer, images laid out alike. `measure`: milliseconds
+of a dense and of a masked step, both as they are and compiled, and of a masked one through `Trainer.fit` (a whole task
+over its steps: data, validation, boundary and checkpoint included). `measure_at_once`: milliseconds a step and task
+through `Trainer.fit` for several tasks at once. All are timed in turns in one run and the median is taken, so that a
+noisy machine disturbs all of them alike.
 """
 
 import argparse
@@ -16,46 +17,48 @@ import os
 import statistics
 import tempfile
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
-from supsup_lightning import ContinualDataModule, ContinualModule, FullyConnected, LeNet, SupSup
+from supsup_lightning import ContinualDataModule, ContinualModule, FullyConnected, GEMResNet18, LeNet, SupSup
 from supsup_lightning.callbacks import LossGuard, TaskBoundary
 from supsup_lightning.module import default_optimizer
 from supsup_lightning.schedules import cosine
 
-TARGET_MASKED = 1.3  # DESIGN: masked step over dense step
-TARGET_LIGHTNING = 1.5  # a task through Lightning over the bare masked loop
-NETWORKS = {"LeNet": (LeNet, 100), "FC 1024": (FullyConnected, 500)}
+GREY, COLOUR = (1, 28, 28), (3, 32, 32)
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {  # network, images, steps to time
+    "LeNet": (lambda: LeNet(output_size=100), GREY, 300),
+    "FC 1024": (lambda: FullyConnected(output_size=500), GREY, 100),
+    "ResNet-18": (lambda: GEMResNet18(output_size=20, input_shape=COLOUR), COLOUR, 8),
+}
+AT_ONCE = (1, 2, 4, 8, 16, 32)
 
 
-def random_images(count: int) -> TensorDataset:
-    """Noise in the form of MNIST."""
+def make_data(shape: tuple[int, ...], steps: int, *, num_tasks: int = 1, tasks_at_once: int = 1) -> ContinualDataModule:
+    """Noise."""
     draw = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (count, 1, 28, 28), generator=draw, dtype=torch.uint8)
-    return TensorDataset(pixels, torch.randint(0, 10, (count,), generator=draw))
 
+    def images(count: int) -> TensorDataset:
+        pixels = torch.randint(0, 256, (count, *shape), generator=draw, dtype=torch.uint8)
+        return TensorDataset(pixels, torch.randint(0, 10, (count,), generator=draw))
 
-def make_data(steps: int, *, num_tasks: int = 1) -> ContinualDataModule:
     data = ContinualDataModule.permuted(
-        random_images(60_000), random_images(10_000), num_tasks=num_tasks, steps_per_task=steps
+        images(60_000 if shape == GREY else 5_000),
+        images(1_000),
+        num_tasks=num_tasks,
+        steps_per_task=steps,
+        tasks_at_once=tasks_at_once,
     )
     data.setup()
     return data
-
-
-def dense_loop(network: torch.nn.Module, data: ContinualDataModule) -> float:
-    return bare_loop(list(network.parameters()), network, data)
-
-
-def masked_loop(method: SupSup, data: ContinualDataModule) -> float:
-    method.begin_task(0)
-    return bare_loop(method.trainable(), lambda images: method(images, 0), data)
 
 
 def bare_loop(parameters, forward, data: ContinualDataModule) -> float:
@@ -72,6 +75,14 @@ def bare_loop(parameters, forward, data: ContinualDataModule) -> float:
     return 1000 * (perf_counter() - started) / data.steps_per_task
 
 
+def masked_loop(method: SupSup, data: ContinualDataModule) -> float:
+    method.begin_task(0)
+    milliseconds = bare_loop(method.trainable(), lambda images: method(images, 0), data)
+    method.finish_task(0)
+    method.bank.remove(0)
+    return milliseconds
+
+
 class FitClock(L.Callback):
     """Seconds from the start of training to its end: batches, validation, task boundaries, checkpoints."""
 
@@ -83,8 +94,9 @@ class FitClock(L.Callback):
 
 
 def lightning_loop(method: SupSup, data: ContinualDataModule) -> float:
-    """Milliseconds a step of a whole task through `Trainer.fit`, all of a run but evaluations of old tasks."""
+    """Milliseconds a step and task of whole tasks through `Trainer.fit`, all of a run but evaluations of old tasks."""
     module = ContinualModule(method)
+    module.plan_training(data, accelerator="cpu")
     clock = FitClock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = L.Trainer(
@@ -102,60 +114,96 @@ def lightning_loop(method: SupSup, data: ContinualDataModule) -> float:
     return 1000 * clock.seconds / data.steps_per_task / data.num_tasks
 
 
-def measure(name: str, steps: int, rounds: int) -> dict[str, float | str]:
-    network, output_size = NETWORKS[name]
-    times: dict[str, list[float]] = {"dense": [], "masked": [], "lightning": []}
-    for warm_up in [True] + [False] * rounds:
-        data = make_data(10 if warm_up else steps)
-        taken = {
-            "dense": dense_loop(network(output_size=output_size), data),
-            "masked": masked_loop(SupSup(network(output_size=output_size)), data),
-            "lightning": lightning_loop(SupSup(network(output_size=output_size)), data),
-        }
-        if not warm_up:
-            for loop, milliseconds in taken.items():
-                times[loop].append(milliseconds)
-    median = {f"{loop}_ms": statistics.median(values) for loop, values in times.items()}
+def in_turns(loops: dict[str, Callable[[int], float]], steps: int, rounds: int) -> dict[str, list[float]]:
+    """Of each loop, given a number of steps, milliseconds by round; one short round warms up."""
+    times: dict[str, list[float]] = {name: [] for name in loops}
+    for number in range(rounds + 1):
+        for name, loop in loops.items():
+            milliseconds = loop(steps if number else 2)
+            if number:
+                times[name].append(milliseconds)
+    return times
 
-    def ratio(above: str, below: str) -> float:
-        return statistics.median(a / b for a, b in zip(times[above], times[below], strict=True))
 
+def ratio(times: dict[str, list[float]], above: str, below: str) -> float:
+    """The median over rounds."""
+    return statistics.median(a / b for a, b in zip(times[above], times[below], strict=True))
+
+
+def measure(name: str, rounds: int) -> dict[str, float | str]:
+    """Dense, masked, compiled and through Lightning."""
+    network, shape, steps = NETWORKS[name]
+    dense, masked, compiled = network(), SupSup(network()), SupSup(network(), compile=True)
+    dense_compiled = torch.compile(network())
+    times = in_turns(
+        {
+            "dense": lambda steps: bare_loop(
+                dense.parameters(), lambda images: dense(masked.laid_out(images)), make_data(shape, steps)
+            ),
+            "masked": lambda steps: masked_loop(masked, make_data(shape, steps)),
+            "dense compiled": lambda steps: bare_loop(
+                dense_compiled.parameters(),
+                lambda images: dense_compiled(masked.laid_out(images)),
+                make_data(shape, steps),
+            ),
+            "masked compiled": lambda steps: masked_loop(compiled, make_data(shape, steps)),
+            "lightning": lambda steps: lightning_loop(SupSup(network()), make_data(shape, steps)),
+        },
+        steps,
+        rounds,
+    )
     return {
         "network": name,
-        **median,
-        "masked_over_dense": ratio("masked", "dense"),
-        "lightning_over_masked": ratio("lightning", "masked"),
-        "lightning_share": 1 - 1 / ratio("lightning", "masked"),
+        **{f"{loop}_ms": statistics.median(values) for loop, values in times.items()},
+        "masked_over_dense": ratio(times, "masked", "dense"),
+        "compiled_over_compiled_dense": ratio(times, "masked compiled", "dense compiled"),
+        "lightning_over_masked": ratio(times, "lightning", "masked"),
     }
+
+
+def measure_at_once(rounds: int, steps: int = 100) -> list[dict[str, float]]:
+    """LeNet through Lightning, several tasks at once; each round trains the same number of tasks in all."""
+    num_tasks = max(AT_ONCE)
+    loops = {
+        str(count): lambda steps, count=count: lightning_loop(
+            SupSup(LeNet(output_size=100)),
+            make_data(GREY, steps, num_tasks=num_tasks if steps > 2 else count, tasks_at_once=count),
+        )
+        for count in AT_ONCE
+    }
+    times = in_turns(loops, steps, rounds)
+    return [
+        {
+            "tasks_at_once": count,
+            "ms_per_step_and_task": statistics.median(times[str(count)]),
+            "times_as_fast": ratio(times, "1", str(count)),
+        }
+        for count in AT_ONCE
+    ]
+
+
+def quiet() -> None:
+    """No words but the figures."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", help="also write the figures there")
+    parser.add_argument("--json", type=Path, help="also write the figures there")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-
+    quiet()
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, batch 128")
-    print(f"targets: masked/dense at most {TARGET_MASKED}, Lightning/masked at most {TARGET_LIGHTNING}\n")
-    columns = "{:10} {:>10} {:>10} {:>13} {:>13} {:>17} {:>16}"
-    print(
-        columns.format(
-            "network", "dense ms", "masked ms", "Lightning ms", "masked/dense", "Lightning/masked", "Lightning share"
-        )
-    )
     rows = []
     for name in NETWORKS:
-        row = measure(name, options.steps, options.rounds)
-        rows.append(row)
-        numbers = [f"{row[key]:.2f}" for key in ("dense_ms", "masked_ms", "lightning_ms")]
-        ratios = [f"{row[key]:.2f}" for key in ("masked_over_dense", "lightning_over_masked")]
-        print(columns.format(name, *numbers, *ratios, f"{row['lightning_share']:.0%}"), flush=True)
+        rows.append(measure(name, options.rounds))
+        print("  ".join(f"{key} {v:.2f}" if isinstance(v, float) else v for key, v in rows[-1].items()), flush=True)
+    at_once = measure_at_once(options.rounds)
+    for row in at_once:
+        print("  ".join(f"{key} {value:.2f}".removesuffix(".00") for key, value in row.items()))
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump(rows, file, indent=2)
+        options.json.write_text(json.dumps({"steps": rows, "at_once": at_once}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -82,12 +82,18 @@ class EvaluateSeenTasks(L.Callback):
         self.matrix[-1] = accuracy.cpu()
 
     def state_dict(self) -> dict[str, Any]:
-        """The matrix goes into checkpoints."""
-        return {"matrix": self.matrix}
+        """The rows that are filled go into checkpoints: of thousands of tasks, the whole matrix would be most of one."""
+        filled = (~self.matrix.isnan().all(1)).nonzero().flatten()
+        return {"num_tasks": len(self.matrix), "filled": filled, "rows": self.matrix[filled]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The matrix comes back from a checkpoint."""
-        self.matrix = state_dict["matrix"]
+        if "matrix" in state_dict:  # of older checkpoints
+            self.matrix = state_dict["matrix"]
+            return
+        num_tasks = state_dict["num_tasks"]
+        self.matrix = torch.full((num_tasks, num_tasks), torch.nan, dtype=torch.float64)
+        self.matrix[state_dict["filled"]] = state_dict["rows"]
 
 
 def evaluation_of(trainer: L.Trainer) -> EvaluateSeenTasks | None:
