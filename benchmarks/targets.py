@@ -2,10 +2,10 @@
 
     python benchmarks/targets.py [--json results.json] [--out docs] [--permuted-mnist]
 
-Runs the other benchmarks (`train_step`, `packed_bits`, `growth`), measures the bank's file and that old tasks keep their
-logits, and prints a table: what, target, measured. Ratios are of things that were timed in turns. About a quarter of an
-hour on two cores. With ``--permuted-mnist``, also the 250 tasks of PermutedMNIST from end to end (a quarter of an hour
-more; needs MNIST in $SUPSUP_DATA). ``--out`` is a folder for the curves: growth.png and tasks_at_once.png.
+Runs the other benchmarks (`train_step`, `packed_bits`, `growth`), measures the bank's file, and that old tasks keep
+their logits, and prints a table: what, measured, target. Ratios are of things that were timed in turns. Ten minutes on
+two cores. With ``--permuted-mnist``, also the 250 tasks of PermutedMNIST from end to end (a quarter of an hour more;
+needs MNIST in $SUPSUP_DATA). ``--out`` is a folder for the curves: growth.png and tasks_at_once.png.
 """
 
 import argparse
@@ -143,8 +143,11 @@ def main() -> None:
     print(f"{machine}, torch {torch.__version__}", flush=True)
     rows, figures = [], {}
 
-    figures["steps"] = [train_step.measure(name, rounds=3) for name in train_step.NETWORKS]
-    for step in figures["steps"]:
+    figures["steps"] = []
+    for name in train_step.NETWORKS:
+        step = train_step.measure(name, rounds=3)
+        print("  ".join(f"{key} {v:.2f}" if isinstance(v, float) else v for key, v in step.items()), flush=True)
+        figures["steps"].append(step)
         rows.append(Row(f"masked step / dense step, {step['network']}", step["masked_over_dense"], 1.3))
         name = f"compiled masked step / compiled dense step, {step['network']}"
         rows.append(Row(name, step["compiled_over_compiled_dense"], 1.1))

@@ -82,7 +82,7 @@ class EvaluateSeenTasks(L.Callback):
         self.matrix[-1] = accuracy.cpu()
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows that are filled go into checkpoints: of thousands of tasks, the whole matrix would be most of one."""
+        """The rows that are filled go into checkpoints; of thousands of tasks, the others would be most of one."""
         filled = (~self.matrix.isnan().all(1)).nonzero().flatten()
         return {"num_tasks": len(self.matrix), "filled": filled, "rows": self.matrix[filled]}
 

@@ -251,7 +251,7 @@ class ContinualModule(L.LightningModule):
             logits = self.method(images, self.task_in_training)
             loss = cross_entropy(logits, labels)
         else:
-            logits = self.method.forward_together(images, self.current_tasks)
+            logits = self.method.forward_together(images)
             loss = cross_entropy(logits.flatten(0, 1), labels.flatten()) * len(labels)
         # Each `self.log` costs about as much as the rest of Lightning's loop, so only where a logger takes the value.
         every = self.trainer.log_every_n_steps

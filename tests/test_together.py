@@ -18,9 +18,11 @@ from supsup_lightning import (
 )
 from supsup_lightning.callbacks.task_boundary import is_elementwise
 from supsup_lightning.data import Digits, Split
+from supsup_lightning.data.tasks import SideBySide
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
 from supsup_lightning.memory import fitting, training_bytes
 from supsup_lightning.module import default_optimizer
+from supsup_lightning.report import read_json
 from supsup_lightning.scenario import GG
 from tests.conftest import DIGITS, StopAfter, digits_lenet, fit, run_cli
 
@@ -84,7 +86,7 @@ def test_gradients_of_each_task_are_those_that_it_has_by_itself():
     together = digits_lenet()
     together.train_at_once(3)
     together.begin_tasks([4, 0, 7])
-    logits = together.forward_together(images, [4, 0, 7])
+    logits = together.forward_together(images)
     (nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()) * 3).backward()
     for row, task in enumerate([4, 0, 7]):
         alone = digits_lenet()
@@ -126,14 +128,12 @@ def test_a_checkpoint_loads_into_a_module_that_trains_one_by_one(tmp_path):
 
 
 def test_command_line_and_results(tmp_path):
-    import json
-
     common = ["data.num_tasks=5", "data.steps_per_task=30", "eval_at=[1,3]", *GIVEN]
     run_cli("data.tasks_at_once=auto", *common, "hydra.run.dir=out", cwd=tmp_path)
     done = run_cli("data.tasks_at_once=2", *common, "hydra.run.dir=two", cwd=tmp_path)
     assert "data.tasks_at_once=2: about" in done.stdout
     assert "task 5/5  validation accuracy" in done.stdout
-    auto, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("out", "two"))
+    auto, two = (read_json(tmp_path / name / "results.json") for name in ("out", "two"))
     assert (auto["tasks_at_once"], two["tasks_at_once"]) == (5, 2)
     assert auto["accuracy_per_task"] == pytest.approx(two["accuracy_per_task"], abs=0.01)
     assert len(two["seconds_per_task"]) == 5
@@ -181,8 +181,6 @@ def test_tasks_of_different_lengths_are_refused(tmp_path):
 
 
 def test_batches_that_differ_in_shape_are_refused():
-    from supsup_lightning.data.tasks import SideBySide
-
     loaders = [[(torch.zeros(size, 3), torch.zeros(size))] for size in (4, 5)]
     with pytest.raises(DataError, match=r"shapes \(4, 3\), \(5, 3\)"):
         next(iter(SideBySide(loaders)))
@@ -263,3 +261,12 @@ def test_a_network_that_cannot_be_compiled_is_refused(tmp_path):
     assert "LeNet cannot be compiled here" in done.stderr
     assert "use method.compile=false" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_mixed_precision_and_clipped_values_go_with_it(tmp_path):
+    run_cli(
+        "trainer=amp", "+trainer.gradient_clip_val=1.0", "+trainer.gradient_clip_algorithm=value",
+        "optimizer.fused=false", "data.tasks_at_once=2", "data.num_tasks=2", "data.steps_per_task=60", *GIVEN,
+        "hydra.run.dir=out", cwd=tmp_path,
+    )  # fmt: skip
+    assert read_json(tmp_path / "out" / "results.json")["average_accuracy"] > 0.6

@@ -102,7 +102,7 @@ class Method(nn.Module, ABC):
         (task,) = tasks
         self.finish_task(task)
 
-    def forward_together(self, images: Tensor, tasks: Sequence[int]) -> Tensor:
+    def forward_together(self, images: Tensor) -> Tensor:
         """Logits ``(tasks, batch, output_size)`` of images ``(tasks, batch, *shape)`` of all tasks in training."""
         raise NotImplementedError
 

@@ -214,7 +214,7 @@ class SupSup(FrozenNetworkMethod):
             self.bank.add(task, mask, statistics)
         self.together = ()
 
-    def forward_together(self, images: Tensor, tasks: Sequence[int]) -> Tensor:
+    def forward_together(self, images: Tensor) -> Tensor:
         """Logits ``(tasks, batch, output_size)`` of images ``(tasks, batch, *shape)`` of all tasks in training."""
         count = len(self.together)
         scores = self.scores if count == len(self.scores) else self.scores[:count]
