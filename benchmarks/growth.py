@@ -58,15 +58,15 @@ def milliseconds(task: Callable[[], object], rounds: int = 5) -> float:
     return median(times[1:])
 
 
-def train_one(method: SupSup, task: int, folder: Path) -> float:
-    """Seconds."""
+def train_one(method: SupSup, task: int, folder: Path, steps: int = STEPS) -> float:
+    """Seconds, the checkpoint included."""
     draw = torch.Generator().manual_seed(task)
     images, labels = torch.randn(128, 1, 28, 28, generator=draw), torch.randint(CLASSES, (128,), generator=draw)
     started = perf_counter()
     method.train()
     method.begin_task(task)
     optimizer = torch.optim.Adam(method.trainable(), lr=1e-3)
-    for _ in range(STEPS):
+    for _ in range(steps):
         loss = cross_entropy(method(images, task), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -74,6 +74,22 @@ def train_one(method: SupSup, task: int, folder: Path) -> float:
     method.finish_task(task)
     torch.save({"state_dict": method.state_dict(), "optimizer": optimizer.state_dict()}, folder / "last.ckpt")
     return perf_counter() - started
+
+
+def late_over_early(early: int, late: int, folder: Path, rounds: int = 7) -> float:
+    """Seconds to train one task after so many over seconds after so few, in turns; the median of 300 steps each."""
+    methods = {count: SupSup(LeNet(output_size=100)) for count in (early, late)}
+    for count, method in methods.items():
+        for task in range(count):
+            method.bank.add(task, torch.rand(method.layout.num_weights) < 0.5)
+    ratios = []
+    for _ in range(rounds + 1):
+        seconds = {}
+        for count, method in methods.items():
+            seconds[count] = train_one(method, count, folder, steps=300)
+            method.bank.remove(count)
+        ratios.append(seconds[late] / seconds[early])
+    return median(ratios[1:])
 
 
 def test_all(method: SupSup, num_tasks: int, folder: Path, **options) -> float:
