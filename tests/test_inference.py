@@ -8,7 +8,7 @@ from supsup_lightning import Binary, Exhaustive, OneShot
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference.objectives import OBJECTIVES, entropy, max_probability, superfluous
 from supsup_lightning.inference.one_shot import confidence_gain, confidence_gain_each
-from tests.conftest import random_images, random_method
+from tests.conftest import random_images, random_method, run_cli
 
 CLASSES = 10
 
@@ -107,6 +107,53 @@ def test_answers_are_task_numbers_also_when_some_were_removed():
     assert torch.equal(Exhaustive("entropy", images="each")(method, images, CLASSES), expected)
 
 
+@pytest.mark.parametrize("inference", [OneShot, Binary])
+@pytest.mark.parametrize("images", ["batch", "each"])
+def test_as_many_candidates_as_tasks_are_exhaustive(inference, images):
+    method, inputs = random_method(7), random_images(12)
+    exhaustive = Exhaustive("entropy", images=images)(method, inputs, CLASSES)
+    assert torch.equal(inference("entropy", images=images, candidates=7)(method, inputs, CLASSES), exhaustive)
+    assert torch.equal(inference("entropy", images=images, candidates=100)(method, inputs, CLASSES), exhaustive)
+
+
+@pytest.mark.parametrize("images", ["batch", "each"])
+def test_candidates_are_the_tasks_with_the_largest_gain(images):
+    method, inputs = random_method(9), random_images(12)
+    gain = (
+        confidence_gain_each(method, inputs, CLASSES, entropy)
+        if images == "each"
+        else confidence_gain(method, inputs, CLASSES, entropy).expand(12, -1)
+    )
+    objective = torch.stack([entropy(method(inputs, task), CLASSES) for task in range(9)], dim=1)
+    if images == "batch":
+        objective = objective.mean(0).expand(12, -1)
+    favoured = gain.topk(3).indices
+    expected = favoured.gather(1, objective.gather(1, favoured).argmin(1, keepdim=True))[:, 0]
+    found = OneShot("entropy", images=images, candidates=3)(method, inputs, CLASSES)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, gain.argmax(1))  # to try them changes answers here
+
+
+def test_the_gain_of_one_layer_leaves_out_the_others():
+    method, inputs = random_method(6), random_images(8)
+    names = method.layout.names
+    parts = [confidence_gain(method, inputs, CLASSES, entropy, layers=[name]) for name in names]
+    torch.testing.assert_close(sum(parts), confidence_gain(method, inputs, CLASSES, entropy))
+    first = confidence_gain(method, inputs, CLASSES, entropy, layers="first")
+    assert torch.equal(first, parts[0])
+    each = confidence_gain_each(method, inputs, CLASSES, entropy, layers="first")
+    alone = torch.stack([confidence_gain(method, image, CLASSES, entropy, layers="first") for image in inputs.split(1)])
+    torch.testing.assert_close(each, alone, rtol=1e-5, atol=1e-5)
+    found = OneShot("entropy", images="batch", layers="first")(method, inputs, CLASSES)
+    assert (found == first.argmax()).all()
+
+
+def test_a_pattern_of_layers_that_matches_nothing_is_refused_before_training(tmp_path):
+    done = run_cli("inference.layers=[layer9.*]", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "inference.layers: the pattern 'layer9.*' matches no masked parameter of the network (" in done.stderr
+
+
 def test_objectives_against_their_definitions():
     logits = torch.randn(5, 12, requires_grad=True)
     p = logits.softmax(-1)
@@ -126,6 +173,8 @@ def test_objectives_against_their_definitions():
         ({"objective": "entropie"}, "inference.objective='entropie' is not known; choose one of entropy, superfluous"),
         ({"images": 0}, "inference.images=0 is neither"),
         ({"images": "all"}, "inference.images='all' is neither"),
+        ({"candidates": 0}, "inference.candidates=0 must be a whole number from 1 on"),
+        ({"layers": "last"}, "inference.layers='last' is neither all, nor first, nor a list of patterns"),
         ({"temperature": 2.0}, "no effect with inference.objective=superfluous"),
         ({"objective": "entropy", "temperature": 0.0}, "must be positive"),
     ],
