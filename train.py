@@ -37,7 +37,7 @@ def train(config: DictConfig) -> float | None:
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.unannounced or config.data)
     module = instantiate(config.module)
-    module.plan_training(data, accelerator=config.trainer.accelerator)
+    module.plan_training(data, accelerator=config.trainer.get("accelerator", "auto"))
     trainer = instantiate(
         config.trainer,
         max_epochs=data.num_epochs,

@@ -79,8 +79,7 @@ class TaskProgress(ProgressBar):
                 f"task {tasks[0] + 1}/{trainer.datamodule.num_tasks}  tried sparsity {sparsity}: {accuracy:.4f}"
             )
         if trainer.datamodule.ends_task(trainer.current_epoch):
-            validated = any(int(batches) for batches in trainer.num_val_batches)  # not: by an earlier task's figure
-            counted = pl_module.validation_accuracy if validated else None
+            counted = pl_module.validation_accuracy
             accuracies = [float("nan")] * len(tasks) if counted is None else counted.compute()[0].tolist()
             for task, accuracy in zip(tasks, accuracies, strict=True):
                 said = f"  validation accuracy {accuracy:.4f}" if accuracy == accuracy else ""

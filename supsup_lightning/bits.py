@@ -98,8 +98,10 @@ def weighted_sum(packed: Tensor, coefficients: Tensor, num_weights: int) -> Tens
     _check(packed, num_weights)
     if native.takes(packed, coefficients):
         return native.weighted_sum(packed, coefficients)[:num_weights]
-    rows = coefficients.nonzero().flatten()  # masks that do not count are not read
-    packed, coefficients = packed[rows], coefficients[rows]
+    if not torch._C._functorch.is_functorch_wrapped_tensor(coefficients):
+        rows = coefficients.nonzero().flatten()  # masks that do not count are not read
+        if len(rows) < len(packed):
+            packed, coefficients = packed[rows], coefficients[rows]
     if native.takes_on_gpu(packed, coefficients):
         return native.gpu_kernels().weighted_sum(packed, coefficients)[:num_weights]
     planes = coefficients.new_zeros(8, packed.shape[1])  # (8, bytes)

@@ -55,8 +55,13 @@ class Threshold:
         return scores.detach().clone().ge_(0)
 
     def masked(self, scores: Tensor, frozen: Tensor) -> Tensor:
-        """In one pass: what goes back through a ReLU is this product, but for its bound."""
-        bound = -torch.finfo(scores.dtype).smallest_normal * torch.finfo(scores.dtype).eps  # the next number below 0
+        """In one pass on a CPU: what goes back through a ReLU is this product, but for its bound.
+
+        That is the next number below 0, so a process that flushes denormal numbers has to take scores of 0 for off.
+        """
+        if scores.device.type != "cpu":
+            return torch.where(scores.detach() >= 0, frozen, 0)
+        bound = -torch.finfo(scores.dtype).smallest_normal * torch.finfo(scores.dtype).eps
         return torch.ops.aten.threshold_backward(frozen.expand_as(scores), scores.detach(), bound)
 
     def importance(self, scores: Tensor) -> Tensor:

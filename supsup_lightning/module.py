@@ -7,16 +7,17 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from supsup_lightning import planning
 from supsup_lightning.data import TaskDataModule, TaskSequence
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference import Discovery, HopfieldRecovery, Inference, OneShot
-from supsup_lightning.memory import fitting, free_bytes, training_bytes
 from supsup_lightning.methods import Method, Offer, SupSup
 from supsup_lightning.metrics import TaskAccuracy
 from supsup_lightning.scenario import GNU, Scenario
@@ -111,9 +112,6 @@ class ContinualModule(L.LightningModule):
         if stage == "fit" and self.trainer.is_global_zero:
             self.method.check_num_tasks(data.num_tasks)
         self._check_single_images(example[:1])
-        if stage == "fit":
-            with in_mode(self.method.network, training=True):
-                self.method.check_training_step(example)
 
     def _output_size(self, example: Tensor) -> int:
         network = self.method.network
@@ -155,14 +153,26 @@ class ContinualModule(L.LightningModule):
                 f"{exhaustive if alone is None and Offer.EFFECTIVE in self.method.offers else ''}."
             ) from error
 
+    def on_fit_start(self) -> None:
+        """Check that the network can be trained as it is to be, where it is to be."""
+        data = self.trainer.datamodule
+        example = data.example().to(self.device)
+        batch_size = getattr(data, "batch_size", len(example)) // self.trainer.world_size
+        with in_mode(self.method.network, training=True):
+            self.method.check_training_step(example[:1].expand(batch_size, *example.shape[1:]))
+
     def configure_optimizers(self) -> Any:
         """A fresh optimizer and schedule over one task."""
         data = self.trainer.datamodule
         make = self.make_coefficient_optimizer if self.method.combining else self.make_optimizer
-        try:
-            optimizer = make(self.method.trainable())
-        except (TypeError, ValueError) as error:
-            raise ConfigurationError(f"The optimizer's options do not work: {error}.") from error
+        optimizer = _checked(make)(self.method.trainable())
+        fused = any(group.get("fused") for group in optimizer.param_groups)
+        if fused and self.trainer.gradient_clip_val and isinstance(self.trainer.precision_plugin, MixedPrecision):
+            raise ConfigurationError(
+                f"trainer.gradient_clip_val={self.trainer.gradient_clip_val} in mixed precision "
+                f"({self.trainer.precision}) does not go with a fused optimizer; add optimizer.fused=false (in Python, "
+                "give ContinualModule an optimizer without it)."
+            )
         if self.method.learning_rate is not None:
             for group in optimizer.param_groups:
                 group["lr"] = self.method.learning_rate
@@ -181,7 +191,7 @@ class ContinualModule(L.LightningModule):
 
         Args:
             data: to be trained on.
-            accelerator: of the `Trainer`, for ``auto``.
+            accelerator: of the `Trainer`, for ``auto``; `task_callbacks` takes a GPU where there is one.
 
         Raises:
             ConfigurationError: several tasks at once where the method or the scenario has one after another.
@@ -193,25 +203,29 @@ class ContinualModule(L.LightningModule):
         if at_once != 1:
             self.method.train_at_once(2 if at_once == "auto" else at_once)
             assert isinstance(self.method, SupSup)
-            on_accelerator = accelerator not in ("cpu", "mps") and torch.cuda.is_available()
+            make_optimizer = _checked(self.make_optimizer)
+            if not planning.is_elementwise(make_optimizer):
+                raise ConfigurationError(
+                    f"The optimizer does not treat each weight by itself, so data.tasks_at_once={at_once} would mix "
+                    "the tasks; use one that does (SGD, Adam, RMSprop), or data.tasks_at_once=1."
+                )
+            example = torch.zeros(2, *data.input_shape) if data.input_shape is not None else data.example()
+            self._output_size(example)
+            batch_size = getattr(data, "batch_size", len(example))
             with in_mode(self.method.network, training=True):
-                example = data.example()
-                bytes_per_task = training_bytes(
-                    self.method,
-                    example,
-                    batch_size=getattr(data, "batch_size", len(example)),
-                    make_optimizer=self.make_optimizer,
+                bytes_per_task = planning.training_bytes(
+                    self.method, example, batch_size=batch_size, make_optimizer=make_optimizer
                 )
             if at_once == "auto":
-                at_once = min(data.num_tasks, fitting(self.method, bytes_per_task, on_accelerator=on_accelerator))
+                on_accelerator = accelerator not in ("cpu", "mps") and torch.cuda.is_available()
+                fitting = planning.fitting(self.method, bytes_per_task, on_accelerator=on_accelerator)
+                at_once = min(data.num_tasks, fitting)
             data.tasks_at_once = at_once
-            data.check_lengths()
             logger.info(
-                "data.tasks_at_once=%d: about %.1f MB in training (%.1f MB a task), of %.1f GB that are free",
+                "data.tasks_at_once=%d: about %.1f MB in training, %.1f MB for each of these tasks",
                 at_once,
                 at_once * bytes_per_task / 1e6,
                 bytes_per_task / 1e6,
-                free_bytes(on_accelerator=on_accelerator) / 1e9,
             )
         self.method.train_at_once(at_once)
 
@@ -278,7 +292,7 @@ class ContinualModule(L.LightningModule):
             return
         assert self.validation_accuracy is not None
         images, labels = batch
-        task = self.current_tasks[dataloader_idx]
+        task = self.current_tasks[dataloader_idx] if self.current_tasks else self.task_in_training
         right = self.classes(self.method(images, task), task) == labels
         self.validation_accuracy.update(dataloader_idx, right=right, found=torch.ones_like(right))
 
@@ -391,6 +405,18 @@ class ContinualModule(L.LightningModule):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """From `state_dict`."""
         self.num_classes = state["num_classes"]
+
+
+def _checked(make_optimizer: MakeOptimizer) -> MakeOptimizer:
+    """The same, with a `ConfigurationError` where its options do not work."""
+
+    def make(parameters: list[nn.Parameter]) -> Optimizer:
+        try:
+            return make_optimizer(parameters)
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"The optimizer's options do not work: {error}.") from error
+
+    return make
 
 
 def task_data(trainer: L.Trainer) -> TaskDataModule:

@@ -174,6 +174,7 @@ def test_objectives_against_their_definitions():
         ({"images": 0}, "inference.images=0 is neither"),
         ({"images": "all"}, "inference.images='all' is neither"),
         ({"candidates": 0}, "inference.candidates=0 must be a whole number from 1 on"),
+        ({"layers": []}, "inference.layers=.. is neither all"),
         ({"layers": "last"}, "inference.layers='last' is neither all, nor first, nor a list of patterns"),
         ({"temperature": 2.0}, "no effect with inference.objective=superfluous"),
         ({"objective": "entropy", "temperature": 0.0}, "must be positive"),

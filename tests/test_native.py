@@ -79,6 +79,16 @@ def test_transforms_and_graphs_go_another_way():
     several = torch.stack([vector, 2 * vector])
     mapped = torch.func.vmap(lambda v: bits.dot(packed, v))(several)
     torch.testing.assert_close(mapped, bits.dot(packed, several))
+    coefficients = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 3.0]])
+    summed = torch.func.vmap(lambda a: bits.weighted_sum(packed, a, 16))(coefficients)
+    torch.testing.assert_close(summed, torch.stack([bits.weighted_sum(packed, a, 16) for a in coefficients]))
+
+
+def test_rows_that_are_not_dense_are_read_right():
+    _, packed, vector, _ = case(16, 128, seed=1)
+    turned = packed.T  # (16, 16), not dense along the last dimension
+    assert torch.equal(bits.select(turned, vector), bits.select(turned.contiguous(), vector))
+    assert torch.equal(bits.dot(turned, vector), bits.dot(turned.contiguous(), vector))
 
 
 def test_without_it_pytorch_gives_the_same_and_says_so_once(monkeypatch, caplog):

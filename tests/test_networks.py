@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from supsup_lightning import SupSup
 from supsup_lightning.errors import ConfigurationError, DataError
 from supsup_lightning.networks import GEMResNet18, ResNet50, timm_model, torchvision_model
 
@@ -268,3 +269,23 @@ def test_without_timm_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigurationError, match=r"needs the package timm.*supsup-lightning\[timm\]"):
         timm_model(name="resnet10t", output_size=5)
+
+
+def test_a_network_that_views_what_a_convolution_returns_gets_images_as_they_are():
+    class Views(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 4, 3, bias=False)
+            self.head = nn.Linear(4 * 36, 10, bias=False)
+
+        def forward(self, images):
+            return self.head(self.convolution(images).view(len(images), -1))
+
+    images = torch.randn(5, 3, 8, 8)
+    for network, lays_out in ((Views(), False), (GEMResNet18(output_size=10, input_shape=(3, 8, 8)), True)):
+        method = SupSup(network)
+        method.begin_task(0)
+        method(images, 0).sum().backward()
+        assert method.laid_out(images).is_contiguous(memory_format=torch.channels_last) == lays_out
+        assert network.training
+    assert SupSup(nn.Linear(8, 4)).laid_out(images) is images

@@ -1,5 +1,9 @@
 """Several tasks trained in the same step: the same masks as one by one."""
 
+import copy
+import pickle
+
+import lightning as L
 import pytest
 import torch
 from torch import nn
@@ -16,12 +20,11 @@ from supsup_lightning import (
     SupSup,
     Unannounced,
 )
-from supsup_lightning.callbacks.task_boundary import is_elementwise
 from supsup_lightning.data import Digits, Split
 from supsup_lightning.data.tasks import SideBySide
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
-from supsup_lightning.memory import fitting, training_bytes
 from supsup_lightning.module import default_optimizer
+from supsup_lightning.planning import fitting, is_elementwise, training_bytes
 from supsup_lightning.report import read_json
 from supsup_lightning.scenario import GG
 from tests.conftest import DIGITS, StopAfter, digits_lenet, fit, run_cli
@@ -80,22 +83,28 @@ def test_tasks_at_once_learn_the_masks_that_they_learn_one_by_one(network, optio
         torch.testing.assert_close(banks[at_once].statistics, banks[1].statistics, rtol=1e-3, atol=1e-4)
 
 
-def test_gradients_of_each_task_are_those_that_it_has_by_itself():
+@pytest.mark.parametrize("network", ["lenet", "convolutions"])
+@pytest.mark.parametrize("options", [{}, {"rule": "topk", "sparsity": 0.7}], ids=["threshold", "topk"])
+def test_logits_gradients_and_statistics_of_each_task_are_those_that_it_has_by_itself(network, options):
     draw = torch.Generator().manual_seed(0)
     images, labels = torch.randn(3, 16, *DIGITS, generator=draw), torch.randint(10, (3, 16), generator=draw)
-    together = digits_lenet()
+    tasks = [4, 0, 7]
+    together = SupSup(NETWORKS[network](), **options)
     together.train_at_once(3)
-    together.begin_tasks([4, 0, 7])
+    together.begin_tasks(tasks)
     logits = together.forward_together(images)
     (nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()) * 3).backward()
-    for row, task in enumerate([4, 0, 7]):
-        alone = digits_lenet()
+    for row, task in enumerate(tasks):
+        alone = SupSup(NETWORKS[network](), **options)
         alone.begin_task(task)
         own = alone(images[row], task)
         nn.functional.cross_entropy(own, labels[row]).backward()
         torch.testing.assert_close(logits[row], own)
         torch.testing.assert_close(together.scores.grad[row], alone.scores.grad)
-        torch.testing.assert_close(together(images[row], task), own)  # in validation, one at a time
+        torch.testing.assert_close(together.statistics[row], alone.statistics)
+        # In validation, one at a time.
+        torch.testing.assert_close(together.eval()(images[row], task), alone.eval()(images[row], task))
+        together.train()
 
 
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
@@ -173,11 +182,13 @@ def test_networks_that_draw_at_random_are_refused(tmp_path):
 
 
 def test_tasks_of_different_lengths_are_refused(tmp_path):
-    data = ContinualDataModule(Split(Digits(), classes_per_task=4), epochs_per_task=1, batch_size=32, tasks_at_once=2)
-    data.setup()  # 4 and 4 classes, then 2 by themselves
-    data = ContinualDataModule(Split(Digits(), classes_per_task=4), epochs_per_task=1, batch_size=32, tasks_at_once=3)
+    def data(at_once):
+        split = Split(Digits(), classes_per_task=4)
+        return ContinualDataModule(split, epochs_per_task=1, batch_size=32, tasks_at_once=at_once)
+
+    fit(digits_lenet(), data(2), folder=tmp_path)  # 4 and 4 classes, then 2 by themselves
     with pytest.raises(ConfigurationError, match=r"tasks 0 and 2 in the same steps"):
-        data.setup()
+        fit(digits_lenet(), data(3), folder=tmp_path)
 
 
 def test_batches_that_differ_in_shape_are_refused():
@@ -204,8 +215,16 @@ def test_optimizers_that_mix_weights_are_found_out(tmp_path):
         assert is_elementwise(elementwise)
     for mixing in (normalised, torch.optim.LBFGS, torch.optim.Adafactor):
         assert not is_elementwise(mixing)
-    with pytest.raises(ConfigurationError, match="does not treat each weight by itself"):
-        fit(digits_lenet(), permuted(at_once=2), folder=tmp_path, optimizer=normalised)
+    for mixing in (normalised, torch.optim.LBFGS):
+        with pytest.raises(ConfigurationError, match="does not treat each weight by itself"):
+            fit(digits_lenet(), permuted(at_once=2), folder=tmp_path, optimizer=mixing)
+    with pytest.raises(ConfigurationError, match="The optimizer's options do not work"):
+        fit(digits_lenet(), permuted(at_once=2), folder=tmp_path, optimizer=lambda p: torch.optim.SGD(p, lr=-1))
+
+
+def test_a_network_for_other_images_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"does not take inputs of shape \[1, 8, 8\]"):
+        fit(SupSup(LeNet(output_size=20)), permuted(at_once=2), folder=tmp_path)
 
 
 def test_a_trainer_that_was_not_told_is_refused(tmp_path):
@@ -270,3 +289,51 @@ def test_mixed_precision_and_clipped_values_go_with_it(tmp_path):
         "hydra.run.dir=out", cwd=tmp_path,
     )  # fmt: skip
     assert read_json(tmp_path / "out" / "results.json")["average_accuracy"] > 0.6
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_fused_optimizer_with_clipping_in_mixed_precision_is_refused(at_once, tmp_path):
+    clipped = ["trainer=amp", "+trainer.gradient_clip_val=1.0", "+trainer.gradient_clip_algorithm=value"]
+    done = run_cli(*clipped, f"data.tasks_at_once={at_once}", "data.num_tasks=2", *GIVEN, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "add optimizer.fused=false" in done.stderr
+
+
+def test_a_method_that_was_trained_is_copied_whole():
+    method = SupSup(nn.Sequential(nn.Flatten(), nn.Linear(64, 20)))
+    method.train_at_once(2)
+    method.begin_tasks([0, 1])
+    images = torch.randn(2, 4, *DIGITS)
+    before = method.forward_together(images)
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(method)))
+    with torch.no_grad():
+        copied.network[1].bias += 1
+    torch.testing.assert_close(copied.forward_together(images), before + 1)
+
+
+def test_lines_for_tasks_say_nothing_of_epochs_that_were_not_validated(tmp_path):
+    done = run_cli(
+        "data.tasks_at_once=2", "data.num_tasks=5", "data.steps_per_task=10", "+trainer.check_val_every_n_epoch=2",
+        *GIVEN, cwd=tmp_path,
+    )  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if line.startswith("task ")]
+    assert ["validation" in line for line in lines] == [False, False, True, True, False]
+
+
+def test_validation_without_training_says_so(tmp_path):
+    module, data = ContinualModule(digits_lenet()), permuted(at_once=1)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    with pytest.raises(ConfigurationError, match="No task has begun"):
+        trainer.validate(module, data, verbose=False)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_same_masks(tmp_path):
+    common = ["data.tasks_at_once=2", "data.num_tasks=3", "data.steps_per_task=20", *GIVEN, "~callbacks.progress"]
+    banks = []
+    for trainer in ("cpu", "ddp_cpu"):
+        run_cli(f"trainer={trainer}", *common, f"hydra.run.dir={trainer}", cwd=tmp_path)
+        method = digits_lenet()
+        method.load(tmp_path / trainer / "mask_bank.safetensors")
+        banks.append(method.bank)
+    assert differing(*banks) < 2e-4

@@ -107,13 +107,12 @@ class DataModuleSequence(TaskSequence):
             module.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
-        """Little: a module is set up when its task comes, or now, where tasks that are trained at once are compared."""
+        """Nothing yet: a module is set up when its task comes."""
         if self.processes()[1] > 1:
             raise ConfigurationError(
                 "A sequence of LightningDataModules runs in one process: their loaders know nothing of the others. "
                 "Use trainer.devices=1, or a ContinualDataModule over their data sets."
             )
-        self.check_lengths()
 
     def identity(self) -> dict[str, Any]:
         """The options, and the modules by name."""

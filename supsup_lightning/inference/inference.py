@@ -147,7 +147,9 @@ class GradientInference(ConfidenceInference):
         super().__init__(objective, images=images, temperature=temperature)
         if type(candidates) is not int or candidates < 1:
             raise ConfigurationError(f"inference.candidates={candidates!r} must be a whole number from 1 on.")
-        if layers not in ("all", "first") and (isinstance(layers, str) or not isinstance(layers, Sequence)):
+        if layers not in ("all", "first") and (
+            isinstance(layers, str) or not isinstance(layers, Sequence) or not layers
+        ):
             raise ConfigurationError(
                 f"inference.layers={layers!r} is neither all, nor first, nor a list of patterns of names, such as "
                 "[0.weight]."

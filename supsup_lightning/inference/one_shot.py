@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference.inference import GradientInference, layers_among
 from supsup_lightning.inference.objectives import Objective
 from supsup_lightning.methods import Method
@@ -58,6 +59,8 @@ def _gradients(
 ) -> Callable[[Tensor], dict[str, Tensor]]:
     """From images to the gradients of the mean objective by the superposed weights, 0 for layers that do not count."""
     asked = {name: superposed[name] for name in layers_among(layers, superposed)}
+    if not asked:
+        raise ConfigurationError(f"inference.layers={layers} matches none of {', '.join(superposed)}.")
 
     def value(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
         return objective(method.forward_superposed({**superposed, **parameters}, images), num_classes).mean()

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from enum import StrEnum
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +61,7 @@ class Method(nn.Module, ABC):
     task_in_training: int | None = None
     trials_per_task = 1  # how often a task is trained from the start, for a search
     begins_like_another = False  # a task starts from the finished one that is nearest, by `start_like`
+    _channels_last: bool | None = None  # not known before the first images
     combining = False  # what is in training is no mask but the coefficients of a combination
 
     @abstractmethod
@@ -250,14 +250,27 @@ class Method(nn.Module, ABC):
         return functional_call(self.network, parameters, (images,))
 
     def laid_out(self, images: Tensor) -> Tensor:
-        """Images with channels last in memory where the network has convolutions: a fifth of a step (docs/speed.md)."""
-        if images.ndim == 4 and self._has_convolutions:
-            return images.contiguous(memory_format=torch.channels_last)
-        return images
+        """Images with channels last in memory, where a network with convolutions takes them: a quarter of a step."""
+        if images.ndim != 4 or self._channels_last is False or not len(images):
+            return images
+        laid_out = images.contiguous(memory_format=torch.channels_last)
+        if self._channels_last is None:
+            self._channels_last = has_convolutions(self.network) and self._takes(laid_out[:2])
+            return self.laid_out(images)
+        return laid_out
 
-    @cached_property
-    def _has_convolutions(self) -> bool:
-        return has_convolutions(self.network)
+    def _takes(self, images: Tensor) -> bool:
+        """Whether the network can compute with images in this layout; a `view` of a convolution's output cannot."""
+        modes = {part: part.training for part in self.network.modules()}
+        try:
+            with torch.no_grad():
+                self.network.eval()(images)
+        except RuntimeError:
+            return False
+        finally:
+            for part, training in modes.items():
+                part.training = training
+        return True
 
 
 def has_convolutions(network: nn.Module) -> bool:

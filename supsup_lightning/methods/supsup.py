@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +124,7 @@ class SupSup(FrozenNetworkMethod):
         self.register_buffer("statistics", self._fresh_statistics())  # of the task in training
         self.together: tuple[int, ...] = ()
         self.compile_network = compile
+        self._compiled: dict[bool, Callable[[dict[str, Tensor], Tensor], Tensor]] = {}
         self.start = StartingScores(init, self.layout.num_weights)
         self.begins_like_another = init == "nearest"
         if init != "random":
@@ -222,7 +222,7 @@ class SupSup(FrozenNetworkMethod):
         # Under vmap, layers update statistics in place only where these are contiguous.
         parts = self._statistics_in_training(self.statistics[:count])
         statistics = {name: part.clone(memory_format=torch.contiguous_format) for name, part in parts.items()}
-        logits = self._call_together({**parameters, **statistics}, images)
+        logits = self._call_in_training({**parameters, **statistics}, images, together=True)
         for name, part in parts.items():
             part.copy_(statistics[name])
         return logits
@@ -242,10 +242,8 @@ class SupSup(FrozenNetworkMethod):
         parameters = {**masked, **{name: part.clone() for name, part in statistics.items()}}
         try:
             with torch.random.fork_rng(devices=[]):
-                if together:
-                    self._call_together(parameters, images.expand(len(self.scores), *images.shape))
-                else:
-                    self._call_in_training(parameters, self.laid_out(images))
+                images = images.expand(len(self.scores), *images.shape) if together else self.laid_out(images)
+                self._call_in_training(parameters, images, together=together)
         except RuntimeError as error:
             cause = " ".join(str(error).split("\n")[:2]).strip()
             name = type(self.network).__name__
@@ -263,15 +261,17 @@ class SupSup(FrozenNetworkMethod):
         masked = masked_weights(scores, self.frozen, self.rule, self.layout)
         return {**masked, **self._statistics_in_training(statistics)}
 
-    @cached_property
-    def _call_in_training(self) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
-        return torch.compile(self.call_network) if self.compile_network else self.call_network
+    def _call_in_training(self, parameters: dict[str, Tensor], images: Tensor, *, together: bool = False) -> Tensor:
+        """`call_network`, compiled if it is to be; with one more dimension, of tasks, in front of everything."""
+        if not self.compile_network:
+            return (vmap(self.call_network) if together else self.call_network)(parameters, images)
+        if together not in self._compiled:
+            self._compiled[together] = torch.compile(vmap(self.call_network) if together else self.call_network)
+        return self._compiled[together](parameters, images)
 
-    @cached_property
-    def _call_together(self) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
-        """`call_network` with one more dimension, of tasks, in front of everything."""
-        together = vmap(self.call_network)
-        return torch.compile(together) if self.compile_network else together
+    def __getstate__(self) -> dict[str, Any]:
+        """Without compiled functions, which are this very object's."""
+        return {**self.__dict__, "_compiled": {}}
 
     def begin_combination(self, task: int) -> None:
         """Train no mask but coefficients of all masks there are, equal ones at first.

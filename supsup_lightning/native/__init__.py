@@ -18,9 +18,8 @@ LEVELS = ("portable", "avx2", "avx512")
 
 # Below so many packed bytes (about a millisecond's) a thread costs more than it saves.
 _BYTES_PER_THREAD = 2**23
-_ROWS_TOGETHER = (
-    16  # that the kernel adds up side by side: threads take whole groups, so that sums do not depend on them
-)
+# Rows that the kernel adds up side by side: threads take whole groups, so that sums do not depend on them.
+_ROWS_TOGETHER = 16
 _PARTS_PER_THREAD = 8
 _CACHE_LINE = 64  # bytes; a thread of the weighted sum takes whole ones
 
@@ -128,11 +127,12 @@ def weighted_sum(packed: Tensor, coefficients: Tensor, *, level: int | None = No
 
 
 def select(packed: Tensor, vector: Tensor, *, level: int | None = None) -> Tensor:
-    """``(masks, bytes)`` uint8, whose rows are dense, and ``(8 * bytes,)`` float32 to ``(masks, 8 * bytes)``."""
+    """``(masks, bytes)`` uint8 and ``(8 * bytes,)`` float32 to ``(masks, 8 * bytes)``."""
     loaded = library()
     assert loaded is not None
     level = best_level() if level is None else level
     vector = vector.contiguous()
+    packed = packed if packed.stride(1) == 1 else packed.contiguous()  # rows may lie apart
     masks, num_bytes = packed.shape
     selected = torch.empty(masks, len(vector))
     stride = packed.stride(0)

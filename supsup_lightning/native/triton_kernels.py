@@ -20,16 +20,16 @@ def _dot_kernel(
     part, vector = tl.program_id(1), tl.program_id(2)
     rows = packed + mask.to(tl.int64)[:, None] * num_bytes
     values = vectors + vector.to(tl.int64) * num_bytes * 8
-    total = tl.zeros((MASKS,), tl.float32)
+    sums = tl.zeros((MASKS, BYTES), tl.float32)
     for first in range(0, stretch, BYTES):
         byte = part * stretch + first + tl.arange(0, BYTES)
         inside = byte < num_bytes
         tile = tl.load(rows + byte[None, :], mask=(mask < masks)[:, None] & inside[None, :], other=0).to(tl.int32)
         for bit in tl.static_range(8):
             value = tl.load(values + 8 * byte + bit, mask=inside, other=0.0)
-            total += tl.sum(tl.where((tile >> bit) & 1 != 0, value[None, :], 0.0), axis=1)
+            sums += tl.where((tile >> bit) & 1 != 0, value[None, :], 0.0)
     out = (vector * tl.num_programs(1) + part).to(tl.int64) * masks
-    tl.store(partial + out + mask, total, mask=mask < masks)
+    tl.store(partial + out + mask, tl.sum(sums, axis=1), mask=mask < masks)
 
 
 @triton.jit
@@ -77,14 +77,15 @@ def weighted_sum(packed: Tensor, coefficients: Tensor) -> Tensor:
 
 def check(device: torch.device | str) -> None:
     """Raise `RuntimeError` if the kernels do not give on this device what sums over unpacked masks are."""
-    draw = torch.Generator().manual_seed(0)
-    packed = torch.randint(256, (37, 2 * _STRETCH + 5), generator=draw, dtype=torch.uint8).to(device)
-    vectors = torch.randn(2, 8 * packed.shape[1], generator=draw).to(device)
-    coefficients = torch.randn(len(packed), generator=draw).to(device)
-    masks = (packed.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=device) & 1).flatten(1).double()
+    # Nothing is drawn at random, as the first use may be within `torch.func.vmap`.
+    masks, num_bytes = 37, 2 * _STRETCH + 5
+    packed = (torch.arange(masks * num_bytes, device=device) * 2654435761 >> 7).to(torch.uint8).view(masks, num_bytes)
+    vectors = torch.arange(16 * num_bytes, device=device).float().sin().view(2, -1)
+    coefficients = torch.arange(masks, device=device).float().cos()
+    unpacked = (packed.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=device) & 1).flatten(1).double()
     for name, own, expected in (
-        ("dot", dot(packed, vectors), vectors.double() @ masks.T),
-        ("weighted_sum", weighted_sum(packed, coefficients), coefficients.double() @ masks),
+        ("dot", dot(packed, vectors), vectors.double() @ unpacked.T),
+        ("weighted_sum", weighted_sum(packed, coefficients), coefficients.double() @ unpacked),
     ):
         error = (own.double() - expected).abs().max().item()
         if not error < 1e-2:

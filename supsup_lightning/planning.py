@@ -1,4 +1,4 @@
-"""How much memory training takes, before it begins."""
+"""How many tasks are trained at once: whether they can be, what that takes, and what is fast."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from supsup_lightning.methods import SupSup
 from supsup_lightning.methods.method import has_convolutions
 
-_SHARE = 0.8  # of the free memory, for `fitting`: the rest is left to what is not predicted
+_SHARE = 0.7  # of the memory, for `fitting`: the rest is left to what is not predicted
 
 # More tasks at once are no faster (docs/speed.md): on a CPU, tasks whose weights together leave its caches, or whose
 # convolutions become grouped ones; on an accelerator, which so many fill.
@@ -26,7 +26,7 @@ def training_bytes(
     """That each task in training takes, predicted.
 
     Scores, their gradients, effective weights and their gradients, what the optimizer keeps, and what the network
-    keeps of a batch for its backward pass.
+    keeps of a batch for its backward pass; not what operations take for themselves.
 
     Args:
         method: with its network.
@@ -70,15 +70,35 @@ def _saved_bytes(method: SupSup, images: Tensor) -> int:
 
 
 def fitting(method: SupSup, bytes_per_task: int, *, on_accelerator: bool) -> int:
-    """How many tasks to train at once: as many as are of use and fit into 0.8 of the memory that is free now."""
+    """How many tasks to train at once: as many as are of use and fit into 0.7 of the memory.
+
+    Of all the memory, not of what is free now, so that a resumed run decides the same.
+    """
     most = _MOST_ON_ACCELERATOR
     if not on_accelerator:
         most = 1 if has_convolutions(method.network) else min(_MOST_ON_CPU, _MOST_WEIGHTS_ON_CPU // len(method.frozen))
-    return max(1, min(most, int(_SHARE * free_bytes(on_accelerator=on_accelerator)) // bytes_per_task))
+    return max(1, min(most, int(_SHARE * total_bytes(on_accelerator=on_accelerator)) // bytes_per_task))
 
 
-def free_bytes(*, on_accelerator: bool) -> int:
-    """Of the accelerator, or of the machine."""
-    if on_accelerator:
-        return torch.cuda.mem_get_info()[0]
-    return psutil.virtual_memory().available
+def total_bytes(*, on_accelerator: bool) -> int:
+    """Memory of the first accelerator, or of the machine."""
+    return torch.cuda.get_device_properties(0).total_memory if on_accelerator else psutil.virtual_memory().total
+
+
+def is_elementwise(make_optimizer: Callable[[list[nn.Parameter]], Optimizer]) -> bool:
+    """Whether its steps on one row of a parameter are the same whatever the other rows are; tried out on a few."""
+    draw = torch.Generator().manual_seed(0)
+    values, *gradients = torch.randn(4, 4, 8, generator=draw)
+
+    def steps(rows: int) -> Tensor:
+        parameter = nn.Parameter(values[:rows].clone())
+        optimizer = make_optimizer([parameter])
+        for gradient in gradients:
+            parameter.grad = gradient[:rows].clone()
+            optimizer.step()
+        return parameter.detach()[0]
+
+    try:
+        return torch.allclose(steps(1), steps(4))
+    except (RuntimeError, TypeError):  # one that wants a closure, say
+        return False
