@@ -25,6 +25,7 @@ TARGETS = {
 }
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 VECTORS = 16  # gradients at once, where each image finds its own task
 
 
@@ -46,6 +47,8 @@ def medians(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
         for name, task in tasks.items():
             started = perf_counter()
             task()
+            if DEVICE == "cuda":
+                torch.cuda.synchronize()
             if turn:
                 times[name].append(1000 * (perf_counter() - started))
     return {name: statistics.median(values) for name, values in times.items()}
@@ -59,7 +62,8 @@ def measure(num_masks: int, num_weights: int, rounds: int) -> dict[str, dict[str
     vector = torch.randn(8 * num_bytes, generator=draw)
     vectors = torch.randn(VECTORS, 8 * num_bytes, generator=draw)
     coefficients = torch.full((num_masks,), 1 / num_masks)
-    dense = torch.empty(num_masks, 8 * num_bytes)
+    packed, vector, vectors, coefficients = (part.to(DEVICE) for part in (packed, vector, vectors, coefficients))
+    dense = torch.empty(num_masks, 8 * num_bytes, device=DEVICE)
     for row in range(num_masks):
         dense[row] = bits.unpack(packed[row], 8 * num_bytes)
     tasks: dict[str, Callable[[], object]] = {
@@ -70,13 +74,15 @@ def measure(num_masks: int, num_weights: int, rounds: int) -> dict[str, dict[str
         "weighted sum": lambda: bits.weighted_sum(packed, coefficients, num_weights),
         "dot in PyTorch": lambda: bits.dot_in_tiles(packed, vector.view(1, -1)),
         f"{VECTORS} dots": lambda: bits.dot(packed, vectors),
-        f"{VECTORS} dots by matrix product": lambda: by_matrix_product(packed, vectors),
     }
-    for level in range(native.best_level() + 1) if native.library() is not None else ():
+    if native.takes(packed, vector):
+        tasks[f"{VECTORS} dots by matrix product"] = lambda: by_matrix_product(packed, vectors)
+    for level in range(native.best_level() + 1) if native.takes(packed, vector) else ():
         tasks[f"dot, {native.LEVELS[level]}"] = lambda level=level: native.dot(packed, vector.view(1, -1), level=level)
     milliseconds = medians(tasks, rounds)
     torch.testing.assert_close(bits.dot(packed, vector), dense @ vector, rtol=1e-3, atol=0.05)
-    torch.testing.assert_close(by_matrix_product(packed, vectors), bits.dot(packed, vectors), rtol=1e-3, atol=0.05)
+    of_tiles = bits.dot_in_tiles(packed, vectors)
+    torch.testing.assert_close(bits.dot(packed, vectors), of_tiles, rtol=1e-3, atol=0.05)
 
     bank = MaskBank(num_weights)
     for task in range(8):

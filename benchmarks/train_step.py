@@ -39,7 +39,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {  #
     "FC 1024": (lambda: FullyConnected(output_size=500), GREY, 100),
     "ResNet-18": (lambda: GEMResNet18(output_size=20, input_shape=COLOUR), COLOUR, 8),
 }
-AT_ONCE = (1, 2, 4, 8, 16, 32)
+ACCELERATOR = "gpu" if torch.cuda.is_available() else "cpu"  # of `measure_at_once`; the other loops are a CPU's
+AT_ONCE = (1, 8, 64, 256) if ACCELERATOR == "gpu" else (1, 2, 4, 8, 16, 32)
 
 
 def make_data(shape: tuple[int, ...], steps: int, *, num_tasks: int = 1, tasks_at_once: int = 1) -> ContinualDataModule:
@@ -93,14 +94,15 @@ class FitClock(L.Callback):
         self.seconds = perf_counter() - self.started
 
 
-def lightning_loop(method: SupSup, data: ContinualDataModule) -> float:
+def lightning_loop(method: SupSup, data: ContinualDataModule, accelerator: str = "cpu") -> float:
     """Milliseconds a step and task of whole tasks through `Trainer.fit`, all of a run but evaluations of old tasks."""
     module = ContinualModule(method)
-    module.plan_training(data, accelerator="cpu")
+    module.plan_training(data, accelerator=accelerator)
     clock = FitClock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = L.Trainer(
-            accelerator="cpu",
+            accelerator=accelerator,
+            devices=1,
             max_epochs=data.num_epochs,
             reload_dataloaders_every_n_epochs=1,
             callbacks=[TaskBoundary(), LossGuard(), ModelCheckpoint(folder, filename="last"), clock],
@@ -168,6 +170,7 @@ def measure_at_once(rounds: int, steps: int = 100) -> list[dict[str, float]]:
         str(count): lambda steps, count=count: lightning_loop(
             SupSup(LeNet(output_size=100)),
             make_data(GREY, steps, num_tasks=num_tasks if steps > 2 else count, tasks_at_once=count),
+            ACCELERATOR,
         )
         for count in AT_ONCE
     }

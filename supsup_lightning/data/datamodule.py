@@ -80,7 +80,9 @@ class ContinualDataModule(TaskSequence):
             raise ConfigurationError(f"data.validation_share={validation_share} must lie between 0 and 1.")
         check_choice("data.in_memory", in_memory, (True, False, "auto"))
         check_choice("data.on_error", on_error, ("raise", "skip"))
-        if on_error == "skip" and tasks_at_once != 1:
+        if on_error == "skip" and tasks_at_once == "auto":
+            self.tasks_at_once = 1
+        if on_error == "skip" and self.tasks_at_once != 1:
             raise ConfigurationError(
                 f"data.on_error=skip makes batches smaller, and data.tasks_at_once={tasks_at_once} needs them equal; "
                 "use data.tasks_at_once=1."

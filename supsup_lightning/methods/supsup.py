@@ -170,14 +170,21 @@ class SupSup(FrozenNetworkMethod):
     @property
     def trains_together(self) -> bool:  # type: ignore[override]
         """Not where a task starts from earlier ones (``init``), or is trained several times (``sparsity="auto"``)."""
-        return self.start.init == "random" and self.search is None
+        return self._sequential_option is None
+
+    @property
+    def _sequential_option(self) -> str | None:
+        """What makes tasks depend on where others end."""
+        if self.search is not None:
+            return "mask.sparsity=auto"
+        return None if self.start.init == "random" else f"mask.init={self.start.init}"
 
     def train_at_once(self, count: int) -> None:
         """Make room for the scores of so many tasks. Raises `ConfigurationError` where it cannot be more than 1."""
         if count != 1 and not self.trains_together:
-            option = f"mask.init={self.start.init}" if self.search is None else "mask.sparsity=auto"
             raise ConfigurationError(
-                f"{option} trains one task after another, not data.tasks_at_once={count}; leave out one of the two."
+                f"{self._sequential_option} trains one task after another, not data.tasks_at_once={count}; leave out "
+                "one of the two."
             )
         self._make_room(() if count == 1 else (count,))
 
@@ -286,9 +293,10 @@ class SupSup(FrozenNetworkMethod):
 
     def keep_scores(self, place: str) -> None:
         """Keep the scores of finished tasks for `reopen_task`, in one of `KeptScores`' places."""
-        if self.start.init != "random" or self.search is not None:
-            option = f"mask.init={self.start.init}" if self.search is None else "mask.sparsity=auto"
-            raise ConfigurationError(f"{option} needs to be told where a task ends, and scenario=nns does not tell.")
+        if self._sequential_option is not None:
+            raise ConfigurationError(
+                f"{self._sequential_option} needs to be told where a task ends, and scenario=nns does not tell."
+            )
         self.kept_scores = KeptScores(place)
 
     @contextmanager
