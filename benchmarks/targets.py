@@ -36,7 +36,8 @@ PERMUTED_MNIST = [
     "data.tasks_at_once=auto",
     "inference.objective=entropy",
     "inference.layers=first",
-    "inference.candidates=8",
+    "inference.candidates=32",
+    "inference.candidate_objective=superfluous",
     "eval_at=[]",
     "logger=none",
 ]

@@ -114,6 +114,8 @@ def test_as_many_candidates_as_tasks_are_exhaustive(inference, images):
     exhaustive = Exhaustive("entropy", images=images)(method, inputs, CLASSES)
     assert torch.equal(inference("entropy", images=images, candidates=7)(method, inputs, CLASSES), exhaustive)
     assert torch.equal(inference("entropy", images=images, candidates=100)(method, inputs, CLASSES), exhaustive)
+    judged = inference("superfluous", images=images, candidates=7, candidate_objective="entropy")
+    assert torch.equal(judged(method, inputs, CLASSES), exhaustive)
 
 
 @pytest.mark.parametrize("images", ["batch", "each"])
@@ -173,6 +175,8 @@ def test_objectives_against_their_definitions():
         ({"objective": "entropie"}, "inference.objective='entropie' is not known; choose one of entropy, superfluous"),
         ({"images": 0}, "inference.images=0 is neither"),
         ({"images": "all"}, "inference.images='all' is neither"),
+        ({"candidate_objective": "entropy"}, "no effect with inference.candidates=1"),
+        ({"candidates": 2, "candidate_objective": "x"}, "inference.candidate_objective='x' is not known"),
         ({"candidates": 0}, "inference.candidates=0 must be a whole number from 1 on"),
         ({"layers": []}, "inference.layers=.. is neither all"),
         ({"layers": "last"}, "inference.layers='last' is neither all, nor first, nor a list of patterns"),

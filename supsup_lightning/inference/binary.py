@@ -25,4 +25,4 @@ class Binary(GradientInference):
             coefficients = torch.zeros(num_tasks, device=images.device).index_fill(0, active, 1 / len(active))
         if len(active) == 1:
             return active[0]
-        return active[self.objectives(method, images, num_classes, active).mean(1).argmin()]
+        return active[self.judged(method, images, num_classes, active).mean(1).argmin()]

@@ -112,10 +112,10 @@ class ConfidenceInference(Inference):
         """The position of each image's own task, ``(batch,)`` int64."""
         return torch.stack([self.decide(method, image, num_classes) for image in images.split(1)])
 
-    def objectives(self, method: Method, images: Tensor, num_classes: int, rows: Tensor) -> Tensor:
-        """Of each image under its own forward pass with each of these tasks, ``(rows, batch)``; rows are positions."""
-        tasks = method.tasks[rows.to(method.tasks.device)].tolist()
-        return self.objective(torch.stack([method(images, task) for task in tasks]), num_classes)
+
+def logits_of_each(method: Method, images: Tensor, rows: Tensor) -> Tensor:
+    """``(rows, batch, output_size)``: a forward pass under the mask of each of these tasks; rows are positions."""
+    return torch.stack([method(images, task) for task in method.tasks[rows.to(method.tasks.device)].tolist()])
 
 
 class GradientInference(ConfidenceInference):
@@ -125,6 +125,7 @@ class GradientInference(ConfidenceInference):
         objective: as in `ConfidenceInference`; also ``images`` and ``temperature``.
         candidates: how many tasks are tried, by a forward pass under the mask of each; 1: the gradient decides
             alone, as in the paper.
+        candidate_objective: by which those are judged; None for ``objective``.
         layers: whose weights count in the inner product of gradient and mask: ``all``, as in the paper; ``first``,
             which tells tasks apart far better where it is their inputs that differ; or patterns of names.
 
@@ -141,6 +142,7 @@ class GradientInference(ConfidenceInference):
         *,
         images: int | str = 1,
         candidates: int = 1,
+        candidate_objective: str | None = None,
         layers: str | Sequence[str] = "all",
         temperature: float = 1.0,
     ) -> None:
@@ -154,18 +156,33 @@ class GradientInference(ConfidenceInference):
                 f"inference.layers={layers!r} is neither all, nor first, nor a list of patterns of names, such as "
                 "[0.weight]."
             )
+        if candidate_objective is not None and candidates == 1:
+            raise ConfigurationError(
+                f"inference.candidate_objective={candidate_objective} has no effect with inference.candidates=1; leave "
+                "it out, or raise that."
+            )
         self.candidates = candidates
+        self.candidate_objective = candidate_objective
+        self.judge = self.objective
+        if candidate_objective is not None:
+            self.judge = make_objective(candidate_objective, option="inference.candidate_objective")
         self.layers = layers if isinstance(layers, str) else list(layers)
 
     def check(self, *, output_size: int, num_classes: int, layers: Sequence[str] = ()) -> None:
         """Also where no layer matches a pattern."""
         super().check(output_size=output_size, num_classes=num_classes, layers=layers)
+        if self.candidate_objective is not None:
+            check_superfluous("inference", self.candidate_objective, output_size=output_size, num_classes=num_classes)
         for pattern in self.layers if not isinstance(self.layers, str) else ():
             if not layers_among([pattern], layers):
                 raise ConfigurationError(
                     f"inference.layers: the pattern {pattern!r} matches no masked parameter of the network "
                     f"({', '.join(layers)})."
                 )
+
+    def judged(self, method: Method, images: Tensor, num_classes: int, rows: Tensor) -> Tensor:
+        """How unsure the network is of each image under each of these candidates, ``(rows, batch)``."""
+        return self.judge(logits_of_each(method, images, rows), num_classes)
 
 
 def layers_among(layers: str | Sequence[str], names: Iterable[str]) -> list[str]:

@@ -68,13 +68,13 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def make_objective(name: str, *, temperature: float = 1.0) -> Objective:
-    """The objective of the options ``inference.objective`` and ``inference.temperature``.
+def make_objective(name: str, *, temperature: float = 1.0, option: str = "inference.objective") -> Objective:
+    """The objective of the options ``inference.objective``, or another one, and ``inference.temperature``.
 
     Raises:
         ConfigurationError: an option that is unknown, out of its range or without effect.
     """
-    check_choice("inference.objective", name, tuple(OBJECTIVES))
+    check_choice(option, name, tuple(OBJECTIVES))
     if temperature <= 0:
         raise ConfigurationError(f"inference.temperature={temperature} must be positive.")
     if temperature == 1:

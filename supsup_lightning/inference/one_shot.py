@@ -88,7 +88,7 @@ class OneShot(GradientInference):
         if self.candidates == 1:
             return gain.argmax()
         rows = gain.topk(min(self.candidates, len(gain))).indices
-        return rows[self.objectives(method, images, num_classes, rows).mean(1).argmin()]
+        return rows[self.judged(method, images, num_classes, rows).mean(1).argmin()]
 
     def decide_each(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """One gradient an image, in one backward pass for several of them."""
@@ -100,5 +100,5 @@ class OneShot(GradientInference):
         values = torch.full_like(gain, torch.inf)
         for row in favoured.any(0).nonzero().flatten():  # a task passes once over all images that it is tried for
             asked = favoured[:, row]
-            values[asked, row] = self.objectives(method, images[asked], num_classes, row.view(1))[0]
+            values[asked, row] = self.judged(method, images[asked], num_classes, row.view(1))[0]
         return values.argmin(1)
