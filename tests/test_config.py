@@ -57,6 +57,7 @@ def test_every_file_composes_and_instantiates(file, tmp_path, monkeypatch):
     config = composed(*overrides, folder=tmp_path)
     OmegaConf.resolve(config)
     data, module = instantiate(config.unannounced or config.data), instantiate(config.module)
+    module.plan_training(data, accelerator=config.trainer.accelerator)
     callbacks = [instantiate(callback) for callback in config.callbacks.values()]
     logger = instantiate(config.logger) or False
     trainer = instantiate(config.trainer, max_epochs=data.num_epochs, callbacks=callbacks, logger=logger)
