@@ -26,16 +26,27 @@ typedef void (*dot_tile)(const uint8_t *rows, size_t stride, size_t masks, size_
 typedef void (*select_row)(const uint8_t *row, size_t bytes, const float *vector, float *out);
 typedef void (*sum_tile)(const uint8_t *rows, size_t stride, size_t masks, const float *coefficients, float *out);
 
-/* Portable. */
+/* Portable: eight lanes a byte, as integers, which compilers turn into whatever vectors the processor has. */
+
+static inline void lanes_on(uint8_t byte, const float *value, float *lanes)
+{
+    uint32_t bits[8];
+    memcpy(bits, value, sizeof bits);
+    for (int j = 0; j < 8; j++)
+        bits[j] &= (byte & (1u << j)) ? 0xffffffffu : 0u;
+    memcpy(lanes, bits, sizeof bits);
+}
 
 static void dot_tile_portable(const uint8_t *rows, size_t stride, size_t masks, size_t bytes, const float *vector, double *sums)
 {
     for (size_t m = 0; m < masks; m++) {
         const uint8_t *row = rows + m * stride;
-        float lanes[8] = {0};
-        for (size_t b = 0; b < bytes; b++)
+        float lanes[8] = {0}, on[8];
+        for (size_t b = 0; b < bytes; b++) {
+            lanes_on(row[b], vector + 8 * b, on);
             for (int j = 0; j < 8; j++)
-                lanes[j] += (row[b] >> j) & 1 ? vector[8 * b + j] : 0.0f;
+                lanes[j] += on[j];
+        }
         for (int j = 0; j < 8; j++)
             sums[m] += lanes[j];
     }
@@ -44,17 +55,22 @@ static void dot_tile_portable(const uint8_t *rows, size_t stride, size_t masks, 
 /* 64 bytes of each row: 512 weights. */
 static void sum_tile_portable(const uint8_t *rows, size_t stride, size_t masks, const float *coefficients, float *out)
 {
-    for (size_t m = 0; m < masks; m++)
-        for (size_t b = 0; b < 64 && coefficients[m] != 0; b++)
+    for (size_t m = 0; m < masks; m++) {
+        float a[8], on[8];
+        for (int j = 0; j < 8; j++)
+            a[j] = coefficients[m];
+        for (size_t b = 0; b < 64 && coefficients[m] != 0; b++) {
+            lanes_on(rows[m * stride + b], a, on);
             for (int j = 0; j < 8; j++)
-                out[8 * b + j] += (rows[m * stride + b] >> j) & 1 ? coefficients[m] : 0.0f;
+                out[8 * b + j] += on[j];
+        }
+    }
 }
 
 static void select_portable(const uint8_t *row, size_t bytes, const float *vector, float *out)
 {
     for (size_t b = 0; b < bytes; b++)
-        for (int j = 0; j < 8; j++)
-            out[8 * b + j] = (row[b] >> j) & 1 ? vector[8 * b + j] : 0.0f;
+        lanes_on(row[b], vector + 8 * b, out + 8 * b);
 }
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
