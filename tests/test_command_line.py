@@ -37,7 +37,8 @@ def test_a_run_writes_what_the_contract_names(tmp_path):
     done = run_cli("data.num_tasks=3", "data.steps_per_task=60", "logger=csv", "eval_at=[2]", cwd=tmp_path)
     (folder,) = (tmp_path / "outputs").iterdir()
     result = results(folder)
-    assert set(result) == CONTRACT | {"num_classes", "skipped_images", "kept_bytes", "kept_bytes_in_all", "cap"}
+    own = {"num_classes", "skipped_images", "kept_bytes", "kept_bytes_in_all", "cap", "tasks_at_once"}
+    assert set(result) == CONTRACT | own
     assert (result["scenario"], result["data"], result["network"], result["method"]) == (
         "gnu",
         "permuted_digits",
