@@ -127,7 +127,7 @@ class GradientInference(ConfidenceInference):
             alone, as in the paper.
         candidate_objective: by which those are judged; None for ``objective``.
         layers: whose weights count in the inner product of gradient and mask: ``all``, as in the paper; ``first``,
-            which tells tasks apart far better where it is their inputs that differ; or patterns of names.
+            which tells permuted inputs apart far better (docs/results.md); or patterns of names.
 
     Raises:
         ConfigurationError: an option that is unknown or has no effect.
