@@ -115,7 +115,13 @@ class ConfidenceInference(Inference):
 
 def logits_of_each(method: Method, images: Tensor, rows: Tensor) -> Tensor:
     """``(rows, batch, output_size)``: a forward pass under the mask of each of these tasks; rows are positions."""
-    return torch.stack([method(images, task) for task in method.tasks[rows.to(method.tasks.device)].tolist()])
+    logits = torch.empty(0)
+    for place, task in enumerate(method.tasks[rows.to(method.tasks.device)].tolist()):
+        own = method(images, task)
+        if place == 0:
+            logits = own.new_empty(len(rows), *own.shape)
+        logits[place] = own  # not kept in a list: small tensors in the gaps of large ones let a CPU's heap grow
+    return logits
 
 
 class GradientInference(ConfidenceInference):
