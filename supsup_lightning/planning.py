@@ -13,8 +13,8 @@ from supsup_lightning.methods.method import has_convolutions
 
 _SHARE = 0.7  # of the memory, for `fitting`: the rest is left to what is not predicted
 
-# More tasks at once are no faster (docs/speed.md): on a CPU, tasks whose weights together leave its caches, or whose
-# convolutions become grouped ones; on an accelerator, which so many fill.
+# More tasks at once are no faster on a CPU (benchmarks/train_step.py): their weights leave its caches, and convolutions
+# become grouped ones. The bound on an accelerator is a guess, not measured.
 _MOST_ON_CPU = 8
 _MOST_WEIGHTS_ON_CPU = 2_500_000
 _MOST_ON_ACCELERATOR = 256

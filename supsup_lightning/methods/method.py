@@ -107,7 +107,7 @@ class Method(nn.Module, ABC):
         raise NotImplementedError
 
     def check_training_step(self, images: Tensor) -> None:
-        """Raise `ConfigurationError` where the network does not go with how tasks are trained; ``(2, *shape)``."""
+        """Raise `ConfigurationError` where the network cannot be trained as it is to be, on a batch like this."""
 
     # For streams that announce no task (scenario NNs).
 
@@ -250,7 +250,7 @@ class Method(nn.Module, ABC):
         return functional_call(self.network, parameters, (images,))
 
     def laid_out(self, images: Tensor) -> Tensor:
-        """Images with channels last in memory, where a network with convolutions takes them: a quarter of a step."""
+        """Images with channels last in memory, where a network has convolutions, which are faster so, and takes them."""
         if images.ndim != 4 or self._channels_last is False or not len(images):
             return images
         laid_out = images.contiguous(memory_format=torch.channels_last)
