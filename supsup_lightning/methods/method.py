@@ -250,7 +250,7 @@ class Method(nn.Module, ABC):
         return functional_call(self.network, parameters, (images,))
 
     def laid_out(self, images: Tensor) -> Tensor:
-        """Images with channels last in memory, where a network has convolutions, which are faster so, and takes them."""
+        """Images with channels last in memory, which is faster, where the network has convolutions and takes them."""
         if images.ndim != 4 or self._channels_last is False or not len(images):
             return images
         laid_out = images.contiguous(memory_format=torch.channels_last)
