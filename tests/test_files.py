@@ -71,6 +71,17 @@ def test_other_folders_than_the_halves_are_not_taken_for_classes(tree, tmp_path,
     assert "test is not used" in caplog.text
 
 
+def test_a_listing_has_a_digest_that_moves_with_the_folder(tree, tmp_path):
+    before = ImageFolder().digest(tree)
+    moved = shutil.copytree(tree, tmp_path / "elsewhere")
+    assert ImageFolder().digest(moved) == before
+    with (moved / "dark" / "0.png").open("ab") as file:
+        file.write(b"more")
+    resized = ImageFolder().digest(moved)
+    (moved / "dark" / "0.png").rename(moved / "light" / "new.png")
+    assert len({before, resized, ImageFolder().digest(moved)}) == 3
+
+
 def test_domains_have_the_same_classes_by_name(tree, tmp_path):
     other = two_classes_of_images(tmp_path / "other", classes=("bright", "dark"))
     alike = two_classes_of_images(tmp_path / "alike")

@@ -1,6 +1,7 @@
 """Data sets of image files: a tree with a folder a class, or a table of path and label."""
 
 import csv
+import hashlib
 import logging
 from collections.abc import Sequence
 from math import prod
@@ -53,6 +54,11 @@ class _Files:
     def class_names(self, root: Path) -> list[str]:
         """In the order of their numbers."""
         return self.listings(root)[0].classes
+
+    def digest(self, root: Path) -> str:
+        """SHA-256 of which images there are, in which half and of which class (`Listing.digest`)."""
+        halves = "".join(listing.digest(root) for listing in self.listings(root))
+        return hashlib.sha256(halves.encode()).hexdigest()
 
     def num_skipped(self) -> int:
         """Missing and unreadable ones, in this process."""

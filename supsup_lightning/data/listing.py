@@ -26,6 +26,19 @@ class Listing(NamedTuple):
     paths: list[Path]
     labels: list[int]
 
+    def digest(self, folder: Path) -> str:
+        """SHA-256 of the class names, and of each file's path below ``folder``, its label and its size in bytes.
+
+        The same wherever the folder lies; another if an image is added, removed, renamed, relabelled, or replaced by
+        one of another size. A file that is missing has no size.
+        """
+        hashed = hashlib.sha256(json.dumps(self.classes).encode())
+        for path, label in zip(self.paths, self.labels, strict=True):
+            size = os.stat(path).st_size if path.is_file() else None
+            name = Path(os.path.relpath(path, folder)).as_posix()
+            hashed.update(json.dumps([name, label, size]).encode())
+        return hashed.hexdigest()
+
 
 def hold_out(listing: Listing, share: float, place: Path) -> tuple[Listing, Listing]:
     """A share of each class is kept for the test; the same whatever the seed of a run."""
