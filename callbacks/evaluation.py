@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.errors import ConfigurationError, as_whole
 from supsup_lightning.metrics import TaskAccuracy
 from supsup_lightning.module import ContinualModule, in_mode
 
@@ -30,7 +30,7 @@ class EvaluateSeenTasks(L.Callback):
 
     def __init__(self, *, eval_at: Sequence[int] | str = "all") -> None:
         counts = [] if eval_at == "all" else eval_at
-        if not isinstance(counts, Sequence) or not all(type(count) is int and count >= 1 for count in counts):
+        if not isinstance(counts, Sequence) or not all((as_whole(count) or 0) >= 1 for count in counts):
             raise ConfigurationError(
                 f"eval_at={eval_at!r} must be a list of numbers of learned tasks, from 1 on, such as [10,100], or all."
             )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import grad_and_value
 from torch.nn.functional import cosine_similarity
 
-from supsup_lightning.errors import ConfigurationError, check_choice
+from supsup_lightning.errors import ConfigurationError, check_choice, check_whole
 
 RULES = ("storkey", "hebbian")
 
@@ -205,10 +205,7 @@ class Descent:
     energy_schedule: Schedule = rising
 
     def __post_init__(self) -> None:
-        if type(self.num_steps) is not int or self.num_steps < 1:
-            raise ConfigurationError(
-                f"inference.descent.num_steps={self.num_steps!r} must be a whole number from 1 on."
-            )
+        check_whole("inference.descent.num_steps", self.num_steps)
         if not self.step_size > 0:
             raise ConfigurationError(f"inference.descent.step_size={self.step_size} must be positive.")
         if not 0 <= self.momentum < 1:

@@ -15,8 +15,8 @@ from supsup_lightning.data.datasets import Datasets
 from supsup_lightning.data.images import Augment, BatchLoader, Images, Memory
 from supsup_lightning.data.sources import Reading
 from supsup_lightning.data.streams import Permuted, Rotated, Split, Stream, Task
-from supsup_lightning.data.tasks import TaskSequence, check_counts
-from supsup_lightning.errors import ConfigurationError, check_choice
+from supsup_lightning.data.tasks import TaskSequence, check_count
+from supsup_lightning.errors import ConfigurationError, as_whole, check_choice, check_whole
 from supsup_lightning.seeding import generator
 
 # Without effect on results, as validation counts images one by one; large, because each batch costs loop overhead.
@@ -75,7 +75,6 @@ class ContinualDataModule(TaskSequence):
         super().__init__(
             steps_per_task=steps_per_task, epochs_per_task=epochs_per_task, tasks_at_once=tasks_at_once, seed=seed
         )
-        check_counts(num_tasks=num_tasks, batch_size=batch_size)
         if not 0 < validation_share < 1:
             raise ConfigurationError(f"data.validation_share={validation_share} must lie between 0 and 1.")
         check_choice("data.in_memory", in_memory, (True, False, "auto"))
@@ -87,10 +86,10 @@ class ContinualDataModule(TaskSequence):
                 f"data.on_error=skip makes batches smaller, and data.tasks_at_once={tasks_at_once} needs them equal; "
                 "use data.tasks_at_once=1."
             )
-        if num_workers is not None and (type(num_workers) is not int or num_workers < 0):
-            raise ConfigurationError(f"data.num_workers={num_workers!r} must be a whole number from 0 on.")
+        if num_workers is not None:
+            num_workers = check_whole("data.num_workers", num_workers, least=0)
         if input_shape is not None and not (
-            isinstance(input_shape, Sequence) and all(type(size) is int and size > 0 for size in input_shape)
+            isinstance(input_shape, Sequence) and all((as_whole(size) or 0) > 0 for size in input_shape)
         ):
             raise ConfigurationError(
                 f"data.input_shape={input_shape!r} must be a list of whole numbers, such as [3,32,32] for channels, "
@@ -101,17 +100,17 @@ class ContinualDataModule(TaskSequence):
         self.stream = stream
         self.root = Path(root).expanduser()
         self.resize = resize
-        self.batch_size = batch_size
+        self.batch_size = check_whole("data.batch_size", batch_size)
         self.augment = make_augment(augment)
         self.validation_share = validation_share
         self.reading = Reading(
-            input_shape=None if input_shape is None else tuple(input_shape),
+            input_shape=None if input_shape is None else tuple(map(int, input_shape)),
             in_memory=in_memory,
             num_workers=num_workers,
             on_error=on_error,
             resized_crop=augment == "resized_crop",
         )
-        self._wanted_tasks = num_tasks
+        self._wanted_tasks = check_count("num_tasks", num_tasks)
         self._length: int | None = None
         self._num_classes: tuple[int, ...] = ()
         self._augment_name = (

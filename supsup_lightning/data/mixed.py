@@ -7,7 +7,7 @@ from typing import Any
 
 from supsup_lightning.data.sources import Named, Reading, Source
 from supsup_lightning.data.streams import Stream, Task, Whole
-from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.errors import ConfigurationError, check_whole
 from supsup_lightning.seeding import derive_seed
 
 
@@ -21,7 +21,11 @@ class Mixed(Stream):
 
     def __init__(self, streams: Sequence[Stream], *, num_tasks: Sequence[int | None] | None = None) -> None:
         self.streams = list(streams)
-        self.limits = [None] * len(self.streams) if num_tasks is None else list(num_tasks)
+        self.limits = (
+            [None] * len(self.streams)
+            if num_tasks is None
+            else [None if limit is None else check_whole("data.stream.num_tasks", limit) for limit in num_tasks]
+        )
         if not self.streams or len(self.limits) != len(self.streams):
             raise ConfigurationError(
                 f"data.stream: {len(self.streams)} streams are mixed, with {len(self.limits)} numbers of tasks."

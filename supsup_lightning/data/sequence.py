@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from supsup_lightning.data.tasks import TaskSequence
-from supsup_lightning.errors import ConfigurationError, DataError
+from supsup_lightning.errors import ConfigurationError, DataError, as_whole
 from supsup_lightning.seeding import derive_seed
 
 
@@ -61,20 +61,20 @@ class DataModuleSequence(TaskSequence):
                     )
         if num_classes is None:
             num_classes = [getattr(module, "num_classes", 0) for module in self.modules]
-        elif isinstance(num_classes, int):
-            num_classes = [num_classes] * len(self.modules)
+        elif not isinstance(num_classes, Iterable) or as_whole(num_classes) is not None:
+            num_classes = [num_classes] * len(self.modules)  # type: ignore[list-item]
         if len(num_classes) != len(self.modules):
             raise ConfigurationError(
                 f"data.num_classes={list(num_classes)} has {len(num_classes)} numbers for {len(self.modules)} tasks."
             )
         for task, (module, count) in enumerate(zip(self.modules, num_classes, strict=True)):
-            if type(count) is not int or count < 2:
+            if (as_whole(count) or 0) < 2:
                 raise ConfigurationError(
                     f"Task {task} ({type(module).__name__}) has num_classes={count!r}; give data.num_classes, a number "
                     "from 2 on for each task, or the attribute num_classes to the module."
                 )
-        self._num_classes = tuple(num_classes)
-        self.input_shape = None if input_shape is None else tuple(input_shape)
+        self._num_classes = tuple(map(int, num_classes))
+        self.input_shape = None if input_shape is None else tuple(map(int, input_shape))
         self._ready: set[int] = set()
 
     @property

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from supsup_lightning.data.images import Images
 from supsup_lightning.data.sources import Reading, Source
-from supsup_lightning.errors import ConfigurationError, DataError, check_choice
+from supsup_lightning.errors import ConfigurationError, DataError, check_choice, check_whole
 from supsup_lightning.seeding import generator
 
 logger = logging.getLogger(__name__)
@@ -196,14 +196,10 @@ class Split(_OneSource):
         relabel: bool = True,
     ) -> None:
         super().__init__(source)
-        if type(classes_per_task) is not int or classes_per_task < 2:
-            raise ConfigurationError(
-                f"data.stream.classes_per_task={classes_per_task!r} must be a whole number from 2 on: a task of one "
-                "class has nothing to tell apart."
-            )
+        alone = ": a task of one class has nothing to tell apart"
+        self.classes_per_task = check_whole("data.stream.classes_per_task", classes_per_task, least=2, more=alone)
         if isinstance(class_order, str):
             check_choice("data.stream.class_order", class_order, ("random", "fixed"))
-        self.classes_per_task = classes_per_task
         self.class_order = class_order if isinstance(class_order, str) else [int(label) for label in class_order]
         self.relabel = relabel
 

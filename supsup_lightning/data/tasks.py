@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
+from supsup_lightning.errors import ConfigurationError, DataError, MismatchError, as_whole, check_whole
 
 
 class TaskDataModule(L.LightningDataModule, ABC):
@@ -29,7 +29,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
 
     def __init__(self, *, seed: int) -> None:
         super().__init__()
-        self.seed = seed
+        self.seed = seed if as_whole(seed) is None else int(seed)
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer test batches than processes are fine
 
     # What a subclass says.
@@ -145,11 +145,11 @@ class TaskSequence(TaskDataModule):
                 f"data.steps_per_task={steps_per_task} and data.epochs_per_task={epochs_per_task} are both given; "
                 "set one of them to null."
             )
-        check_counts(steps_per_task=steps_per_task, epochs_per_task=epochs_per_task)
-        if tasks_at_once != "auto" and not (type(tasks_at_once) is int and tasks_at_once >= 1):
-            raise ConfigurationError(f"data.tasks_at_once={tasks_at_once!r} must be a whole number from 1 on, or auto.")
-        self.steps_per_task = steps_per_task
-        self.epochs_per_task = epochs_per_task or 1  # a number of steps is one epoch of that many batches
+        if tasks_at_once != "auto":
+            tasks_at_once = check_whole("data.tasks_at_once", tasks_at_once, more=", or auto")
+        self.steps_per_task = check_count("steps_per_task", steps_per_task)
+        # A number of steps is one epoch of that many batches.
+        self.epochs_per_task = check_count("epochs_per_task", epochs_per_task) or 1
         self.tasks_at_once = tasks_at_once
 
     # What a subclass says.
@@ -270,8 +270,6 @@ class SideBySide:
             yield torch.stack(images), torch.stack(labels)
 
 
-def check_counts(**options: int | None) -> None:
-    """Raise `ConfigurationError` for an option of the data that is given and no whole number from 1 on."""
-    for name, value in options.items():
-        if value is not None and (type(value) is not int or value < 1):
-            raise ConfigurationError(f"data.{name}={value!r} must be a whole number from 1 on.")
+def check_count(name: str, value: Any) -> int | None:
+    """An option of the data as an `int`, or None. Raises `ConfigurationError` if it is no whole number from 1 on."""
+    return None if value is None else check_whole(f"data.{name}", value)

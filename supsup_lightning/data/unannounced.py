@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from supsup_lightning.data.tasks import TaskDataModule, TaskSequence
-from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.errors import ConfigurationError, as_whole, check_whole
 from supsup_lightning.seeding import generator
 
 
@@ -61,7 +61,7 @@ class Blocks(Order):
     def __init__(self, *, tasks: Sequence[int] | None = None) -> None:
         if tasks is not None and (isinstance(tasks, str) or not isinstance(tasks, Sequence)):
             raise ConfigurationError(f"order.tasks={tasks!r} must be a list of tasks, such as [2,0,1].")
-        self.tasks = None if tasks is None else list(tasks)
+        self.tasks = None if tasks is None else [task if as_whole(task) is None else int(task) for task in tasks]
 
     def blocks(self, lengths: Sequence[int], *, seed: int) -> list[Block]:
         """One block a task."""
@@ -79,9 +79,7 @@ class Recurring(Order):
     """
 
     def __init__(self, *, rounds: int = 2) -> None:
-        if type(rounds) is not int or rounds < 1:
-            raise ConfigurationError(f"order.rounds={rounds!r} must be a whole number from 1 on.")
-        self.rounds = rounds
+        self.rounds = check_whole("order.rounds", rounds)
 
     def blocks(self, lengths: Sequence[int], *, seed: int) -> list[Block]:
         """``rounds`` blocks a task."""
@@ -104,9 +102,7 @@ class Switching(Order):
     """
 
     def __init__(self, *, mean_steps: int = 300) -> None:
-        if type(mean_steps) is not int or mean_steps < 1:
-            raise ConfigurationError(f"order.mean_steps={mean_steps!r} must be a whole number from 1 on.")
-        self.mean_steps = mean_steps
+        self.mean_steps = check_whole("order.mean_steps", mean_steps)
 
     def blocks(self, lengths: Sequence[int], *, seed: int) -> list[Block]:
         """Blocks of geometric lengths."""
@@ -147,10 +143,6 @@ class Unannounced(TaskDataModule):
 
     def __init__(self, tasks: TaskSequence, order: Order | None = None, *, steps_per_epoch: int = 500) -> None:
         super().__init__(seed=tasks.seed)
-        if type(steps_per_epoch) is not int or steps_per_epoch < 1:
-            raise ConfigurationError(
-                f"unannounced.steps_per_epoch={steps_per_epoch!r} must be a whole number from 1 on."
-            )
         if tasks.tasks_at_once != 1:
             raise ConfigurationError(
                 f"data.tasks_at_once={tasks.tasks_at_once} needs to know which tasks there are, and scenario=nns does "
@@ -158,7 +150,7 @@ class Unannounced(TaskDataModule):
             )
         self.tasks = tasks
         self.order = Blocks() if order is None else order
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch = check_whole("unannounced.steps_per_epoch", steps_per_epoch)
         self._blocks: list[Block] = []
         self._ends: list[int] = []  # of each block, in steps of the stream
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from supsup_lightning.errors import ConfigurationError, check_choice
+from supsup_lightning.errors import ConfigurationError, check_choice, check_whole
 from supsup_lightning.inference.objectives import OBJECTIVES, Objective, check_superfluous
 from supsup_lightning.inference.one_shot import confidence_gain
 from supsup_lightning.methods import Method
@@ -99,8 +99,8 @@ class Discovery(ABC):
         check_choice("discovery.scores", scores, PLACES)
         counts = {"every": every, "max_masks": max_masks, "combine_from": combine_from, "trial_steps": trial_steps}
         for name, value in counts.items():
-            if (value is not None or name != "max_masks") and (type(value) is not int or value < 1):
-                raise ConfigurationError(f"discovery.{name}={value!r} must be a whole number from 1 on.")
+            if value is not None or name != "max_masks":
+                check_whole(f"discovery.{name}", value)
         if alarm is not None and not (_is_number(alarm) and 0 < alarm < 1):
             raise ConfigurationError(f"discovery.alarm={alarm!r} is a share; it lies between 0 and 1, or is null.")
         if not (_is_number(tolerance) and 0 <= tolerance < 1):
@@ -172,10 +172,8 @@ class AccuracyDiscovery(Discovery):
         super().__init__(objective, **options)
         if not (_is_number(threshold) and 0 < threshold < 1):
             raise ConfigurationError(f"discovery.threshold={threshold!r} must lie between 0 and 1.")
-        if type(candidates) is not int or candidates < 1:
-            raise ConfigurationError(f"discovery.candidates={candidates!r} must be a whole number from 1 on.")
         self.threshold = threshold
-        self.candidates = candidates
+        self.candidates = check_whole("discovery.candidates", candidates)
 
     def judge(
         self,
@@ -227,12 +225,8 @@ class GradientDiscovery(Discovery):
         super().__init__(objective, **options)
         if not (_is_number(epsilon) and epsilon > 0):
             raise ConfigurationError(f"discovery.epsilon={epsilon!r} must be positive.")
-        if type(min_masks) is not int or min_masks < 2:
-            raise ConfigurationError(
-                f"discovery.min_masks={min_masks!r} must be a whole number from 2 on: one mask by itself always wins."
-            )
         self.epsilon = epsilon
-        self.min_masks = min_masks
+        self.min_masks = check_whole("discovery.min_masks", min_masks, least=2, more=": one mask by itself always wins")
 
     def judge(
         self,

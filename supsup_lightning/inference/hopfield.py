@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.errors import ConfigurationError, as_whole
 from supsup_lightning.hopfield import Descent, Recovery, recover
 from supsup_lightning.inference.inference import Inference
 from supsup_lightning.inference.objectives import check_superfluous, entropy, make_objective
@@ -65,14 +65,15 @@ class HopfieldRecovery(Inference):
         temperature: float = 1.0,
         descent: Descent | None = None,
     ) -> None:
-        if images != "batch" and not (type(images) is int and images >= 1):
+        count = as_whole(images)
+        if images != "batch" and (count is None or count < 1):
             raise ConfigurationError(
                 f"inference.images={images!r} is neither a number of images from 1 on nor batch: together they recover "
                 "a mask."
             )
         self.name = objective
         self.objective = make_objective(objective, temperature=temperature)
-        self.images = images
+        self.images = images if count is None else count
         self.asks_single_images = images == 1
         self.descent = Descent() if descent is None else descent
         self.last: RecoveredMask | None = None

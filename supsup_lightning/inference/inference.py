@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.errors import ConfigurationError, as_whole, check_whole
 from supsup_lightning.inference.objectives import check_superfluous, make_objective
 from supsup_lightning.methods import Method, Offer
 
@@ -80,13 +80,14 @@ class ConfidenceInference(Inference):
     finds_task = True
 
     def __init__(self, objective: str = "superfluous", *, images: int | str = 1, temperature: float = 1.0) -> None:
-        if images not in ("batch", "each") and not (type(images) is int and images >= 1):
+        count = as_whole(images)
+        if images not in ("batch", "each") and (count is None or count < 1):
             raise ConfigurationError(
                 f"inference.images={images!r} is neither a number of images from 1 on, nor batch, nor each."
             )
         self.name = objective
         self.asks_single_images = images in (1, "each")
-        self.images = images
+        self.images = images if count is None else count
         self.objective = make_objective(objective, temperature=temperature)
 
     def check(self, *, output_size: int, num_classes: int, layers: Sequence[str] = ()) -> None:
@@ -153,8 +154,7 @@ class GradientInference(ConfidenceInference):
         temperature: float = 1.0,
     ) -> None:
         super().__init__(objective, images=images, temperature=temperature)
-        if type(candidates) is not int or candidates < 1:
-            raise ConfigurationError(f"inference.candidates={candidates!r} must be a whole number from 1 on.")
+        candidates = check_whole("inference.candidates", candidates)
         if layers not in ("all", "first") and (
             isinstance(layers, str) or not isinstance(layers, Sequence) or not layers
         ):

@@ -7,7 +7,7 @@ from math import ceil, prod
 import torch
 from torch import Tensor, nn
 
-from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.errors import ConfigurationError, check_whole
 from supsup_lightning.layout import ByName, Layout
 from supsup_lightning.methods.trained_network import TrainedNetworkMethod
 
@@ -81,8 +81,8 @@ class SmallNetworks(UpperBound):
                 "method=small_networks needs a network whose sizes grow with an argument `width`; lenet, fc1024, "
                 f"gem_resnet18 and hop_net have it, {getattr(made, '__name__', made)} has not."
             )
-        if bytes_per_task is not None and (type(bytes_per_task) is not int or bytes_per_task < 1):
-            raise ConfigurationError(f"method.bytes_per_task={bytes_per_task!r} must be a whole number from 1 on.")
+        if bytes_per_task is not None:
+            bytes_per_task = check_whole("method.bytes_per_task", bytes_per_task)
         whole = _of_width(network, 1.0)
         if bytes_per_task is None:
             statistics = 4 * Layout.of_running_statistics(whole).num_weights
