@@ -7,14 +7,11 @@ import logging
 from pathlib import Path
 
 import hydra
-import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from supsup_lightning import command_line
-from supsup_lightning.report import masked_table, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +20,12 @@ logger = logging.getLogger(__name__)
 def train(config: DictConfig) -> float | None:
     """Run one job; returns the average accuracy, which sweepers may maximise."""
     command_line.check_options(config)
+
+    import lightning as L  # takes seconds, which `--help` and a mistyped option do without
+    from rich.console import Console
+
+    from supsup_lightning.report import masked_table, read_json
+
     if config.print_masked:
         L.seed_everything(config.seed, workers=True, verbose=False)
         Console().print(masked_table(instantiate(config.method)))

@@ -1,38 +1,16 @@
-"""Supermasks in Superposition on PyTorch Lightning: one frozen network, one bit a weight for each task."""
+"""Supermasks in Superposition on PyTorch Lightning: one frozen network, one bit a weight for each task.
 
+PyTorch and Lightning take seconds to import, so the names below are imported once the first of them is used. Until then
+`import supsup_lightning` is quick, which `train.py --help` and a mistyped option rest on.
+"""
+
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-from supsup_lightning.bank import MaskBank
-from supsup_lightning.data import ContinualDataModule, DataModuleSequence, PermutedDigits, PermutedMNIST, Unannounced
-from supsup_lightning.hopfield import HopfieldMemory
-from supsup_lightning.inference import (
-    AccuracyDiscovery,
-    Binary,
-    Discovery,
-    Exhaustive,
-    Given,
-    GradientDiscovery,
-    HopfieldRecovery,
-    Inference,
-    OneShot,
-    Verdict,
-    mean_over_processes,
-)
-from supsup_lightning.layout import ByName
-from supsup_lightning.methods import (
-    PSP,
-    BatchEnsemble,
-    HopSupSup,
-    LowerBound,
-    Method,
-    SeparateHeads,
-    SmallNetworks,
-    SupSup,
-    UpperBound,
-)
-from supsup_lightning.module import ContinualModule
-from supsup_lightning.networks import FullyConnected, GEMResNet18, HopNet, LeNet, ResNet50
-from supsup_lightning.scenario import GG, GNS, GNU, NNS, Scenario
+if TYPE_CHECKING:
+    from supsup_lightning.api import *
 
 try:
     __version__ = version("supsup-lightning")
@@ -80,3 +58,18 @@ __all__ = [
     "Verdict",
     "mean_over_processes",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names, or a module of the package (`supsup_lightning.bits`)."""
+    if name in __all__:
+        api = import_module("supsup_lightning.api")
+        globals().update({public: getattr(api, public) for public in __all__})
+        return globals()[name]
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,20 +11,24 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
-from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from supsup_lightning.data import ContinualDataModule
 from supsup_lightning.errors import ConfigurationError, DataError, SupSupError
+
+if TYPE_CHECKING:  # they take seconds to import, which `--help` and a mistyped option do without
+    from lightning import Trainer
+
+    from supsup_lightning.data import ContinualDataModule
 
 # File systems allow 255 bytes in a name; some of that is left for what is put around it.
 _LONGEST_NAME = 200
@@ -62,6 +66,8 @@ def run(train: Callable[[], Any]) -> None:
     """Run a Hydra main function; errors that the user can mend are printed as one message, others as a traceback."""
     sys.path.append(os.getcwd())  # modules of the current folder can be named in a `_target_`
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra prints errors itself and exits
+    # Hydra copies this singleton once for each group that `--help` lists: half its time, and nothing writes to a copy.
+    ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
     _quieten_lightning()
     try:
         train()
@@ -141,7 +147,7 @@ def checkpoint_to_resume(config: DictConfig, path: Path) -> Path | None:
     return path
 
 
-def check_finished(trainer: Trainer, data: ContinualDataModule) -> None:
+def check_finished(trainer: "Trainer", data: "ContinualDataModule") -> None:
     """Raise `SupSupError` if something (a callback, say) ended training early: its test would not be the run's."""
     if trainer.current_epoch < data.num_epochs:
         raise SupSupError(
