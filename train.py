@@ -52,7 +52,7 @@ def train(config: DictConfig) -> float | None:
     for listener in trainer.loggers:
         listener.log_hyperparams(OmegaConf.to_container(config, resolve=True))
 
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     command_line.check_finished(trainer, data)
     trainer.test(module, datamodule=data, verbose=False)
     return module.test_accuracy.compute()[0].mean().item()

@@ -1,5 +1,6 @@
 """Times a run, and writes down what it found."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
@@ -13,8 +14,11 @@ from supsup_lightning import report
 from supsup_lightning.callbacks.evaluation import evaluation_of
 from supsup_lightning.callbacks.recovery import recovery_of
 from supsup_lightning.callbacks.stream_record import record_of_stream
+from supsup_lightning.errors import SaveError
 from supsup_lightning.files import set_aside
 from supsup_lightning.module import ContinualModule
+
+logger = logging.getLogger(__name__)
 
 
 class WriteResults(L.Callback):
@@ -66,7 +70,10 @@ class WriteResults(L.Callback):
         """Keep the finished masks of a training that broke off."""
         finished = len(pl_module.method.tasks)
         if finished and self._training_began:
-            self._save_bank(trainer, pl_module)
+            try:
+                self._save_bank(trainer, pl_module)
+            except SaveError as error:  # what broke the training off is what the user has to hear of
+                logger.warning("%s", error)
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
             resumable = trainer.checkpoint_callback is not None and (self.folder / "checkpoints" / "last.ckpt").exists()
             then = "resume=true goes on from there" if resumable else "there is no checkpoint yet to go on from"
@@ -116,9 +123,9 @@ class WriteResults(L.Callback):
         )
         report.write_matrix(self.folder / "accuracy_matrix.csv", matrix)
         report.write_json(self.folder / "results.json", result)  # last: its presence says that the run is complete
-        for logger in trainer.loggers:
+        for listener in trainer.loggers:
             numbers = {f"result/{key}": value for key, value in result.items() if isinstance(value, (int, float))}
-            logger.log_metrics(numbers, step=trainer.global_step)
+            listener.log_metrics(numbers, step=trainer.global_step)
         console = Console()
         console.print(report.table(result, accuracy=pl_module.test_accuracy, method=pl_module.method))
         for remark in report.remarks(result):

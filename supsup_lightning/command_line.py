@@ -8,7 +8,6 @@ import re
 import sys
 import traceback
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from supsup_lightning.errors import ConfigurationError, DataError, SupSupError
+from supsup_lightning.errors import ConfigurationError, SupSupError
 
 if TYPE_CHECKING:  # they take seconds to import, which `--help` and a mistyped option do without
     from lightning import Trainer
@@ -139,12 +138,10 @@ def _check_mask_options(config: DictConfig) -> None:
 
 
 def checkpoint_to_resume(config: DictConfig, path: Path) -> Path | None:
-    """``path``, if the run is to go on from it and it exists. Raises `DataError` if it is damaged."""
-    if not config.resume or not path.exists():
-        return None
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"The checkpoint {path} is damaged; delete it and run without resume=true to start afresh.")
-    return path
+    """``path``, or its backup, if the run is to go on from it. Raises `DataError` where both are damaged."""
+    from supsup_lightning import checkpoints
+
+    return checkpoints.whole(path) if config.resume else None
 
 
 def check_finished(trainer: "Trainer", data: "ContinualDataModule") -> None:

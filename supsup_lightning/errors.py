@@ -16,6 +16,10 @@ class DataError(SupSupError, OSError):
     """A data set that is missing, unreadable or damaged."""
 
 
+class SaveError(SupSupError, OSError):
+    """A file that could not be written; what it held before is kept."""
+
+
 class MismatchError(SupSupError, ValueError):
     """A mask bank or checkpoint that was made with another network, seed or mask rule."""
 

@@ -1,14 +1,23 @@
 """Files that are whole or absent."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
+
+from supsup_lightning.errors import SaveError, SupSupError
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; renamed onto ``path`` when the block ends without an error.
+
+    What was written is on the disk before it takes the name, so that neither a kill nor a power failure leaves a part.
+
+    Raises:
+        SaveError: the file system does not take it. ``path`` is as it was.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "new" / "result.txt"
@@ -18,16 +27,80 @@ def replacing(path: str | Path) -> Iterator[Path]:
     ('whole', ['result.txt'])
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        yield temporary
-        temporary.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _flush_names(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except SupSupError:
+        raise
+    except OSError as error:
+        raise SaveError(f"{path} cannot be written: {error}.") from error
+
+
+def check_writable(folder: Path, what: str) -> None:
+    """Make the folder and a file in it, which goes again. Raises `SaveError` where that is impossible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SaveError(
+            f"{folder}, where {what} are to go, cannot be written to ({error}); choose another folder, or make it "
+            "writable."
+        ) from error
+
+
+def backup_of(path: Path) -> Path:
+    """Where `keep_backup` puts what ``path`` held.
+
+    >>> backup_of(Path("checkpoints/last.ckpt")).name
+    'last.backup.ckpt'
+    """
+    return path.with_name(f"{path.stem}.backup{path.suffix}")
+
+
+def keep_backup(path: Path) -> None:
+    """Give what ``path`` holds a second name, `backup_of` it, without a moment in which it has neither."""
+    if not path.exists():
+        return
+    backup = backup_of(path)
+    second = backup.with_name(f".{backup.name}.{os.getpid()}")
+    try:
+        second.unlink(missing_ok=True)
+        os.link(path, second)
+        second.replace(backup)
+    except OSError:  # a file system without hard links
+        path.replace(backup)
     finally:
-        temporary.unlink(missing_ok=True)
+        second.unlink(missing_ok=True)
 
 
 def set_aside(path: Path) -> None:
-    """Rename ``path``, if it exists, to ``<stem>.previous<suffix>``, so that nothing new is taken for it."""
+    """Rename ``path``, if it exists, to ``<stem>.previous<suffix>``, so that nothing new is taken for it.
+
+    Its backup, which is older still, goes.
+    """
     if path.exists():
         path.replace(path.with_name(f"{path.stem}.previous{path.suffix}"))
+    backup_of(path).unlink(missing_ok=True)
+
+
+def _flush_names(folder: Path) -> None:
+    """Put a folder's new names on the disk, where the system has that."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+            raise
+    finally:
+        os.close(descriptor)

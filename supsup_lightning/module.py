@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from supsup_lightning import planning
+from supsup_lightning import checkpoints, planning
 from supsup_lightning.data import TaskDataModule, TaskSequence
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference import Discovery, HopfieldRecovery, Inference, OneShot
@@ -93,6 +93,7 @@ class ContinualModule(L.LightningModule):
             ConfigurationError: a network that does not take the images or has fewer outputs than there are classes; an
                 objective that needs superfluous outputs without any; one image to decide where the batch has to.
         """
+        checkpoints.prepare(self.trainer, stage)
         if stage == "predict":
             return
         data = task_data(self.trainer)
@@ -395,6 +396,12 @@ class ContinualModule(L.LightningModule):
                 "(or supsup_lightning.callbacks.TaskBoundary, in scenario NNs TaskDiscovery)."
             )
         return self.current_tasks[0]
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "ContinualModule":
+        """Lightning's, of a file that is checked first, and of which tensors, numbers and text alone are read."""
+        with checkpoints.reading(checkpoint_path):
+            return super().load_from_checkpoint(checkpoint_path, *args, **{"weights_only": True, **kwargs})
 
     # num_classes is needed to infer, and no tensor holds it.
 

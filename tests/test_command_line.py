@@ -191,11 +191,14 @@ def test_a_resume_with_other_options_is_refused_and_loses_nothing(tmp_path):
         assert (tmp_path / "run" / "mask_bank.safetensors").read_bytes() == bank
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     whole = checkpoint.read_bytes()
-    checkpoint.write_bytes(whole[: len(whole) // 2])
+    backup = checkpoint.with_name("last.backup.ckpt")
+    for path in (checkpoint, backup):
+        path.write_bytes(whole[: len(whole) // 2])
     done = run_cli(*options, "resume=true", cwd=tmp_path, check=False)
     assert "last.ckpt is damaged" in done.stderr
-    checkpoint.write_bytes(whole)
-    run_cli(*options, "resume=true", cwd=tmp_path)  # nothing but the test is left to do
+    backup.write_bytes(whole)
+    done = run_cli(*options, "resume=true", cwd=tmp_path)  # nothing but the test is left to do
+    assert "going on from the one before it" in done.stdout
     assert results(tmp_path / "run")["num_masks"] == 3
 
 

@@ -1,0 +1,224 @@
+"""Checkpoints that a kill, a full disk or a damaged byte cannot take away.
+
+A checkpoint is written beside its place, read back, and only then takes the place of the one before, which is kept as
+``<name>.backup.ckpt``. It holds a digest, and nothing but tensors, numbers and text is ever read from one.
+"""
+
+import logging
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+
+from supsup_lightning.digests import digest
+from supsup_lightning.errors import DataError, SaveError, SupSupError
+from supsup_lightning.files import backup_of, check_writable, keep_backup, replacing
+
+logger = logging.getLogger(__name__)
+
+DIGEST = "supsup_lightning.sha256"  # the key of a checkpoint that holds the digest of all others
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Lightning's plug-in for checkpoints, for files on a file system; `ContinualModule` gives it to its Trainer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written: set[Path] = set()  # and read back by this process
+        self._warned = False
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write and read back, then put it in its place. Raises `SaveError`, with the one before in its place."""
+        if _is_remote(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        try:
+            _remove_leftovers(path)
+            with replacing(path) as temporary:
+                _write({**checkpoint, DIGEST: digest(checkpoint)}, temporary)
+                problem = damage(temporary)
+                if problem is not None:
+                    raise SaveError(f"read back, it is not what was written: {problem}")
+                self._check_readable(temporary, path)
+                if path in self._written or (path.exists() and damage(path) is None):
+                    keep_backup(path)
+        except OSError as error:
+            before = f"The one before is kept in {path}" if path.exists() else "There is none from before"
+            raise SaveError(
+                f"The checkpoint {path} could not be written ({error}). {before}. Make room, or choose another folder; "
+                "then resume=true (in Python, trainer.fit(ckpt_path=...)) goes on from what is kept."
+            ) from error
+        self._written.add(path)
+
+    def _check_readable(self, temporary: Path, path: Path) -> None:
+        """Warn, once, of what resuming would refuse: objects in the state of a user's callback, for example."""
+        try:
+            torch.load(temporary, map_location="cpu", mmap=True, weights_only=True)
+        except pickle.UnpicklingError as error:
+            if not self._warned:
+                logger.warning(
+                    "The checkpoint %s cannot be resumed from: it holds %s, and nothing but tensors, numbers and text "
+                    "is read from one. Keep that out of `state_dict` of callbacks and modules.",
+                    path,
+                    _refused(error),
+                )
+                self._warned = True
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read tensors, numbers and text. Raises `DataError` where the file is damaged or holds anything else."""
+        weights_only = True if weights_only is None else weights_only
+        if not Path(path).is_file():
+            return super().load_checkpoint(path, map_location, weights_only=weights_only)
+        with reading(path):
+            checkpoint = super().load_checkpoint(path, map_location, weights_only=weights_only)
+            check_digest(checkpoint)
+        return checkpoint
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """With its backup."""
+        super().remove_checkpoint(path)
+        if not _is_remote(path):
+            backup_of(Path(path)).unlink(missing_ok=True)
+
+
+def prepare(trainer: L.Trainer, stage: str) -> None:
+    """Give a Trainer `WholeCheckpoints`, unless it has a plug-in of the user's, and try its folders before training.
+
+    Raises:
+        SaveError: checkpoints could not be written where the Trainer is to put them.
+    """
+    current = trainer.strategy.checkpoint_io
+    if type(current) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
+    elif isinstance(current, _WrappingCheckpointIO) and type(current.checkpoint_io) is TorchCheckpointIO:
+        current._checkpoint_io = WholeCheckpoints()  # the setter keeps what is there
+    if stage == "fit" and trainer.is_global_zero:
+        for callback in trainer.checkpoint_callbacks:
+            folder = getattr(callback, "dirpath", None)
+            if folder is not None and not _is_remote(folder):
+                check_writable(Path(folder), "checkpoints")
+
+
+def whole(path: Path) -> Path | None:
+    """``path``, or where it is missing or damaged its backup, which a warning says; None if there is neither.
+
+    A damaged file is renamed to ``<name>.damaged.ckpt``.
+
+    Raises:
+        DataError: there are damaged ones alone.
+    """
+    backup = backup_of(path)
+    problem = damage(path) if path.exists() else None
+    if path.exists() and problem is None:
+        return path
+    if not backup.exists() and problem is None:
+        return None
+    if not backup.exists() or damage(backup) is not None:
+        raise DataError(
+            f"The checkpoint {path if path.exists() else backup} is damaged ({problem or damage(backup)}), and there "
+            "is no whole one beside it; delete it and run without resume=true to start afresh."
+        )
+    if problem is None:
+        logger.warning("The checkpoint %s is missing; going on from the one before it, %s.", path, backup)
+        return backup
+    aside = path.with_name(f"{path.stem}.damaged{path.suffix}")
+    path.replace(aside)  # so that it never takes the place of the backup
+    logger.warning(
+        "The checkpoint %s is damaged (%s), and now called %s; going on from the one before it, %s.",
+        path,
+        problem,
+        aside.name,
+        backup,
+    )
+    return backup
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's file; None where all of its members are what was written, by their CRC."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            plain = all(each.compress_type == zipfile.ZIP_STORED for each in members)
+            if not plain or sum(each.file_size for each in members) > path.stat().st_size:
+                return "no archive as PyTorch writes it"  # nor one that unpacks to more than it is
+            broken = archive.testzip()
+    except Exception as error:  # zipfile raises whatever a damaged byte leads to
+        return str(error) or type(error).__name__
+    return None if broken is None else f"{broken} is not what was written"
+
+
+@contextmanager
+def reading(path: Any) -> Iterator[None]:
+    """Check the file before a block that reads it, and turn what goes wrong there into `DataError`."""
+    problem = damage(Path(path))
+    if problem is not None:
+        raise DataError(f"The checkpoint {path} is damaged ({problem}).{_other(Path(path))}")
+    try:
+        yield
+    except SupSupError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise DataError(
+            f"The checkpoint {path} holds {_refused(error)}, which is no tensor, number or text: it is refused, as "
+            "reading it could run any program. This package writes nothing of the kind; take a checkpoint that one of "
+            "your own runs has written."
+        ) from error
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, MemoryError) as error:
+        raise DataError(f"The checkpoint {path} cannot be read ({error}).{_other(Path(path))}") from error
+
+
+def _refused(error: pickle.UnpicklingError) -> str:
+    """The object that PyTorch does not read, by name."""
+    named = re.search(r"GLOBAL (\S+)|(?:global|function|class|type) [`']?([\w.]+\.[\w.]+)", str(error))
+    return next(filter(None, named.groups())) if named else "an object"
+
+
+def check_digest(checkpoint: Any) -> None:
+    """Take the digest out of a checkpoint. Raises `ValueError` where it is not that of the rest."""
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"it holds {type(checkpoint).__name__} in place of a dict")
+    expected = checkpoint.pop(DIGEST, None)  # older ones have none
+    if expected is not None and digest(checkpoint) != expected:
+        raise ValueError("its tensors are not those that were written")
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    """Raises `OSError` where the file system does not take it."""
+    try:
+        with path.open("wb") as file:
+            torch.save(checkpoint, file)
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if cause is None:
+            raise
+        raise cause from error
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Temporary files of processes that were killed; an output directory has one process that writes."""
+    for leftover in path.parent.glob(f".{escape(path.stem)}.*{escape(path.suffix)}"):
+        leftover.unlink(missing_ok=True)
+
+
+def _other(path: Path) -> str:
+    """What to do instead of reading a damaged checkpoint."""
+    backup = backup_of(path)
+    return f" The one before it is whole: ckpt_path={str(backup)!r}." if damage(backup) is None else ""
+
+
+def _is_remote(path: Any) -> bool:
+    return "://" in str(path)
