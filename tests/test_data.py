@@ -1,11 +1,13 @@
 import shutil
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from supsup_lightning import ContinualDataModule, PermutedDigits, PermutedMNIST
-from supsup_lightning.data import Digits, Permuted, Reading
+from supsup_lightning.data import MNIST, Digits, Permuted, Reading
 from supsup_lightning.errors import ConfigurationError, DataError
 
 
@@ -135,3 +137,49 @@ def test_a_damaged_file_is_named(mnist_root, tmp_path, damage):
     data.prepare_data()
     with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte (is damaged|cannot be read)"):
         data.setup()
+
+
+def write_idx(folder: Path, half: str, images: np.ndarray, labels: np.ndarray) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
+        header = struct.pack(f">4B{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
+        (folder / f"{half}-{kind}-ubyte").write_bytes(header + values.astype(np.uint8).tobytes())
+
+
+def test_idx_files_are_checked_before_they_are_believed(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    images, labels = np.arange(20 * 3 * 2).reshape(20, 3, 2), np.arange(20) % 10
+
+    def whole() -> None:
+        for half in ("train", "t10k"):
+            write_idx(raw, half, images, labels)
+
+    whole()
+    processed = tmp_path / "MNIST" / "processed"  # which torchvision would take instead, and unpickle
+    processed.mkdir()
+    for name in ("training.pt", "test.pt"):
+        torch.save((torch.zeros(1, 3, 2, dtype=torch.uint8), torch.zeros(1)), processed / name)
+    train, test = MNIST().load(tmp_path, Reading())
+    assert torch.equal(train.store.pixels, torch.from_numpy(images.astype(np.uint8)).unsqueeze(1))
+    assert torch.equal(test.labels, torch.from_numpy(labels))
+
+    def damaged(change, message: str) -> None:
+        whole()
+        change()
+        with pytest.raises(DataError, match=message):
+            MNIST().load(tmp_path, Reading())
+
+    def overwrite(name: str, at: int, data: bytes) -> None:
+        content = bytearray((raw / name).read_bytes())
+        content[at : at + len(data)] = data
+        (raw / name).write_bytes(content)
+
+    damaged(lambda: write_idx(raw, "train", images, labels[:-1]), "has 20 images, and .* has 19 labels")
+    damaged(lambda: write_idx(raw, "t10k", images, labels + 5), "has the label 14 at place 9; there are 10 classes")
+    damaged(lambda: write_idx(raw, "t10k", images[:, :2], labels), r"the shape \[1, 3, 2\] and test images \[1, 2, 2\]")
+    damaged(lambda: write_idx(raw, "t10k", images[:0], labels[:0]), "is empty: its header announces 0 x 3 x 2")
+    image_file, label_file = raw / "train-images-idx3-ubyte", raw / "train-labels-idx1-ubyte"
+    for at, data in ((0, b"\1"), (2, b"\x0d"), (3, b"\1"), (3, b"\xff")):
+        damaged(lambda at=at, data=data: overwrite(image_file.name, at, data), "begins with .* where 00000803 is due")
+    damaged(lambda: overwrite(image_file.name, 4, b"\xff" * 12), "is damaged: 136 bytes where its header announces")
+    damaged(lambda: shutil.copy(image_file, label_file), "where 00000801 is due")

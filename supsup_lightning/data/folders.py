@@ -1,17 +1,27 @@
 """Data sets of image files: a tree with a folder a class, or a table of path and label."""
 
-import csv
 import hashlib
 import logging
-from collections.abc import Sequence
+import os
 from math import prod
 from pathlib import Path
 
 import torch
 
 from supsup_lightning.data.images import Images, measure
-from supsup_lightning.data.listing import Listing, chosen, hold_out, list_tree
+from supsup_lightning.data.listing import (
+    Listing,
+    apart,
+    class_order,
+    each_once,
+    half_named,
+    hold_out,
+    warn_of_alike,
+    warn_of_copies,
+)
 from supsup_lightning.data.sources import Reading
+from supsup_lightning.data.table import Line, located, read_table
+from supsup_lightning.data.tree import folders_in, list_tree
 from supsup_lightning.data.workers import ImageFiles, Workers, default_num_workers
 from supsup_lightning.errors import ConfigurationError, DataError
 
@@ -19,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 _MOST_BYTES_IN_MEMORY = 2**30  # of ``in_memory=auto``, training and test images together
 _IMAGES_AT_ONCE = 100
-_TRAIN_FOLDERS = ("train", "training")
-_TEST_FOLDERS = ("val", "test", "valid", "validation", "testing")
 
 
 class _Files:
@@ -78,6 +86,7 @@ class _Files:
                 "size are brought to it, [3, 64, 64] for example."
             )
         train, test = (self._existing(listing, reading.on_error) for listing in self.listings(root))
+        warn_of_copies(train, test)
         in_memory = reading.in_memory
         if in_memory == "auto":
             size = prod(reading.input_shape) * (len(train.paths) + len(test.paths))
@@ -99,7 +108,7 @@ class _Files:
         )
 
     def _existing(self, listing: Listing, on_error: str) -> Listing:
-        missing = [path for path in listing.paths if not path.is_file()]
+        missing = [path for path in listing.paths if not os.path.isfile(path)]
         if not missing:
             return listing
         what = f"{len(missing)} image{'s are' if len(missing) > 1 else ' is'} missing, {missing[0]} first."
@@ -108,8 +117,7 @@ class _Files:
         logger.warning("%s Missing images are skipped.", what)
         self._unread += len(missing)
         absent = set(missing)
-        kept = [(path, label) for path, label in zip(listing.paths, listing.labels, strict=True) if path not in absent]
-        return Listing(listing.classes, [path for path, _ in kept], [label for _, label in kept])
+        return listing.select(number for number, path in enumerate(listing.paths) if path not in absent)
 
     def _by_workers(self, listing: Listing, reading: Reading) -> Images:
         store = _store(listing, reading)
@@ -140,8 +148,10 @@ def _store(listing: Listing, reading: Reading) -> Workers:
 class ImageFolder(_Files):
     """A folder a class, with images at any depth in it, as torchvision's ``ImageFolder``.
 
-    If the tree has a folder ``train`` and one named ``val`` or ``test``, these are the halves. Otherwise a share of the
-    images (of ``train``, if there is only that), the same at every start, is kept for the test.
+    If the tree has a folder ``train`` and one named ``test`` or ``val`` (in any case, also ``training``, ``test_set``
+    and so on), these are the halves; of both, ``test`` is taken, if it has a folder a class. Otherwise a share of the
+    images (of ``train``, if there is only that), the same at every start, is kept for the test. Hidden files and
+    folders are left out.
 
     Args:
         folder: of the tree, below ``data.root``; any other if it is an absolute path.
@@ -160,38 +170,60 @@ class ImageFolder(_Files):
             raise DataError(
                 f"The folder {folder} does not exist; set data.root to one with a folder of images a class."
             )
-        train_folder = next((folder / name for name in _TRAIN_FOLDERS if (folder / name).is_dir()), None)
-        test_folders = [folder / name for name in _TEST_FOLDERS if (folder / name).is_dir()]
-        if train_folder is None and test_folders:
-            raise DataError(
-                f"{folder} has the folder {test_folders[0].name}, but none named train; add it, or point data.root to "
-                "the folders of the classes."
-            )
-        if train_folder is None or not test_folders:
+        train_folder, test_folder = _halves_in(folder)
+        if test_folder is None:
             whole = train_folder or folder
             return hold_out(list_tree(whole), self.test_share, whole)
-        test_folder, *others = test_folders
-        if others:
-            logger.warning("Tests take the images of %s; %s is not used.", test_folder, others[0])
+        if train_folder is None:
+            raise DataError(
+                f"{folder} has the folder {test_folder.name}, but none named train; add it, or point data.root to "
+                "the folders of the classes."
+            )
         train, test = list_tree(train_folder), list_tree(test_folder)
         unknown = set(test.classes) - set(train.classes)
         if unknown:
             raise DataError(f"{test_folder} has the class {min(unknown)}, which {train_folder} has not.")
         labels = [train.classes.index(test.classes[label]) for label in test.labels]
-        return train, Listing(train.classes, test.paths, labels)
+        return apart(train, Listing(train.classes, test.paths, labels), folder)
+
+
+def _halves_in(folder: Path) -> tuple[Path | None, Path | None]:
+    """The folders of training and of the test, where a tree has them; what is not used of it is named."""
+    names = folders_in(folder)
+    halves = {name: half for name in names if (half := half_named(name))}
+    classes = {name: set(folders_in(folder / name)) for name in halves}
+    if list(halves.values()) == ["train"] and len(names) > 1 and not any(classes.values()):
+        return None, None  # among vehicles, the class of trains
+    trains = [name for name, half in halves.items() if half == "train"]
+    train = min(trains, key=lambda name: (name != name.lower(), name), default=None)
+    trained = set() if train is None else classes[train]
+
+    def rank(name: str) -> tuple[object, ...]:
+        """`test` before `val`, but before all what has a class that is trained: often `test` has no labels."""
+        return not classes[name] & trained, halves[name] == "val", name != name.lower(), name
+
+    test = min(halves.keys() - trains, key=rank, default=None)
+    if test is not None and trained and not classes[test]:
+        test = None
+    unused = [name for name in names if halves and name not in (train, test)]
+    if unused:
+        taken = f"a share of {train}" if test is None else test
+        logger.warning("%s: tests take the images of %s; %s is not used.", folder, taken, ", ".join(unused))
+    return (None if train is None else folder / train), (None if test is None else folder / test)
 
 
 class ImageCSV(_Files):
     """A table with the path of an image and its label in each line, under a line with the columns' names.
 
-    Labels may be words or whole numbers. If there is a column that says ``train`` or ``test`` (or ``val``), it makes
-    the halves. Otherwise a share of the images, the same at every start, is kept for the test.
+    Labels are taken as they are written, less spaces around them: 1 and 01 are different classes. If there is a column
+    that says ``train`` or ``test`` (or ``val``) in each line, it makes the halves; where some lines say ``test``, those
+    that say ``val`` are left out. Otherwise a share of the images, the same at every start, is kept for the test.
 
     Args:
         file: the table, below ``data.root``; paths in it are relative to its folder.
         path_column: name of the column of paths.
         label_column: name of the column of labels.
-        split_column: name of the column of halves; it may be absent.
+        split_column: name of the column of halves; it may be absent if it is ``split``; None to have none.
         test_share: of the images, where the table has no such column.
     """
 
@@ -201,7 +233,7 @@ class ImageCSV(_Files):
         *,
         path_column: str = "path",
         label_column: str = "label",
-        split_column: str = "split",
+        split_column: str | None = "split",
         test_share: float = 0.2,
     ) -> None:
         super().__init__()
@@ -213,54 +245,58 @@ class ImageCSV(_Files):
 
     def list_files(self, root: Path) -> tuple[Listing, Listing]:
         """Line by line."""
-        table = root / self.file
-        try:
-            with table.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file)
-                columns, lines = list(reader.fieldnames or ()), list(reader)
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"The table {table} cannot be read ({error}); check data.root and its name.") from error
-        for column in (self.path_column, self.label_column):
-            if column not in columns:
-                raise DataError(f"The table {table} has no column {column!r}; it has {', '.join(columns) or 'none'}.")
-        for number, line in enumerate(lines, start=2):
-            for column in (self.path_column, self.label_column):
-                if not line[column]:
-                    raise DataError(f"Line {number} of {table} has no {column}.")
-        labels = [line[self.label_column].strip() for line in lines]
-        names, place = _classes_of(labels, table)
-        paths = [table.parent / line[self.path_column] for line in lines]
-        everything = Listing(names, paths, [place[label] for label in labels])
-        if self.split_column not in columns:
-            return hold_out(everything, self.test_share, table)
-        halves = [line[self.split_column] for line in lines]
-        unknown = next((half for half in halves if half not in ("train", *_TEST_FOLDERS)), None)
-        if unknown is not None:
-            raise DataError(f"The column {self.split_column} of {table} says {unknown!r}; it may say train or test.")
-        train = [number for number, half in enumerate(halves) if half == "train"]
-        test = [number for number, half in enumerate(halves) if half != "train"]
-        return chosen(everything, train, table), chosen(everything, test, table)
+        path = root / self.file
+        table = read_table(
+            path, path_column=self.path_column, label_column=self.label_column, split_column=self.split_column
+        )
+        if not table.has_halves:
+            for name, cells in table.others.items():
+                if self.split_column is not None and cells and all(map(half_named, cells)):
+                    logger.warning(
+                        "The column %s of %s names halves, but is not used; data.stream.source.split_column=%s would "
+                        "take it.",
+                        *(name, path, name),
+                    )
+            return hold_out(each_once(_listed(table.lines, path), path), self.test_share, path)
+        halves = [half_named(line.half) for line in table.lines]
+        for line, half in zip(table.lines, halves, strict=True):
+            if half is None:
+                raise DataError(
+                    f"The column {self.split_column} of {path} says {line.half!r} in line {line.number}; it may say "
+                    "train or test, or val."
+                )
+        tested = "test" if "test" in halves else "val"
+        unused = sum(half not in ("train", tested) for half in halves)
+        if unused:
+            logger.warning("Tests take the lines of %s that say test; %d that say val are not used.", path, unused)
+        used = [(line, half) for line, half in zip(table.lines, halves, strict=True) if half in ("train", tested)]
+        everything = _listed([line for line, _ in used], path)
+        train = everything.select(number for number, (_, half) in enumerate(used) if half == "train")
+        test = everything.select(number for number, (_, half) in enumerate(used) if half != "train")
+        return apart(each_once(train, path), each_once(test, path), path)
+
+
+def _listed(lines: list[Line], table: Path) -> Listing:
+    """The images of these lines. Raises `DataError` if labels are numbers, but not whole."""
+    names = {line.label for line in lines}
+    if all(map(_is_number, names)) and (fractional := sorted(name for name in names if not float(name).is_integer())):
+        raise DataError(f"The table {table} has the label {fractional[0]}; labels are words or whole numbers.")
+    classes = class_order(names)
+    warn_of_alike(classes, table)
+    number = {name: place for place, name in enumerate(classes)}
+    paths = [located(table.parent, line.path) for line in lines]
+    return Listing(classes, paths, [number[line.label] for line in lines])
+
+
+def _is_number(label: str) -> bool:
+    try:
+        float(label)
+    except ValueError:
+        return False
+    return True
 
 
 def _checked_share(share: float) -> float:
     if not 0 < share < 1:
         raise ConfigurationError(f"test_share={share} of a folder of images must lie between 0 and 1.")
     return share
-
-
-def _classes_of(labels: Sequence[str], table: Path) -> tuple[list[str], dict[str, int]]:
-    """Names of the classes, and the number of the class that each label means; 1 and 01 mean the same.
-
-    Raises:
-        DataError: labels that are numbers, but not whole.
-    """
-    try:
-        values = {label: float(label) for label in labels}
-    except ValueError:  # words
-        names = sorted(set(labels))
-        return names, {name: number for number, name in enumerate(names)}
-    fractional = next((label for label, value in values.items() if not value.is_integer()), None)
-    if fractional is not None:
-        raise DataError(f"The table {table} has the label {fractional}; labels are words or whole numbers.")
-    order = sorted({int(value) for value in values.values()})
-    return [str(value) for value in order], {label: order.index(int(value)) for label, value in values.items()}

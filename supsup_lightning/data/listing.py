@@ -1,22 +1,26 @@
-"""Which image files there are, and of which class: listed once, and remembered until a folder changes."""
+"""Image files and their classes: the order of classes, the names of halves, and what keeps the halves apart."""
 
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from supsup_lightning.errors import DataError
-from supsup_lightning.files import replacing
 from supsup_lightning.seeding import generator
 
 logger = logging.getLogger(__name__)
+
+_MOST_BYTES_COMPARED = 2**30  # of training and test files of the same size, to find copies
+_HALF = re.compile(r"(?:(train|training)|(test|testing)|(val|valid|validation))[ _-]?(?:set|images|imgs|data)?")
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+(\.0*)?")
 
 
 class Listing(NamedTuple):
@@ -34,14 +38,60 @@ class Listing(NamedTuple):
         """
         hashed = hashlib.sha256(json.dumps(self.classes).encode())
         for path, label in zip(self.paths, self.labels, strict=True):
-            size = os.stat(path).st_size if path.is_file() else None
+            size = os.path.getsize(path) if os.path.isfile(path) else None
             name = Path(os.path.relpath(path, folder)).as_posix()
             hashed.update(json.dumps([name, label, size]).encode())
         return hashed.hexdigest()
 
+    def select(self, numbers: Iterable[int]) -> "Listing":
+        """Some lines of it."""
+        numbers = list(numbers)
+        return Listing(self.classes, [self.paths[n] for n in numbers], [self.labels[n] for n in numbers])
+
+
+def half_named(name: str) -> str | None:
+    """``train``, ``test`` or ``val`` for the name of a half in any case and of any length; None for other names.
+
+    >>> [half_named(name) for name in ("Training", "TEST", "valid", "test_images", "train station")]
+    ['train', 'test', 'val', 'test', None]
+    """
+    match = _HALF.fullmatch(name.strip().casefold())
+    return match and ("train", "test", "val")[match.lastindex - 1]  # type: ignore[operator]
+
+
+def class_order(names: Iterable[str]) -> list[str]:
+    """The names once each: by value if all of them are whole numbers, otherwise in the order of their letters.
+
+    >>> class_order(["10", "9", "9"]), class_order(["cat10", "cat9"])
+    (['9', '10'], ['cat10', 'cat9'])
+    """
+    names = set(names)
+    if all(map(_WHOLE_NUMBER.fullmatch, names)):
+        return sorted(names, key=lambda name: (float(name), name))
+    return sorted(names)
+
+
+def warn_of_alike(classes: Sequence[str], place: Path) -> None:
+    """Say which names of classes differ in their writing alone, as ``1`` and ``01`` or ``Cat`` and ``cat`` do."""
+    seen: dict[object, str] = {}
+    for name in classes:
+        word = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        meaning = float(name) if _WHOLE_NUMBER.fullmatch(name) else word
+        other = seen.setdefault(meaning, name)
+        if other != name:
+            logger.warning("%s: %r and %r are taken for different classes.", place, other, name)
+
 
 def hold_out(listing: Listing, share: float, place: Path) -> tuple[Listing, Listing]:
-    """A share of each class is kept for the test; the same whatever the seed of a run."""
+    """A share of each class is kept for the test.
+
+    The same images whatever the seed of a run, and whatever the order in which they are listed.
+
+    Raises:
+        DataError: a class of one image.
+    """
+    names = [os.path.split(os.path.normpath(path)) for path in listing.paths]
+    listing = listing.select(sorted(range(len(names)), key=lambda number: (listing.labels[number], names[number])))
     test: list[int] = []
     labels = torch.tensor(listing.labels)
     for label in range(len(listing.classes)):
@@ -55,65 +105,83 @@ def hold_out(listing: Listing, share: float, place: Path) -> tuple[Listing, List
         test += members[order[: max(1, round(len(members) * share))]].tolist()
     held = set(test)
     train = [number for number in range(len(labels)) if number not in held]
-    return chosen(listing, train, place), chosen(listing, sorted(test), place)
+    return apart(listing.select(train), listing.select(sorted(test)), place)
 
 
-def chosen(listing: Listing, numbers: Sequence[int], place: Path) -> Listing:
-    """Some lines of a listing. Raises `DataError` if they are none."""
-    if not numbers:
-        raise DataError(f"{place} leaves no images for training or none for the test.")
-    return Listing(listing.classes, [listing.paths[n] for n in numbers], [listing.labels[n] for n in numbers])
+def each_once(listing: Listing, place: Path) -> Listing:
+    """The listing with each file in it once, by whatever links it is reached.
 
-
-@dataclass
-class _Tree:
-    """A listing as it is cached: the directories seen with their times of change, and the files of each class."""
-
-    times: dict[str, int] = field(default_factory=dict)
-    files: dict[str, list[str]] = field(default_factory=dict)
-
-
-def list_tree(folder: Path) -> Listing:
-    """The images of a tree with a folder a class, from the cache if nothing has changed. Raises `DataError`."""
-    tree = _cached_tree(folder)
-    if not tree.files:
-        raise DataError(f"{folder} has no folders; images are expected in a folder a class: {folder}/<class>/<image>.")
-    for name, files in tree.files.items():
-        if not files:
+    Raises:
+        DataError: a file of two classes.
+    """
+    first: dict[str, int] = {}
+    repeated = []
+    for number, file in enumerate(_real_paths(listing.paths)):
+        other = first.setdefault(file, number)
+        if other == number:
+            continue
+        if listing.labels[other] != listing.labels[number]:
+            one, two = (listing.classes[listing.labels[n]] for n in (other, number))
             raise DataError(
-                f"The class folder {folder / name} has no images ({', '.join(IMG_EXTENSIONS)}); remove it or fill it."
+                f"{place}: the image {listing.paths[number]} is listed twice, as {one} and as {two}"
+                + _as_well(listing.paths[other], listing.paths[number])
+                + ". Remove it from one of them."
             )
-    classes = sorted(tree.files)
-    paths = [folder / name for label in classes for name in tree.files[label]]
-    return Listing(classes, paths, [number for number, label in enumerate(classes) for _ in tree.files[label]])
+        repeated.append(number)
+    if not repeated:
+        return listing
+    logger.warning(
+        "%s lists images more than once; repetitions left out: %d, first %s.",
+        *(place, len(repeated), listing.paths[repeated[0]]),
+    )
+    return listing.select(first.values())
 
 
-def _cached_tree(folder: Path) -> _Tree:
-    """The tree from the cache, if no directory of it has changed since, or else listed and put there."""
-    folder = folder.resolve()
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    cache = home / "supsup_lightning" / f"listing-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.json"
+def apart(train: Listing, test: Listing, place: Path) -> tuple[Listing, Listing]:
+    """Both halves. Raises `DataError` if one has no image, or if a file is in both."""
+    if not train.paths or not test.paths:
+        raise DataError(f"{place} leaves no images for training or none for the test.")
+    training = dict(zip(_real_paths(train.paths), train.paths, strict=True))
+    for path, file in zip(test.paths, _real_paths(test.paths), strict=True):
+        if file in training:
+            raise DataError(
+                f"{place}: the image {path} is for training and for the test{_as_well(training[file], path)}. "
+                "Remove it from one of them."
+            )
+    return train, test
+
+
+def warn_of_copies(train: Listing, test: Listing) -> None:
+    """Say how many training images are, byte by byte, the same as a test image."""
+    sizes = [{path: os.path.getsize(path) for path in half.paths if os.path.isfile(path)} for half in (train, test)]
+    shared = set(sizes[0].values()) & set(sizes[1].values())
+    candidates = [[path for path, size in half.items() if size in shared] for half in sizes]
+    total = sum(half[path] for half, paths in zip(sizes, candidates, strict=True) for path in paths)
+    if total > _MOST_BYTES_COMPARED:
+        logger.info("Training and test images are not searched for copies: %.1f GB are too much.", total / 2**30)
+        return
+    contents = {_content(path): path for path in candidates[1]}
+    copies = [(path, contents[content]) for path in candidates[0] if (content := _content(path)) in contents]
+    if copies:
+        logger.warning(
+            "Training images that are copies of test images, byte by byte: %d, first %s (%s).", len(copies), *copies[0]
+        )
+
+
+def _content(path: Path) -> bytes:
     try:
-        tree = _Tree(**json.loads(cache.read_text()))
-        if tree.times and all(os.stat(directory).st_mtime_ns == time for directory, time in tree.times.items()):
-            return tree
-    except (OSError, ValueError, TypeError) as error:
-        logger.debug("No listing of %s to use in %s: %s", folder, cache, error)
-    tree = _walk(folder)
-    try:
-        with replacing(cache) as temporary:
-            temporary.write_text(json.dumps(tree.__dict__))
-    except OSError as error:
-        logger.warning("The listing of %s cannot be kept for the next start: %s", folder, error)
-    return tree
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").digest()
+    except OSError:  # not to be read, as will be said when it is
+        return os.fsencode(path)
 
 
-def _walk(folder: Path) -> _Tree:
-    tree = _Tree(times={str(folder): folder.stat().st_mtime_ns})
-    for label in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."):
-        tree.files[label] = []
-        for directory, _, names in sorted(os.walk(folder / label, followlinks=True)):
-            tree.times[directory] = os.stat(directory).st_mtime_ns
-            images = sorted(name for name in names if name.lower().endswith(IMG_EXTENSIONS))
-            tree.files[label] += [os.path.relpath(os.path.join(directory, name), folder) for name in images]
-    return tree
+def _as_well(one: Path, two: Path) -> str:
+    return "" if one == two else f" ({one} is the same file)"
+
+
+def _real_paths(paths: Iterable[Path]) -> Iterable[str]:
+    """Each path without links; a folder is looked up once, as a data set has many files in few folders."""
+    real_folder = cache(os.path.realpath)
+    for path in paths:
+        yield os.path.realpath(path) if os.path.islink(path) else os.path.join(real_folder(path.parent), path.name)

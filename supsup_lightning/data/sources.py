@@ -1,10 +1,8 @@
 """Data sets with a training and a test half; the families that torchvision and scikit-learn know."""
 
 import logging
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,6 +11,7 @@ import torchvision
 from torch import Tensor
 from torchvision.datasets.utils import check_integrity
 
+from supsup_lightning.data.idx import read_idx
 from supsup_lightning.data.images import Images
 from supsup_lightning.errors import ConfigurationError, DataError
 
@@ -133,11 +132,7 @@ class _Torchvision:
     def load(self, root: Path, reading: Reading) -> tuple[Images, Images]:
         """Training and test images."""
         refuse_crops(self, reading)
-        self.check(root)
-        train, test = self.dataset(root, train=True), self.dataset(root, train=False)
-        return halves(
-            self.pixels(train), torch.as_tensor(train.targets), self.pixels(test), torch.as_tensor(test.targets)
-        )
+        return halves(*self.read(root, train=True), *self.read(root, train=False))
 
     def num_skipped(self) -> int:
         """None: a damaged file is an error."""
@@ -147,12 +142,8 @@ class _Torchvision:
         """What has to be there."""
         raise NotImplementedError
 
-    def check(self, root: Path) -> None:
-        """Raise `DataError` naming the file that is damaged."""
-        raise NotImplementedError
-
-    def pixels(self, dataset: Any) -> Tensor:
-        """``(images, channels, height, width)`` uint8."""
+    def read(self, root: Path, *, train: bool) -> tuple[Tensor, Tensor]:
+        """Images ``(images, channels, height, width)`` uint8, and labels. Raises `DataError` naming a damaged file."""
         raise NotImplementedError
 
 
@@ -168,14 +159,20 @@ class MNIST(_Torchvision):
         folder = root / self.dataset.__name__ / "raw"
         return [folder / f"{half}-{kind}" for half in ("train", "t10k") for kind in kinds]
 
-    def check(self, root: Path) -> None:
-        """By their headers."""
-        for path in self.files(root):
-            _check_idx(path)
-
-    def pixels(self, dataset: Any) -> Tensor:
-        """One channel."""
-        return dataset.data.unsqueeze(1)
+    def read(self, root: Path, *, train: bool) -> tuple[Tensor, Tensor]:
+        """One channel. Straight from these files, as torchvision may take others that lie beside them."""
+        image_file, label_file = self.files(root)[:2] if train else self.files(root)[2:]
+        images, labels = read_idx(image_file, dimensions=3), read_idx(label_file, dimensions=1).long()
+        if len(images) != len(labels):
+            raise DataError(
+                f"{image_file} has {len(images)} images, and {label_file} has {len(labels)} labels; copy both anew."
+            )
+        if labels.max() >= self.classes:
+            place = int(labels.argmax())
+            raise DataError(
+                f"{label_file} has the label {int(labels[place])} at place {place}; there are {self.classes} classes."
+            )
+        return images.unsqueeze(1), labels
 
 
 class FashionMNIST(MNIST):
@@ -198,25 +195,23 @@ class CIFAR10(_Torchvision):
 
     def files(self, root: Path) -> list[Path]:
         """As torchvision lists them."""
-        return list(self._checksums(root))
+        return [*self._checksums(root, train=True), *self._checksums(root, train=False)]
 
-    def check(self, root: Path) -> None:
-        """By torchvision's MD5 sums."""
-        for path, checksum in self._checksums(root).items():
+    def read(self, root: Path, *, train: bool) -> tuple[Tensor, Tensor]:
+        """Three channels; checked by torchvision's MD5 sums."""
+        for path, checksum in self._checksums(root, train=train).items():
             if not check_integrity(path, checksum):
                 raise DataError(
                     f"The data file {path} is damaged: its MD5 sum is not {checksum}. Delete it and run again to "
                     "download it, or copy it anew."
                 )
+        dataset = self.dataset(root, train=train)
+        return torch.from_numpy(dataset.data).movedim(-1, 1).contiguous(), torch.as_tensor(dataset.targets)
 
-    def pixels(self, dataset: Any) -> Tensor:
-        """Three channels."""
-        return torch.from_numpy(dataset.data).movedim(-1, 1).contiguous()
-
-    def _checksums(self, root: Path) -> dict[Path, str]:
+    def _checksums(self, root: Path, *, train: bool) -> dict[Path, str]:
         dataset: Any = self.dataset
         folder = root / dataset.base_folder
-        listed = {folder / name: checksum for name, checksum in (*dataset.train_list, *dataset.test_list)}
+        listed = {folder / name: checksum for name, checksum in (dataset.train_list if train else dataset.test_list)}
         return {**listed, folder / dataset.meta["filename"]: dataset.meta["md5"]}
 
 
@@ -230,23 +225,9 @@ class CIFAR100(CIFAR10):
 def halves(
     train_pixels: Tensor, train_labels: Tensor, test_pixels: Tensor, test_labels: Tensor
 ) -> tuple[Images, Images]:
-    """Both halves in memory, normalised by the training half."""
+    """Both halves in memory, normalised by the training half. Raises `DataError` if their images differ in shape."""
+    if train_pixels.shape[1:] != test_pixels.shape[1:]:
+        one, two = (list(pixels.shape[1:]) for pixels in (train_pixels, test_pixels))
+        raise DataError(f"Training images have the shape {one} and test images {two}; both halves have to be alike.")
     train, test = Images.in_memory(train_pixels, train_labels), Images.in_memory(test_pixels, test_labels)
     return train, Images.of(test.store, test.labels, mean=train.mean, std=train.std)
-
-
-def _check_idx(path: Path) -> None:
-    """Raise `DataError` if an idx file is unreadable, or its size is not what its header announces."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-            dimensions = struct.unpack(f">{magic[3]}I", file.read(4 * magic[3]))
-        size = path.stat().st_size
-    except (OSError, IndexError, struct.error) as error:
-        raise DataError(f"The data file {path} cannot be read ({error}); check data.root and the file.") from error
-    expected = 4 + 4 * len(dimensions) + prod(dimensions)
-    if size != expected:
-        raise DataError(
-            f"The data file {path} is damaged: {size} bytes where its header announces {expected}. "
-            "Delete it and run again to download it, or copy it anew."
-        )

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from supsup_lightning.data.decoding import read_image
 from supsup_lightning.data.images import Batch
 from supsup_lightning.errors import DataError
 
@@ -40,7 +41,7 @@ class Items(Protocol):
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files, of any format that Pillow reads, brought to one shape.
+    """Image files (`decoding.read_image`) brought to one shape.
 
     Attributes:
         paths: of the images.
@@ -77,15 +78,7 @@ class ImageFiles:
         return v2.Compose([*middle, v2.PILToTensor()])
 
     def _read(self, position: int) -> Image.Image:
-        path = self.paths[position]
-        try:
-            with Image.open(path) as file:
-                return file.convert("L" if self.shape[0] == 1 else "RGB")
-        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others
-            raise DataError(
-                f"The image {path} cannot be read ({type(error).__name__}: {error}). Mend or remove it, or leave such "
-                "images out with data.on_error=skip."
-            ) from error
+        return read_image(self.paths[position], channels=self.shape[0])
 
 
 class _Guarded(Dataset):

@@ -1,0 +1,148 @@
+"""One image file as viewers show it: depth, orientation, transparency and palette, in 8 bits a channel."""
+
+import logging
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms
+
+from supsup_lightning.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+# Pillow opens other things as well, by content and not by name: an EPS would start Ghostscript.
+_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF", "PCX", "QOI", "SGI", "TGA")
+
+_BACKGROUND = "white"  # what a browser and a page of print show through transparent pixels
+
+# By the EXIF tag of orientation, how to turn what is stored. `ImageOps.exif_transpose` does the same, but writes all
+# EXIF data anew, and fails where some are damaged.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
+_WHITE_IS_ZERO = 0
+
+_warned: set[str] = set()
+
+
+class _UnknownRange(Exception):
+    """Numbers that no viewer can show without being told which is black and which is white."""
+
+
+def read_image(path: Path, *, channels: int) -> Image.Image:
+    """The image in mode ``RGB``, or ``L`` if ``channels`` is 1, as viewers show it.
+
+    16 bits become the upper 8 of them. What the EXIF data turn is turned. Transparent pixels show white. Of several
+    frames or pages the first is taken, and a warning says so once. Colour profiles are not applied.
+
+    Raises:
+        DataError: no image, or a damaged one; one with more pixels than `PIL.Image.MAX_IMAGE_PIXELS`; or one of floats
+            or 32-bit integers, whose range nothing tells.
+    """
+    try:
+        # By a stream: Pillow 13 maps a TIFF that it opens by name, and reads one that is to be turned in wrong lines.
+        with path.open("rb") as stream, Image.open(stream, formats=_FORMATS) as file:
+            _check_size(file)
+            if file.format != "MPO" and getattr(file, "is_animated", False):  # the second image of an MPO is hidden
+                _warn_once("several frames or pages, of which the first is taken", path)
+            depth = file.tile[0].args if file.tile else None  # gone once the pixels are there
+            file.load()
+            image = _opaque(_eight_bits(file, path, depth))
+            turn = _TURNS.get(_orientation(file, path))
+            image = _converted(image, "L" if channels == 1 else "RGB")
+            return image if turn is None else image.transpose(turn)
+    except _UnknownRange as error:
+        raise DataError(
+            f"The image {path} has {error}, so that its range from black to white is not known. Save it with 8 or 16 "
+            "bits, or leave such images out with data.on_error=skip."
+        ) from None
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others
+        raise DataError(
+            f"The image {path} cannot be read ({type(error).__name__}: {error}). Mend or remove it, or leave such "
+            "images out with data.on_error=skip."
+        ) from error
+
+
+def _check_size(image: Image.Image) -> None:
+    limit = Image.MAX_IMAGE_PIXELS  # beyond it Pillow warns, and refuses what has twice as many
+    if limit is not None and image.width * image.height > limit:
+        raise Image.DecompressionBombError(
+            f"{image.width} x {image.height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS={limit}"
+        )
+
+
+def _warn_once(what: str, path: Path) -> None:
+    """For the first image that has it, in this process."""
+    if what not in _warned:
+        _warned.add(what)
+        logger.warning("%s has %s; others may as well.", path, what)
+
+
+def _orientation(image: Image.Image, path: Path) -> int:
+    try:
+        tag = image.getexif().get(ExifTags.Base.Orientation)
+        return tag if isinstance(tag, int) else 1
+    except Exception as error:  # whatever damaged EXIF data make of their parser; viewers show the image as stored
+        _warn_once(f"EXIF data that cannot be read ({error}), and is taken as it is stored", path)
+        return 1
+
+
+def _eight_bits(image: Image.Image, path: Path, depth: object) -> Image.Image:
+    """Grey of more than 8 bits in 8 (with its transparency, if any); other images as they are."""
+    transparent = image.info.get("transparency")
+    if image.mode == "F":
+        raise _UnknownRange("floating-point pixels")
+    if image.mode == "I" and image.format != "PPM":  # Pillow brings PPM to 16 bits
+        lowest, highest = (int(extreme) for extreme in image.getextrema())  # type: ignore[arg-type]
+        # A highest value of 255 tells of 8 bits in wide numbers, and of 16 it would be black.
+        if lowest < 0 or highest > 65535 or 0 < highest < 256:
+            raise _UnknownRange(f"32-bit or signed pixels from {lowest} to {highest}")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        if 0 < values.max() < 256:
+            _warn_once("16 bits, but no pixel above 255: it is black, as viewers show it", path)
+        grey = (values >> (4 if _tiff_tag(image, _TIFF_BITS) == (12,) else 8)).astype(np.uint8)
+        if _tiff_tag(image, _TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            grey = 255 - grey
+        if transparent is None:
+            return Image.fromarray(grey)
+        return Image.fromarray(np.stack([grey, np.where(values == transparent, 0, 255).astype(np.uint8)], -1))
+    if transparent is not None and depth in ("L;2", "L;4"):  # Pillow scales the pixels of a PNG, but not this one
+        image.info["transparency"] = transparent * {"L;2": 85, "L;4": 17}[str(depth)]
+    if transparent is not None and depth == "RGB;16B":  # likewise: of 16 bits the upper 8
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+    return image
+
+
+def _tiff_tag(image: Image.Image, tag: int) -> object:
+    return getattr(image, "tag_v2", {}).get(tag)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The image over the background, if any of its pixels may be transparent."""
+    if not image.has_transparency_data:
+        return image
+    colours = _converted(image, "RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, _BACKGROUND), colours).convert("RGB")
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode == "LAB":
+        image = ImageCms.applyTransform(image, _lab_to_rgb()) or image
+    elif image.mode == "La":  # grey times its opacity: Pillow knows no direct way to colours
+        image = image.convert("LA")
+    return image if image.mode == mode else image.convert(mode)
+
+
+@cache
+def _lab_to_rgb() -> ImageCms.ImageCmsTransform:
+    lab, colours = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(lab, colours, "LAB", "RGB")

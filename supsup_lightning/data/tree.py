@@ -1,0 +1,215 @@
+"""The images of a tree with a folder a class: listed once, and remembered until a folder changes."""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from supsup_lightning.data.listing import Listing, class_order, each_once, warn_of_alike
+from supsup_lightning.errors import DataError
+from supsup_lightning.files import replacing
+
+logger = logging.getLogger(__name__)
+
+_RULES = 2  # raise it when the same tree is to be listed in another way: what older rules have listed is not believed
+_CLOCK_TICK = 2 * 10**9  # ns; the coarsest times of change, of FAT. A younger folder may change without showing it.
+_SERVICE_FOLDERS = (  # of archives, servers and desktops; beside those that begin with a dot
+    *("__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "lost+found", "system volume information"),
+)
+_OTHER_IMAGES = (".gif", ".avif", ".heic", ".jfif", ".jpe", ".jp2", ".tga")
+_MOST_NAMED = 10
+
+
+@dataclass
+class _Tree:
+    """A listing as it is cached.
+
+    Attributes:
+        stamps: of each folder seen: device, inode, and the times of its last changes.
+        files: of each class, below the tree's folder.
+        left_out: what was not taken, and why.
+    """
+
+    stamps: dict[str, list[int]] = field(default_factory=dict)
+    files: dict[str, list[str]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's: it begins with a dot, or a system keeps things of its own in it.
+
+    >>> is_hidden(".ipynb_checkpoints"), is_hidden("__MACOSX"), is_hidden("cat")
+    (True, True, False)
+    """
+    return name.startswith(".") or name.casefold() in _SERVICE_FOLDERS
+
+
+def folders_in(folder: Path) -> list[str]:
+    """Names of the folders in a folder, less hidden ones. Raises `DataError` if it cannot be listed."""
+    try:
+        return sorted(entry.name for entry in os.scandir(folder) if not is_hidden(entry.name) and _is_folder(entry))
+    except OSError as error:
+        raise DataError(f"The folder {folder} cannot be listed ({error}); check its permissions.") from error
+
+
+def list_tree(folder: Path) -> Listing:
+    """The images of a tree with a folder a class, from the cache if nothing has changed. Raises `DataError`."""
+    tree = _cached_tree(folder)
+    if not tree.files:
+        raise DataError(f"{folder} has no folders; images are expected in a folder a class: {folder}/<class>/<image>.")
+    for name, files in tree.files.items():
+        if not files:
+            raise DataError(
+                f"The class folder {folder / name} has no images ({', '.join(IMG_EXTENSIONS)}); remove it or fill it."
+            )
+    if tree.left_out:
+        more = len(tree.left_out) - _MOST_NAMED
+        named = ", ".join(tree.left_out[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+        logger.warning("Not taken from %s: %s.", folder, named)
+    classes = class_order(tree.files)
+    warn_of_alike(classes, folder)
+    _warn_of_folders_alike(tree, folder)
+    paths = [folder / name for label in classes for name in tree.files[label]]
+    labels = [number for number, label in enumerate(classes) for _ in tree.files[label]]
+    return each_once(Listing(classes, paths, labels), folder)
+
+
+def _warn_of_folders_alike(tree: _Tree, folder: Path) -> None:
+    """Say so if each class has the same folders in it: perhaps these are the classes."""
+    below = {label: [Path(name).parts[1:-1] for name in files] for label, files in tree.files.items()}
+    kinds = {frozenset(folders[0] for folders in files if folders) for files in below.values()}
+    (first, *others) = kinds
+    if not others and len(first) > 1 and len(tree.files) > 1:
+        logger.warning(
+            "The classes of %s are its folders %s; each of them has the folders %s, whose images count to it.",
+            folder,
+            ", ".join(sorted(tree.files)[:_MOST_NAMED]),
+            ", ".join(sorted(first)[:_MOST_NAMED]),
+        )
+
+
+def _cached_tree(folder: Path) -> _Tree:
+    """The tree from the cache, if no folder of it has changed since, or else listed and put there."""
+    folder = folder.resolve()
+    cache = _cache_of(folder)
+    try:
+        return _remembered(folder, cache)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        logger.debug("No listing of %s to use in %s: %s", folder, cache, error)
+    listed_at = time.time_ns()
+    try:
+        tree = _walk(str(folder))
+    except OSError as error:
+        raise DataError(f"The folder {folder} cannot be listed ({error}); check its permissions.") from error
+    text = json.dumps({"rules": _RULES, "folder": str(folder), "listed_at": listed_at, "tree": asdict(tree)})
+    try:
+        with replacing(cache) as temporary:
+            temporary.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+    except OSError as error:
+        logger.warning("The listing of %s cannot be kept for the next start: %s", folder, error)
+    return tree
+
+
+def _cache_of(folder: Path) -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    return Path(home) / "supsup_lightning" / f"listing-{name}.json"
+
+
+def _remembered(folder: Path, cache: Path) -> _Tree:
+    """What was listed, if it would be listed again: whole, by the same rules, and of folders that have not changed.
+
+    Raises:
+        OSError, ValueError, TypeError, KeyError: it would not.
+    """
+    checksum, _, text = cache.read_text().partition("\n")
+    if checksum != hashlib.sha256(text.encode()).hexdigest():
+        raise ValueError("its checksum is wrong")
+    kept = json.loads(text)
+    if (kept["rules"], kept["folder"]) != (_RULES, str(folder)):
+        raise ValueError("it is another folder's, or was listed by older rules")
+    tree = _Tree(**kept["tree"])
+    for directory, stamp in tree.stamps.items():
+        if _stamp(directory) != stamp or max(stamp[2:]) > kept["listed_at"] - _CLOCK_TICK:
+            raise ValueError(f"{directory} has changed since")
+    return tree
+
+
+def _stamp(directory: str) -> list[int]:
+    status = os.stat(directory)  # the time of change besides, as the other can be set by tools that copy
+    return [status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _walk(folder: str) -> _Tree:
+    tree = _Tree(stamps={folder: _stamp(folder)})
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if is_hidden(entry.name):
+            tree.left_out.append(f"{entry.name} (hidden)")
+        elif not _is_folder(entry):
+            if entry.name.lower().endswith(IMG_EXTENSIONS):
+                tree.left_out.append(f"{entry.name} (in no folder of a class)")
+            _note_broken_link(entry, entry.name, tree)
+        elif _holds(os.path.realpath(entry.path), folder):
+            tree.left_out.append(f"{entry.name} (a link back)")
+        else:
+            tree.files[entry.name] = _images_below(entry.path, folder, tree)
+    return tree
+
+
+def _images_below(top: str, folder: str, tree: _Tree) -> list[str]:
+    """Images of a class, at any depth; links to folders are followed once every other folder was seen."""
+    found: list[tuple[str, list[str]]] = []
+    folders, seen = [top], set()
+    links: list[str] = []
+    while folders or links:
+        directory = folders.pop() if folders else links.pop(0)
+        real = os.path.realpath(directory)
+        if real in seen:
+            tree.left_out.append(f"{os.path.relpath(directory, folder)} (a link to a folder seen before)")
+            continue
+        seen.add(real)
+        tree.stamps[directory] = _stamp(directory)
+        names = []
+        for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
+            name = os.path.relpath(entry.path, folder)
+            if is_hidden(entry.name):
+                tree.left_out.append(f"{name} (hidden)")
+            elif not _is_folder(entry):
+                if entry.name.lower().endswith(IMG_EXTENSIONS):
+                    names.append(name)
+                elif entry.name.lower().endswith(_OTHER_IMAGES):
+                    tree.left_out.append(f"{name} (another format)")
+                else:
+                    _note_broken_link(entry, name, tree)
+            elif not entry.is_symlink():
+                folders.append(entry.path)
+            elif _holds(target := os.path.realpath(entry.path), real) or _holds(target, folder):
+                tree.left_out.append(f"{name} (a link back)")
+            else:
+                links.append(entry.path)
+        found.append((directory, names))
+    return [name for _, names in sorted(found) for name in names]
+
+
+def _note_broken_link(entry: os.DirEntry[str], name: str, tree: _Tree) -> None:
+    """Of what may have been a folder; the listing is not believed again, as its target may come back."""
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        tree.left_out.append(f"{name} (a link to nothing)")
+        tree.stamps[entry.path] = []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself; if it is named as an image, reading says that it is missing
+        return False
+
+
+def _holds(outer: str, inner: str) -> bool:
+    """Whether a folder is another one or above it; both without links."""
+    return os.path.commonpath([outer, inner]) == outer
