@@ -9,7 +9,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from supsup_lightning import command_line
 
@@ -24,6 +24,7 @@ def train(config: DictConfig) -> float | None:
     import lightning as L  # takes seconds, which `--help` and a mistyped option do without
     from rich.console import Console
 
+    from supsup_lightning.loggers import listening
     from supsup_lightning.report import masked_table, read_json
 
     if config.print_masked:
@@ -41,20 +42,18 @@ def train(config: DictConfig) -> float | None:
     data = instantiate(config.unannounced or config.data)
     module = instantiate(config.module)
     module.plan_training(data, accelerator=config.trainer.get("accelerator", "auto"))
-    trainer = instantiate(
-        config.trainer,
-        max_epochs=data.num_epochs,
-        callbacks=[instantiate(callback) for callback in config.callbacks.values()],
-        logger=instantiate(config.logger) or False,
-        enable_progress_bar="progress" in config.callbacks,
-        enable_checkpointing="checkpoint" in config.callbacks,
-    )
-    for listener in trainer.loggers:
-        listener.log_hyperparams(OmegaConf.to_container(config, resolve=True))
-
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    command_line.check_finished(trainer, data)
-    trainer.test(module, datamodule=data, verbose=False)
+    with listening(config, folder) as loggers:
+        trainer = instantiate(
+            config.trainer,
+            max_epochs=data.num_epochs,
+            callbacks=[instantiate(callback) for callback in config.callbacks.values()],
+            logger=loggers or False,
+            enable_progress_bar="progress" in config.callbacks,
+            enable_checkpointing="checkpoint" in config.callbacks,
+        )
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        command_line.check_finished(trainer, data)
+        trainer.test(module, datamodule=data, verbose=False)
     return module.test_accuracy.compute()[0].mean().item()
 
 

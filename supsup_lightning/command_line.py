@@ -68,6 +68,8 @@ def run(train: Callable[[], Any]) -> None:
     # Hydra copies this singleton once for each group that `--help` lists: half its time, and nothing writes to a copy.
     ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
     _quieten_lightning()
+    # Hydra takes null for no group.
+    sys.argv[1:] = [re.sub(r"^(logger|callbacks)=(.*,)?null\b", r"\1=\2none", argument) for argument in sys.argv[1:]]
     try:
         train()
     except KeyboardInterrupt:
@@ -175,8 +177,6 @@ def _explain(error: BaseException) -> str | None:
     if isinstance(error, HydraException):
         message = str(error).replace(", set env var HYDRA_FULL_ERROR=1 to see chained exception.", "")
         return f"{message}{_origin(error)}"
-    if type(error).__module__.startswith("wandb."):
-        return f"{error} (logger=wandb; without an account or a network, add logger.offline=true.)"
     return None
 
 
@@ -197,7 +197,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _suggestion(message: str) -> str:
     """The nearest name to the one that Hydra did not find."""
-    patterns = (r"Could not override '([^']+)'", r"Could not find '([^']+)'", r"Key '([^']+)' is not in struct")
+    patterns = (
+        r"Could not override '([^']+)'",
+        r"Could not (?:find|load) '([^']+)'",
+        r"Key '([^']+)' is not in struct",
+    )
     unknown = next((match[1] for pattern in patterns if (match := re.search(pattern, message))), None)
     if unknown is None:
         return ""
@@ -210,7 +214,11 @@ def _suggestion(message: str) -> str:
     names = _names()
     near = [name for name in names if name.rsplit(".", 1)[-1] == unknown]
     near = near or difflib.get_close_matches(unknown, names, n=2, cutoff=0.6)
-    return f"\nDid you mean {' or '.join(near)}?" if near else ""
+    suggestion = f"\nDid you mean {' or '.join(near)}?" if near else ""
+    files = unknown.rpartition("/")[0] + "/"
+    if "/" in unknown and "Available options" not in message:
+        suggestion = f"\nChoices: {', '.join(name for name in names if name.startswith(files))}{suggestion}"
+    return suggestion
 
 
 def _names() -> list[str]:
