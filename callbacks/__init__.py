@@ -12,7 +12,7 @@ from supsup_lightning.callbacks.recovery import RecordRecovery
 from supsup_lightning.callbacks.results import WriteResults
 from supsup_lightning.callbacks.stream_record import RecordStream
 from supsup_lightning.callbacks.task_boundary import TaskBoundary
-from supsup_lightning.callbacks.task_discovery import TaskDiscovery
+from supsup_lightning.callbacks.task_discovery import TaskDiscovery, boundary_or_discovery
 
 __all__ = [
     "DrawFigures",
@@ -24,4 +24,5 @@ __all__ = [
     "TaskDiscovery",
     "TaskProgress",
     "WriteResults",
+    "boundary_or_discovery",
 ]

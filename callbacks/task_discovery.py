@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from supsup_lightning.callbacks.task_boundary import check_trainer
+from supsup_lightning.callbacks.task_boundary import TaskBoundary, check_trainer
 from supsup_lightning.data import Unannounced
 from supsup_lightning.errors import ConfigurationError, DiscoveryStopped
 from supsup_lightning.inference.discovery import (
@@ -404,3 +404,8 @@ def _accuracy(module: ContinualModule, logits: Tensor, labels: Tensor) -> float:
 def discovery_of(trainer: L.Trainer) -> TaskDiscovery | None:
     """The trainer's `TaskDiscovery`, if it has one."""
     return next((callback for callback in trainer.callbacks if isinstance(callback, TaskDiscovery)), None)
+
+
+def boundary_or_discovery(discovery: Discovery | None) -> L.Callback:
+    """`TaskDiscovery` where tasks have to be discovered, `TaskBoundary` where they are announced."""
+    return TaskBoundary() if discovery is None else TaskDiscovery(discovery)

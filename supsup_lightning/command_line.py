@@ -1,6 +1,7 @@
 """What stands between the user's line and the run: names of output directories, and errors that can be acted on."""
 
 import difflib
+import hashlib
 import logging
 import os
 import re
@@ -8,7 +9,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +22,30 @@ from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from supsup_lightning import effects, optimized_metric, stopping
 from supsup_lightning.errors import ConfigurationError, SupSupError
-from supsup_lightning.job import alone_in, failures_logged
-from supsup_lightning.output_name import naming, run_name
 
 if TYPE_CHECKING:  # they take seconds to import, which `--help` and a mistyped option do without
     from lightning import Trainer
 
     from supsup_lightning.data import ContinualDataModule
+
+# File systems allow 255 bytes in a name; some of that is left for what is put around it.
+_LONGEST_NAME = 200
+
+
+def run_name(overrides: str) -> str:
+    """A directory name from Hydra's ``override_dirname``: the same for the same overrides, and never too long.
+
+    >>> run_name("data=permuted_mnist,seed=1")
+    'data=permuted_mnist,seed=1'
+    >>> run_name("")
+    'default'
+    """
+    name = re.sub(r"[^\w=.,+~-]", "_", overrides) or "default"
+    if len(name) > _LONGEST_NAME or name != (overrides or "default"):
+        digest = hashlib.sha256(overrides.encode()).hexdigest()[:8]
+        name = f"{name[: _LONGEST_NAME - 9]}-{digest}"
+    return name
 
 
 def unless(other: Any, value: Any) -> Any:
@@ -43,7 +58,6 @@ def unless(other: Any, value: Any) -> Any:
 
 
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-OmegaConf.register_new_resolver("naming", naming, replace=True)
 OmegaConf.register_new_resolver("unless", unless, replace=True)
 
 
@@ -54,32 +68,18 @@ def run(train: Callable[[], Any]) -> None:
     # Hydra copies this singleton once for each group that `--help` lists: half its time, and nothing writes to a copy.
     ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
     _quieten_lightning()
+    # Hydra takes null for no group.
+    sys.argv[1:] = [re.sub(r"^(logger|callbacks)=(.*,)?null\b", r"\1=\2none", argument) for argument in sys.argv[1:]]
     try:
-        with stopping.on_sigterm():
-            train()
+        train()
     except KeyboardInterrupt:
         sys.exit(130)
-    except SystemExit as stop:  # Lightning's own exit with other statuses, or with success
-        if stopping.asked():
-            print("stopped by SIGTERM", file=sys.stderr)
-            sys.exit(stopping.Terminated().code)
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            sys.exit(130)
-        raise
     except Exception as error:
         message = _explain(error)
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
-
-
-@contextmanager
-def job() -> Iterator[Path]:
-    """The output directory of the current job, which no other process has; what ends the job goes into its log."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    with failures_logged(_explain), alone_in(folder):
-        yield folder
 
 
 def check_options(config: DictConfig) -> None:
@@ -89,8 +89,6 @@ def check_options(config: DictConfig) -> None:
     for option in ("resume", "print_masked"):
         if type(config[option]) is not bool:
             raise ConfigurationError(f"{option}={config[option]!r} must be true or false.")
-    effects.check(config)
-    optimized_metric.check(config)
     for group in ("order", "discovery"):
         if config.unannounced is None and config.get(group) is not None:
             raise ConfigurationError(f"{group} has an effect in scenario=nns alone; add that, or leave {group} out.")
@@ -175,13 +173,10 @@ def _explain(error: BaseException) -> str | None:
         if isinstance(cause, SupSupError):
             return str(cause)
     if isinstance(error, ConfigCompositionException):
-        unknown = _unknown(str(error))
-        return (unknown and effects.decided(unknown)) or f"{error}{_suggestion(unknown)}"
+        return f"{error}{_suggestion(str(error))}"
     if isinstance(error, HydraException):
         message = str(error).replace(", set env var HYDRA_FULL_ERROR=1 to see chained exception.", "")
         return f"{message}{_origin(error)}"
-    if type(error).__module__.startswith("wandb."):
-        return f"{error} (logger=wandb; without an account or a network, add logger.offline=true.)"
     return None
 
 
@@ -200,14 +195,14 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _unknown(message: str) -> str | None:
-    """The name that Hydra did not find."""
-    patterns = (r"Could not override '([^']+)'", r"Could not find '([^']+)'", r"Key '([^']+)' is not in struct")
-    return next((match[1] for pattern in patterns if (match := re.search(pattern, message))), None)
-
-
-def _suggestion(unknown: str | None) -> str:
+def _suggestion(message: str) -> str:
     """The nearest name to the one that Hydra did not find."""
+    patterns = (
+        r"Could not override '([^']+)'",
+        r"Could not (?:find|load) '([^']+)'",
+        r"Key '([^']+)' is not in struct",
+    )
+    unknown = next((match[1] for pattern in patterns if (match := re.search(pattern, message))), None)
     if unknown is None:
         return ""
     group, _, option = unknown.partition(".")
@@ -219,7 +214,11 @@ def _suggestion(unknown: str | None) -> str:
     names = _names()
     near = [name for name in names if name.rsplit(".", 1)[-1] == unknown]
     near = near or difflib.get_close_matches(unknown, names, n=2, cutoff=0.6)
-    return f"\nDid you mean {' or '.join(near)}?" if near else ""
+    suggestion = f"\nDid you mean {' or '.join(near)}?" if near else ""
+    files = unknown.rpartition("/")[0] + "/"
+    if "/" in unknown and "Available options" not in message:
+        suggestion = f"\nChoices: {', '.join(name for name in names if name.startswith(files))}{suggestion}"
+    return suggestion
 
 
 def _names() -> list[str]:

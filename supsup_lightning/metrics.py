@@ -1,8 +1,6 @@
 """Accuracy by task, and what the accuracy matrix says about forgetting."""
 
 import torch
-from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -71,6 +69,9 @@ class TaskAssignment(Metric):
         """Both figures, each ``()`` float; NaN before any batch is counted."""
         if not self.tasks:
             return dict.fromkeys(("adjusted_rand_index", "matched"), torch.tensor(torch.nan))
+        from scipy.optimize import linear_sum_assignment  # half a second of import that announced tasks do not need
+        from sklearn.metrics import adjusted_rand_score
+
         tasks, numbers = torch.cat(self.tasks).unique(return_inverse=True)
         true_tasks, true_numbers = torch.cat(self.true_tasks).unique(return_inverse=True)
         shape = (len(tasks), len(true_tasks))

@@ -18,6 +18,7 @@ from supsup_lightning import checkpoints, planning
 from supsup_lightning.data import TaskDataModule, TaskSequence
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference import Discovery, HopfieldRecovery, Inference, OneShot
+from supsup_lightning.loggers import keep_going
 from supsup_lightning.methods import Method, Offer, SupSup
 from supsup_lightning.metrics import TaskAccuracy
 from supsup_lightning.scenario import GNU, Scenario
@@ -94,6 +95,8 @@ class ContinualModule(L.LightningModule):
                 objective that needs superfluous outputs without any; one image to decide where the batch has to.
         """
         checkpoints.prepare(self.trainer, stage)
+        for listener in self.trainer.loggers:
+            keep_going(listener)
         if stage == "predict":
             return
         data = task_data(self.trainer)

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf, open_dict
 
 import supsup_lightning.command_line  # noqa: F401 (registers the resolver that the configuration uses)
 from supsup_lightning.hopfield import PUBLISHED
+from supsup_lightning.loggers import configurations
 from tests.conftest import ROOT, two_classes_of_images
 
 FILES = sorted(
@@ -59,8 +60,8 @@ def test_every_file_composes_and_instantiates(file, tmp_path, monkeypatch):
     data, module = instantiate(config.unannounced or config.data), instantiate(config.module)
     module.plan_training(data, accelerator=config.trainer.accelerator)
     callbacks = [instantiate(callback) for callback in config.callbacks.values()]
-    logger = instantiate(config.logger) or False
-    trainer = instantiate(config.trainer, max_epochs=data.num_epochs, callbacks=callbacks, logger=logger)
+    loggers = [instantiate(options, **more) for options, more in configurations(config)]
+    trainer = instantiate(config.trainer, max_epochs=data.num_epochs, callbacks=callbacks, logger=loggers or False)
     assert module.method.layout.num_weights > 0
     assert isinstance(module.make_optimizer(module.method.trainable()), torch.optim.Optimizer)
     assert trainer.reload_dataloaders_every_n_epochs == 1

@@ -109,10 +109,29 @@ def test_what_systems_leave_behind_is_no_image(tmp_path, caplog):
         assert name in caplog.text
 
 
-def test_folders_that_are_perhaps_halves_or_classes_are_pointed_out(tmp_path, caplog):
-    files(tmp_path, *grid("seg_train/forest", "seg_train/sea", "seg_test/forest", "seg_test/sea"))
-    ImageFolder().listings(tmp_path)
-    assert "are its folders seg_test, seg_train; each of them has the folders forest, sea" in caplog.text
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("seg_train/forest", "seg_train/sea", "seg_test/forest", "seg_test/sea"),
+        ("seg_train/seg_train/forest", "seg_test/seg_test/forest", "seg_pred/seg_pred"),
+        ("imagesTrain/sea", "imagesTest/sea"),
+    ],
+)
+def test_halves_of_other_names_are_not_taken_for_classes(folders, tmp_path):
+    files(tmp_path / "tree", *grid(*folders))
+    with pytest.raises(DataError, match="would be taken for classes; if they are halves, name them train and test"):
+        ImageFolder("tree").listings(tmp_path)
+
+
+def test_halves_within_classes_are_refused_and_other_folders_within_all_of_them_pointed_out(tmp_path, caplog):
+    files(tmp_path / "tree", *grid("cat/train", "cat/test", "dog/train", "dog/test"))
+    with pytest.raises(DataError, match=r"have halves in them \(test, train\); expected are .*/train/<class>/<image>"):
+        ImageFolder("tree").listings(tmp_path)
+    files(tmp_path / "domains", *grid("photo/cat", "photo/dog", "sketch/cat", "sketch/dog"))
+    ImageFolder("domains").listings(tmp_path)
+    assert "are its folders photo, sketch; each of them has the folders cat, dog" in caplog.text
+    files(tmp_path / "things", *grid("train_station", "test_tube"))
+    assert ImageFolder("things").listings(tmp_path)[0].classes == ["test_tube", "train_station"]
 
 
 def test_links_neither_multiply_images_nor_go_on_for_ever(tmp_path, caplog):
@@ -179,6 +198,21 @@ def test_copies_of_test_images_are_counted(tmp_path, caplog):
             Image.new("L", (8, 8), 40 * number + (half == "test" and number > 1)).save(path)
     ImageFolder().load(tmp_path, Reading(input_shape=(1, 8, 8), num_workers=0))
     assert "copies of test images, byte by byte: 2, first" in caplog.text
+
+
+def test_copies_of_held_out_images_are_held_out(tmp_path, caplog):
+    folder = files(tmp_path / "tree", *grid("a", "b", per_class=10))
+    train, test = ImageFolder().listings(folder)
+    shutil.copy(test.paths[0], folder / "a" / "copy of it.png")
+    shutil.copy(train.paths[0], folder / "a" / "zzz.png")
+    for path in (folder / "b").iterdir():
+        path.write_text("all the same")
+    train, test = ImageFolder().listings(folder)
+    contents = [{path.read_text() for path in half.paths if path.parent.name == "a"} for half in (train, test)]
+    assert not contents[0] & contents[1]
+    assert len(train.paths) + len(test.paths) == 22
+    assert (train.labels.count(1), test.labels.count(1)) == (8, 2)  # not to be told apart: as without copies
+    assert "copies of images that are held out for the test are held out as well: 1, first" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -304,7 +338,7 @@ def test_a_listing_that_is_damaged_foreign_or_old_is_not_believed(tmp_path, cach
         foreign.read_text(),
         json.dumps(old),  # of the first version
         sealed(json.dumps(old)),
-        sealed(json.dumps({**kept, "rules": kept["rules"] - 1, "tree": {**kept["tree"], "files": {"a": ["a/0.png"]}}})),
+        sealed(json.dumps({**kept, "rules": ["1"], "tree": {**kept["tree"], "files": {"a": ["a/0.png"]}}})),
         sealed("[]"),
         sealed("null"),
     ]

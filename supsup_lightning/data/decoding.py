@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from supsup_lightning.errors import DataError
 
@@ -49,7 +49,7 @@ def read_image(path: Path, *, channels: int) -> Image.Image:
     """
     try:
         # By a stream: Pillow 13 maps a TIFF that it opens by name, and reads one that is to be turned in wrong lines.
-        with path.open("rb") as stream, Image.open(stream, formats=_FORMATS) as file:
+        with Path(path).open("rb") as stream, Image.open(stream, formats=_FORMATS) as file:
             _check_size(file)
             if file.format != "MPO" and getattr(file, "is_animated", False):  # the second image of an MPO is hidden
                 _warn_once("several frames or pages, of which the first is taken", path)
@@ -64,6 +64,11 @@ def read_image(path: Path, *, channels: int) -> Image.Image:
             f"The image {path} has {error}, so that its range from black to white is not known. Save it with 8 or 16 "
             "bits, or leave such images out with data.on_error=skip."
         ) from None
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"The image {path} cannot be read: it is damaged, or of none of the formats {', '.join(_FORMATS)}. Mend or "
+            "remove it, or leave such images out with data.on_error=skip."
+        ) from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others
         raise DataError(
             f"The image {path} cannot be read ({type(error).__name__}: {error}). Mend or remove it, or leave such "

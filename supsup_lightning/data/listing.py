@@ -85,7 +85,8 @@ def warn_of_alike(classes: Sequence[str], place: Path) -> None:
 def hold_out(listing: Listing, share: float, place: Path) -> tuple[Listing, Listing]:
     """A share of each class is kept for the test.
 
-    The same images whatever the seed of a run, and whatever the order in which they are listed.
+    The same images whatever the seed of a run, and whatever the order in which they are listed. Copies of a held-out
+    image are held out as well, as long as an image of their class is left for training.
 
     Raises:
         DataError: a class of one image.
@@ -105,7 +106,16 @@ def hold_out(listing: Listing, share: float, place: Path) -> tuple[Listing, List
         test += members[order[: max(1, round(len(members) * share))]].tolist()
     held = set(test)
     train = [number for number in range(len(labels)) if number not in held]
-    return apart(listing.select(train), listing.select(sorted(test)), place)
+    copies = [train[place] for place in _copies(listing.select(train), listing.select(test))]
+    left = {listing.labels[number] for number in set(train).difference(copies)}
+    if moved := [number for number in copies if listing.labels[number] in left]:
+        logger.warning(
+            "%s: copies of images that are held out for the test are held out as well: %d, first %s.",
+            *(place, len(moved), listing.paths[moved[0]]),
+        )
+        held.update(moved)
+        train = [number for number in train if number not in held]
+    return apart(listing.select(train), listing.select(sorted(held)), place)
 
 
 def each_once(listing: Listing, place: Path) -> Listing:
@@ -153,19 +163,25 @@ def apart(train: Listing, test: Listing, place: Path) -> tuple[Listing, Listing]
 
 def warn_of_copies(train: Listing, test: Listing) -> None:
     """Say how many training images are, byte by byte, the same as a test image."""
-    sizes = [{path: os.path.getsize(path) for path in half.paths if os.path.isfile(path)} for half in (train, test)]
-    shared = set(sizes[0].values()) & set(sizes[1].values())
-    candidates = [[path for path, size in half.items() if size in shared] for half in sizes]
-    total = sum(half[path] for half, paths in zip(sizes, candidates, strict=True) for path in paths)
-    if total > _MOST_BYTES_COMPARED:
-        logger.info("Training and test images are not searched for copies: %.1f GB are too much.", total / 2**30)
-        return
-    contents = {_content(path): path for path in candidates[1]}
-    copies = [(path, contents[content]) for path in candidates[0] if (content := _content(path)) in contents]
-    if copies:
+    if copies := _copies(train, test):
+        place, copy = next(iter(copies.items()))
         logger.warning(
-            "Training images that are copies of test images, byte by byte: %d, first %s (%s).", len(copies), *copies[0]
+            "Training images that are copies of test images, byte by byte: %d, first %s (%s).",
+            *(len(copies), train.paths[place], copy),
         )
+
+
+def _copies(train: Listing, test: Listing) -> dict[int, Path]:
+    """Places of training images of which a test image is a copy, and that."""
+    sizes = [{path: os.path.getsize(path) for path in half.paths if os.path.isfile(path)} for half in (train, test)]
+    shared = {*sizes[0].values()} & {*sizes[1].values()} - {0}
+    candidates = [{path: size for path, size in half.items() if size in shared} for half in sizes]
+    if (total := sum(sum(half.values()) for half in candidates)) > _MOST_BYTES_COMPARED:
+        logger.info("Training and test images are not searched for copies: %.1f GB are too much.", total / 2**30)
+        return {}
+    contents = {_content(path): path for path in candidates[1]}
+    found = {place: contents.get(_content(path)) for place, path in enumerate(train.paths) if path in candidates[0]}
+    return {place: copy for place, copy in found.items() if copy is not None}
 
 
 def _content(path: Path) -> bytes:

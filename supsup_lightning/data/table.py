@@ -49,7 +49,8 @@ def read_table(table: Path, *, path_column: str, label_column: str, split_column
             raise csv.Error("null bytes: it is no text in UTF-8")
         rows = list(_rows(text, _delimiter(text, path_column, label_column)))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"The table {table} cannot be read ({error}); check data.root and its name.") from error
+        remedy = "check data.root and its name" if isinstance(error, OSError) else "mend it, or save it as CSV in UTF-8"
+        raise DataError(f"The table {table} cannot be read ({error}); {remedy}.") from error
     header = [name.strip() for name in rows[0][1]] if rows else []
 
     wanted = [path_column, label_column]

@@ -73,10 +73,6 @@ class TaskDataModule(L.LightningDataModule, ABC):
         """Images left out because they could not be read."""
         return 0
 
-    def files(self) -> dict[str, Any] | None:
-        """The files that the data are read from, as `run_identity.files_of` describes them; None if there are none."""
-        return None
-
     def check_task(self, task: int) -> None:
         """Raise `ConfigurationError` for a task that is not among them."""
         if not 0 <= task < self.num_tasks:

@@ -4,25 +4,28 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from supsup_lightning.data.listing import Listing, class_order, each_once, warn_of_alike
+from supsup_lightning.data.listing import Listing, class_order, each_once, half_named, warn_of_alike
 from supsup_lightning.errors import DataError
 from supsup_lightning.files import replacing
 
 logger = logging.getLogger(__name__)
 
-_RULES = 2  # raise it when the same tree is to be listed in another way: what older rules have listed is not believed
+# Raise the number when the same tree is to be listed in another way: what older rules have listed is not believed.
+_RULES = ["2", *IMG_EXTENSIONS]
 _CLOCK_TICK = 2 * 10**9  # ns; the coarsest times of change, of FAT. A younger folder may change without showing it.
 _SERVICE_FOLDERS = (  # of archives, servers and desktops; beside those that begin with a dot
     *("__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "lost+found", "system volume information"),
 )
 _OTHER_IMAGES = (".gif", ".avif", ".heic", ".jfif", ".jpe", ".jp2", ".tga")
 _MOST_NAMED = 10
+_WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+")  # of seg_train, imagesTrain
 
 
 @dataclass
@@ -73,24 +76,35 @@ def list_tree(folder: Path) -> Listing:
         logger.warning("Not taken from %s: %s.", folder, named)
     classes = class_order(tree.files)
     warn_of_alike(classes, folder)
-    _warn_of_folders_alike(tree, folder)
+    _check_layout(tree, folder)
     paths = [folder / name for label in classes for name in tree.files[label]]
     labels = [number for number, label in enumerate(classes) for _ in tree.files[label]]
     return each_once(Listing(classes, paths, labels), folder)
 
 
-def _warn_of_folders_alike(tree: _Tree, folder: Path) -> None:
-    """Say so if each class has the same folders in it: perhaps these are the classes."""
+def _check_layout(tree: _Tree, folder: Path) -> None:
+    """Halves that would be taken for classes, or mixed in them, are an error; other doubts are said."""
     below = {label: [Path(name).parts[1:-1] for name in files] for label, files in tree.files.items()}
-    kinds = {frozenset(folders[0] for folders in files if folders) for files in below.values()}
-    (first, *others) = kinds
-    if not others and len(first) > 1 and len(tree.files) > 1:
-        logger.warning(
-            "The classes of %s are its folders %s; each of them has the folders %s, whose images count to it.",
-            folder,
-            ", ".join(sorted(tree.files)[:_MOST_NAMED]),
-            ", ".join(sorted(first)[:_MOST_NAMED]),
+    deep = [label for label, folders in below.items() if all(folders)]
+    words = {label: {half_named(word) for word in _WORD.findall(label)} - {None} for label in deep}
+    halves = [label for label in deep if words[label]]
+    if len(halves) > 1 and {"train"} < set().union(*words.values()):
+        raise DataError(
+            f"The folders {' and '.join(halves)} of {folder} would be taken for classes; if they are halves, name them "
+            "train and test, each with a folder a class directly in it."
         )
+    (first, *others) = {frozenset(folders[0] for folders in files if folders) for files in below.values()}
+    if others or len(first) < 2 or len(below) < 2:
+        return
+    if {"train"} < {half_named(name) for name in first} - {None}:
+        raise DataError(
+            f"The folders of the classes of {folder} have halves in them ({', '.join(sorted(first))}); expected are "
+            f"{folder}/train/<class>/<image> and {folder}/test/<class>/<image>."
+        )
+    logger.warning(
+        "The classes of %s are its folders %s; each of them has the folders %s, whose images count to it.",
+        *(folder, ", ".join(sorted(below)[:_MOST_NAMED]), ", ".join(sorted(first)[:_MOST_NAMED])),
+    )
 
 
 def _cached_tree(folder: Path) -> _Tree:
@@ -212,4 +226,4 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _holds(outer: str, inner: str) -> bool:
     """Whether a folder is another one or above it; both without links."""
-    return os.path.commonpath([outer, inner]) == outer
+    return Path(inner).is_relative_to(outer)

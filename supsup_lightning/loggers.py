@@ -1,0 +1,151 @@
+"""What listens to a run: any number of Lightning loggers, none of which can end it."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from inspect import isfunction
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+from supsup_lightning.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def listening(config: DictConfig, folder: Path) -> Iterator[list[Logger]]:
+    """The configured loggers, told the configuration; closed when the block ends, also by an error.
+
+    A W&B run is finished with an exit code, so that the next job of a sweep has one of its own. Its id is kept in
+    ``folder``, and resume=true goes on with it.
+
+    Args:
+        config: of the whole run.
+        folder: its output directory.
+    """
+    mode = os.environ.get("WANDB_MODE")  # which Lightning sets for good when a logger is offline
+    id_file = folder / "wandb" / "run_id"
+    started: list[Logger] = []
+    exit_code = 1
+    try:
+        for options, more in configurations(config):
+            known = id_file.read_text().strip() if config.resume and id_file.exists() else None
+            listener = _start(options, {**_run_id(options, more, known), **more})
+            if listener is None:
+                continue
+            started.append(listener)
+            keep_going(listener)
+            listener.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+            if isinstance(listener, WandbLogger) and listener.version:  # which the first process alone has
+                id_file.parent.mkdir(parents=True, exist_ok=True)
+                id_file.write_text(f"{listener.version}\n")
+        yield started
+        exit_code = 0
+    finally:
+        for listener in started:
+            _close(listener, exit_code)
+        os.environ.pop("WANDB_MODE", None)
+        if mode is not None:
+            os.environ["WANDB_MODE"] = mode
+
+
+def configurations(config: DictConfig) -> list[tuple[DictConfig, dict[str, Any]]]:
+    """Each logger's configuration, and what was added to it as ``logger.NAME``, without the logger's own name.
+
+    Raises `ConfigurationError` if that could be meant for several loggers.
+    """
+    group = config.logger
+    if "_target_" in group:  # a file of the user's, with one logger at its top
+        return [(group, {})]
+    listeners = {key: node for key, node in group.items() if isinstance(node, DictConfig) and "_target_" in node}
+    written = OmegaConf.to_yaml(group)  # not resolved: `${logger.offline}` is read by who names it
+    added = {key: group[key] for key in group if key not in listeners and f"${{logger.{key}}}" not in written}
+    if added and len(listeners) != 1:
+        name = next(iter(added))
+        meant = " or ".join(f"+logger.{key}.{name}" for key in listeners) or "a logger, such as logger=csv"
+        raise ConfigurationError(f"logger.{name} names no logger, and there are {len(listeners)}; write {meant}.")
+    return [(node, added) for node in listeners.values()]
+
+
+def keep_going(listener: Logger) -> None:
+    """Make what a logger raises a warning, said once: neither a dead server nor a full disk ends training."""
+    for name in dir(type(listener)):
+        called = name.startswith("log_") or name in ("save", "finalize", "after_save_checkpoint")
+        if called and isfunction(getattr(type(listener), name)):
+            setattr(listener, name, partial(_call, listener, name))
+
+
+def _call(listener: Logger, name: str, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return getattr(type(listener), name)(listener, *args, **kwargs)
+    except Exception as error:
+        _warn(listener, name, error)
+
+
+def _warn(listener: Logger, name: str, error: Exception) -> None:
+    if not getattr(listener, "has_failed", False):
+        listener.has_failed = True  # type: ignore[attr-defined]
+        logger.warning(
+            "%s failed in %s (%s: %s). The run goes on, and results.json and the files beside it are written; what "
+            "this logger records may have gaps from here on.",
+            type(listener).__name__,
+            name,
+            type(error).__name__,
+            error,
+        )
+
+
+def _run_id(options: DictConfig, more: dict[str, Any], known: str | None) -> dict[str, str]:
+    """The id of the W&B run to go on with, where the user names none."""
+    from hydra.utils import get_object
+
+    kind = get_object(options["_target_"])
+    own = {"id", "version", "experiment"} & {*options, *more} or "WANDB_RUN_ID" in os.environ
+    return {"id": known} if known and not own and isinstance(kind, type) and issubclass(kind, WandbLogger) else {}
+
+
+def _start(options: DictConfig, more: dict[str, Any]) -> Logger | None:
+    """A logger that has begun to record, or None after a warning: what a user can mend is raised, other faults are not.
+
+    A W&B run begins offline if the server does not answer.
+    """
+    import wandb
+    from hydra.utils import instantiate
+
+    listener = instantiate(options, **more)
+    try:
+        hasattr(listener, "experiment")  # begins it
+    except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+        raise ConfigurationError(
+            f"{error} (logger=wandb; without an account or a network, add logger.offline=true.)"
+        ) from error
+    except wandb.errors.CommError as error:
+        if more.get("offline"):
+            raise
+        logger.warning("W&B does not answer (%s). The run is kept in %s, for `wandb sync`.", error, listener.save_dir)
+        wandb.teardown(exit_code=1)  # offline is asked for where its service is started
+        return _start(options, {**more, "offline": True})
+    except Exception as error:
+        _warn(listener, "its start", error)
+        return None
+    return listener
+
+
+def _close(listener: Logger, exit_code: int) -> None:
+    """Finish a W&B run; the Trainer has finished the others."""
+    if not isinstance(listener, WandbLogger):
+        return
+    import wandb
+
+    try:
+        listener.experiment.finish(exit_code=exit_code)
+    except Exception as error:
+        _warn(listener, "finish", error)
+        with suppress(Exception):  # the same error again; the next job gets a new service
+            wandb.teardown(exit_code=exit_code)
+        wandb.run = None
