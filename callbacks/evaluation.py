@@ -10,6 +10,7 @@ import torch
 from supsup_lightning.errors import ConfigurationError, as_whole
 from supsup_lightning.metrics import TaskAccuracy
 from supsup_lightning.module import ContinualModule, in_mode
+from supsup_lightning.trainer_checks import task_data
 
 
 class EvaluateSeenTasks(L.Callback):
@@ -40,7 +41,11 @@ class EvaluateSeenTasks(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """An empty matrix, unless there is one from a checkpoint or from training."""
-        num_tasks = trainer.datamodule.num_tasks
+        if stage == "predict":
+            return
+        num_tasks = task_data(trainer, stage).num_tasks
+        if stage == "fit" and trainer.current_epoch == 0:
+            self.matrix = self.matrix[:0, :0]  # of another training with the same callback
         if len(self.matrix) != num_tasks:
             self.matrix = torch.full((num_tasks, num_tasks), torch.nan, dtype=torch.float64)
 

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from supsup_lightning.callbacks.task_boundary import boundary_of
 from supsup_lightning.callbacks.task_discovery import discovery_of
 from supsup_lightning.module import ContinualModule
 
@@ -83,6 +84,9 @@ class TaskProgress(ProgressBar):
             accuracies = [float("nan")] * len(tasks) if counted is None else counted.compute()[0].tolist()
             for task, accuracy in zip(tasks, accuracies, strict=True):
                 said = f"  validation accuracy {accuracy:.4f}" if accuracy == accuracy else ""
+                if trainer.datamodule.patience is not None and (boundary := boundary_of(trainer)) is not None:
+                    epochs, best = boundary.patience.finished[task]
+                    said = f"  validation accuracy {best:.4f}  {epochs}/{trainer.datamodule.epochs_of_task} epochs"
                 if search is not None:
                     said = f"  kept sparsity {search['chosen'][str(task)]}"
                 self._print_task(trainer, task, said)

@@ -14,9 +14,11 @@ from supsup_lightning import report
 from supsup_lightning.callbacks.evaluation import evaluation_of
 from supsup_lightning.callbacks.recovery import recovery_of
 from supsup_lightning.callbacks.stream_record import record_of_stream
+from supsup_lightning.callbacks.task_boundary import boundary_of
 from supsup_lightning.errors import SaveError
 from supsup_lightning.files import set_aside
 from supsup_lightning.module import ContinualModule
+from supsup_lightning.trainer_checks import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +123,8 @@ class WriteResults(L.Callback):
             stream=None if record is None else report.stream(pl_module, record.assignment()),
             recovery=None if recovered is None else recovered.results(),
         )
+        boundary = boundary_of(trainer)
+        result |= shortened(trainer, {} if boundary is None else boundary.patience.finished)
         report.write_matrix(self.folder / "accuracy_matrix.csv", matrix)
         report.write_json(self.folder / "results.json", result)  # last: its presence says that the run is complete
         for listener in trainer.loggers:

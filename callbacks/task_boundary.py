@@ -1,25 +1,38 @@
 """Where one task ends and the next begins."""
 
+from typing import Any
+
 import lightning as L
 import torch
 
 from supsup_lightning.data import TaskSequence
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.module import ContinualModule, task_data
+from supsup_lightning.module import ContinualModule
+from supsup_lightning.patience import Patience
 from supsup_lightning.seeding import derive_seed
+from supsup_lightning.trainer_checks import check_fit, check_validation, named
 
 
 class TaskBoundary(L.Callback):
     """Begins and finishes tasks, each with a fresh optimizer and schedule; the one place that knows of boundaries.
 
-    All it needs is the trainer's epoch, so it has no state and a resumed run goes on where the checkpoint stands.
+    All it needs is the trainer's epoch, so that a resumed run goes on where the checkpoint stands; with
+    ``data.patience`` it also keeps a task's best epoch, and ends the task early.
+
+    Attributes:
+        patience: for each task.
     """
+
+    begins_tasks = True
+
+    def __init__(self) -> None:
+        self.patience = Patience()
 
     def setup(self, trainer: L.Trainer, pl_module: ContinualModule, stage: str) -> None:
         """Raise `ConfigurationError` where the trainer would not serve each task its own data."""
         if stage == "fit":
             wanted = "data that say where a task begins; others need scenario=nns, with TaskDiscovery in its place"
-            check_trainer(trainer, TaskSequence, wanted)
+            check_fit(trainer, TaskSequence, wanted)
             trials = pl_module.method.trials_per_task
             if trainer.datamodule.trials_per_task != trials:
                 raise ConfigurationError(
@@ -32,12 +45,21 @@ class TaskBoundary(L.Callback):
                     "made; `model.plan_training(data)` sees to that."
                 )
             if trials > 1:
-                _check_validation(trainer)
+                check_validation(trainer, option="mask.sparsity=auto", every_epoch=False)
+            if trainer.datamodule.patience is not None:
+                check_validation(trainer, option=f"data.patience={trainer.datamodule.patience}", every_epoch=True)
             if trainer.datamodule.tasks_at_once != 1:
                 _check_independence(trainer, pl_module)
+            if trainer.current_epoch == 0:
+                self.patience = Patience()  # not another training's
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+        """Where a run resumes after a task has ended early, its epochs that are left train nothing."""
+        trainer.datamodule.task_is_over = self.patience.over
 
     def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Where a run resumes within a task, make the schedule anew: it was made before the task was known."""
+        _check_tasks(trainer, pl_module, over=self.patience.over)
         if trainer.datamodule.begins_trial(trainer.current_epoch):
             return
         schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
@@ -50,10 +72,12 @@ class TaskBoundary(L.Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Begin a task in its first epoch; in every epoch, seed what layers draw (dropout, say) from task and epoch."""
         data, epoch = trainer.datamodule, trainer.current_epoch
+        stop_between_epochs(trainer)
         tasks = data.tasks_of_epoch(epoch)
         pl_module.current_tasks = tuple(tasks)
         pl_module.validation_accuracy = None  # an earlier epoch's
         if data.begins_trial(epoch):
+            self.patience.begin()
             pl_module.method.begin_tasks(tasks)
             if pl_module.method.begins_like_another and len(pl_module.method.tasks):
                 images, _ = next(iter(data.train_loader(tasks[0], steps=slice(1))))
@@ -63,14 +87,83 @@ class TaskBoundary(L.Callback):
         torch.manual_seed(derive_seed(data.seed, "layers", epoch, trainer.global_rank))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
-        """Finish a task in its last epoch, and a trial, where there are several, in its own."""
+        """Finish a task in its last epoch, or before, and a trial, where there are several, in its own."""
         data, epoch = trainer.datamodule, trainer.current_epoch
-        if data.trials_per_task > 1 and data.ends_trial(epoch):
-            accuracy = trainer.callback_metrics["val/accuracy"].item()
-            pl_module.method.finish_trial(data.tasks_of_epoch(epoch)[0], accuracy=accuracy)
-        if data.ends_task(epoch):
-            pl_module.method.finish_tasks(data.tasks_of_epoch(epoch))
-            pl_module.current_tasks = ()
+        if not self.patience.over:
+            ends = data.ends_trial(epoch)
+            if data.patience is not None:
+                trained = pl_module.method.in_training()
+                ends |= self.patience.judge(_validated(pl_module), trained, patience=data.patience)
+            if ends:
+                self._end_trial(trainer, pl_module)
+        if data.ends_trial(epoch):
+            self.patience.begin()
+        data.task_is_over = self.patience.over
+
+    def _end_trial(self, trainer: L.Trainer, module: ContinualModule) -> None:
+        data, method = trainer.datamodule, module.method
+        tasks = data.tasks_of_epoch(trainer.current_epoch)
+        if data.patience is not None:
+            accuracy = self.patience.end(tasks[0], method.in_training())
+        elif data.trials_per_task > 1:
+            accuracy = _validated(module)
+        if data.trials_per_task > 1:
+            method.finish_trial(tasks[0], accuracy=accuracy)
+        if data.is_last_trial(trainer.current_epoch):
+            method.finish_tasks(tasks)
+            module.current_tasks = ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """A task's best epoch so far; empty without ``data.patience``."""
+        return self.patience.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.patience.load_state_dict(state_dict)
+
+
+def boundary_of(trainer: L.Trainer) -> TaskBoundary | None:
+    """The trainer's `TaskBoundary`, if it has one."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, TaskBoundary)), None)
+
+
+def _validated(module: ContinualModule) -> float:
+    """Validation accuracy of the epoch; the same in all processes."""
+    assert module.validation_accuracy is not None
+    return module.validation_accuracy.compute()[0].float().nanmean().item()
+
+
+def stop_between_epochs(trainer: L.Trainer) -> None:
+    """Let what asks to stop (max_time, a Timer, any callback) wait until the epoch that begins is over.
+
+    In the middle of it, a half-trained mask would be taken for a finished one, and no checkpoint could go on.
+    """
+    trainer.fit_loop.min_epochs = max(trainer.fit_loop.min_epochs or 0, trainer.current_epoch + 1)
+
+
+def _check_tasks(trainer: L.Trainer, module: ContinualModule, *, over: bool) -> None:
+    """Raise `ConfigurationError` where finished tasks are to be trained again, or some before these are missing."""
+    data, epoch = trainer.datamodule, trainer.current_epoch
+    first = data.tasks_of_epoch(epoch)[0]
+    finished = {*module.method.tasks.tolist()}
+    again = [task for task in range(first + over, data.num_tasks) if task in finished]
+    if again:
+        raise ConfigurationError(
+            f"{named(again)} {'is' if len(again) == 1 else 'are'} finished, with a mask in the bank, and would be "
+            "trained again. To test, call trainer.test(model, data); to train anew, make a new model and a new "
+            "Trainer; to go on, resume from a checkpoint (ckpt_path)."
+        )
+    missing = [task for task in range(first) if task not in finished]
+    if missing:
+        raise ConfigurationError(
+            f"Training is to go on with task {first}, and {named(missing).lower()} before it "
+            f"{'was' if len(missing) == 1 else 'were'} never finished; start afresh with a new model and a new Trainer."
+        )
+    if trainer.ckpt_path is None and not data.begins_trial(epoch) and not over:
+        raise ConfigurationError(
+            f"Training was stopped within task {first}, and a Trainer does not keep what the optimizer needs to go on; "
+            "resume from a checkpoint (ckpt_path)."
+        )
 
 
 def _check_independence(trainer: L.Trainer, module: ContinualModule) -> None:
@@ -87,44 +180,3 @@ def _check_independence(trainer: L.Trainer, module: ContinualModule) -> None:
             "bf16-mixed, or data.tasks_at_once=1."
         )
     trainer.datamodule.check_lengths()
-
-
-def _check_validation(trainer: L.Trainer) -> None:
-    """Raise `ConfigurationError` where a search would not find validation accuracy at the end of each training."""
-    data, every = trainer.datamodule, trainer.check_val_every_n_epoch
-    if not trainer.limit_val_batches or every is None or data.epochs_per_task % every:
-        raise ConfigurationError(
-            f"mask.sparsity=auto chooses by validation images at the end of each training, but the Trainer validates "
-            f"every {every} epochs of {data.epochs_per_task}, on limit_val_batches={trainer.limit_val_batches}; leave "
-            "both as they are by default."
-        )
-    without = next((task for task in range(data.num_tasks) if not len(data.val_loader(task))), None)
-    if without is not None:
-        raise ConfigurationError(
-            f"mask.sparsity=auto chooses by validation images, and task {without} has none; give a number instead."
-        )
-
-
-def check_trainer(trainer: L.Trainer, kind: type, wanted: str) -> None:
-    """Raise `ConfigurationError` where the trainer would not train on the data as they come.
-
-    Args:
-        trainer: about to start.
-        kind: of data that the callback serves.
-        wanted: the same in words, and what to do otherwise.
-    """
-    data = task_data(trainer)
-    if not isinstance(data, kind):
-        raise ConfigurationError(f"This callback needs {wanted}; got {type(data).__name__}.")
-    epochs = data.num_epochs
-    if trainer.reload_dataloaders_every_n_epochs != 1:
-        raise ConfigurationError(
-            f"Trainer(reload_dataloaders_every_n_epochs={trainer.reload_dataloaders_every_n_epochs}) would train "
-            "every task on the first task's data; set it to 1."
-        )
-    if trainer.max_epochs != epochs:
-        raise ConfigurationError(f"Trainer(max_epochs={trainer.max_epochs}) must be data.num_epochs, here {epochs}.")
-    if trainer.max_steps != -1:
-        raise ConfigurationError(
-            f"Trainer(max_steps={trainer.max_steps}) would end a task half way; use data.steps_per_task instead."
-        )

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from supsup_lightning.callbacks.task_boundary import TaskBoundary, check_trainer
+from supsup_lightning.callbacks.task_boundary import TaskBoundary, stop_between_epochs
 from supsup_lightning.data import Unannounced
 from supsup_lightning.errors import ConfigurationError, DiscoveryStopped
 from supsup_lightning.inference.discovery import (
@@ -23,6 +23,7 @@ from supsup_lightning.inference.discovery import (
 )
 from supsup_lightning.module import ContinualModule, in_mode
 from supsup_lightning.seeding import derive_seed
+from supsup_lightning.trainer_checks import check_fit
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,8 @@ class TaskDiscovery(L.Callback):
         steps: for which each task has been trained; its schedule goes on from there when it comes again.
     """
 
+    begins_tasks = True
+
     def __init__(self, discovery: Discovery | None = None) -> None:
         self.discovery = AccuracyDiscovery() if discovery is None else discovery
         self.decisions: list[Decision] = []
@@ -112,7 +115,7 @@ class TaskDiscovery(L.Callback):
         """Raise `ConfigurationError` where trainer or method cannot do this."""
         if stage != "fit":
             return
-        check_trainer(trainer, Unannounced, "data that announce no task; wrap the others: Unannounced(data)")
+        check_fit(trainer, Unannounced, "data that announce no task; wrap the others: Unannounced(data)")
         if trainer.accumulate_grad_batches != 1:
             raise ConfigurationError(
                 f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} would mix the gradients of two "
@@ -148,6 +151,10 @@ class TaskDiscovery(L.Callback):
         next_step = data.step(trainer.current_epoch, 0)
         self._window = list(data.batches(max(0, next_step - size), next_step))
         self._warm_up(trainer)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+        """Whoever asks to stop waits for the end of the epoch, where the stream can go on."""
+        stop_between_epochs(trainer)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: ContinualModule, batch: Batch, batch_idx: int

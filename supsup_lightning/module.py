@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from supsup_lightning import checkpoints, planning
+from supsup_lightning import checkpoints, planning, task_table, trainer_checks
+from supsup_lightning.checkpoint_checks import check_checkpoint
 from supsup_lightning.data import TaskDataModule, TaskSequence
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference import Discovery, HopfieldRecovery, Inference, OneShot
@@ -23,6 +24,7 @@ from supsup_lightning.methods import Method, Offer, SupSup
 from supsup_lightning.metrics import TaskAccuracy
 from supsup_lightning.scenario import GNU, Scenario
 from supsup_lightning.schedules import cosine, inverse_sqrt
+from supsup_lightning.trainer_checks import task_data
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +79,10 @@ class ContinualModule(L.LightningModule):
         self.output_size = 0  # likewise
         self.current_tasks: tuple[int, ...] = ()  # in training; set by TaskBoundary or TaskDiscovery
         self.true_tasks: dict[int, int] = {}  # where tasks are discovered: whose images each has learned; for reports
-        self.validation_accuracy: TaskAccuracy | None = None  # of the tasks in training, in their order
+        self.validated_tasks: tuple[int, ...] = ()  # those in training, or all where `Trainer.validate` is called
+        self.validation_accuracy: TaskAccuracy | None = None  # of the validated tasks, in their order
         self.test_accuracy: TaskAccuracy | None = None
+        self._shows_by_task = False
         # A bank grows between steps, in every process alike: DDP must not broadcast the buffers that it began with.
         self._ddp_params_and_buffers_to_ignore = [
             f"method.{name}" for name, _ in method.named_buffers() if not name.startswith("network.")
@@ -97,16 +101,20 @@ class ContinualModule(L.LightningModule):
         checkpoints.prepare(self.trainer, stage)
         for listener in self.trainer.loggers:
             keep_going(listener)
+        trainer_checks.check_run(self.trainer, stage)
         if stage == "predict":
             return
-        data = task_data(self.trainer)
+        data = task_data(self.trainer, stage)
         _check_announcement(self.scenario, data)
-        self.num_classes = tuple(data.num_classes)
+        if stage == "validate":
+            trainer_checks.check_validate(data, self.method)
+        if stage == "fit" or len(data.num_classes) > len(self.num_classes):  # tested on some of its tasks, it keeps all
+            self.num_classes = tuple(data.num_classes)
         example = data.example().to(self.device)
         self.output_size = output_size = self._output_size(example)
-        largest = max(self.num_classes)
+        largest = max(data.num_classes)
         if output_size < largest:
-            task = self.num_classes.index(largest)
+            task = data.num_classes.index(largest)
             raise ConfigurationError(
                 f"network.output_size={output_size} is smaller than the {largest} classes of task {task}; "
                 f"raise it to at least {largest}."
@@ -159,6 +167,10 @@ class ContinualModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Check that the network can be trained as it is to be, where it is to be."""
+        trainer_checks.check_start(self.trainer, self.method.network)
+        if not self.training:
+            logger.warning("The model was in evaluation mode, where a test that broke off has left it; it trains now.")
+            self.train()
         data = self.trainer.datamodule
         example = data.example().to(self.device)
         batch_size = getattr(data, "batch_size", len(example)) // self.trainer.world_size
@@ -182,10 +194,12 @@ class ContinualModule(L.LightningModule):
                 group["lr"] = self.method.learning_rate
         steps = None
         if self.scenario.task_known_in_training:
-            task = data.tasks_of_epoch(self.trainer.current_epoch)[0]  # others that are trained with it last as long
-            steps_per_epoch = -(-data.steps_per_epoch(task) // self.trainer.accumulate_grad_batches)
+            # Others that are trained with it last as long. After the last epoch, a checkpoint is about to be restored.
+            task = data.tasks_of_epoch(min(self.trainer.current_epoch, data.num_epochs - 1))[0]
+            steps_per_epoch = -(-data.limited_steps(task) // self.trainer.accumulate_grad_batches)
             steps = steps_per_epoch * data.epochs_per_task
-        schedule = self.make_schedule(optimizer, steps)
+        schedule = _checked(self.make_schedule, "schedule")(optimizer, steps)
+        trainer_checks.check_schedule(schedule, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def plan_training(self, data: L.LightningDataModule, *, accelerator: str = "auto") -> None:
@@ -258,6 +272,10 @@ class ContinualModule(L.LightningModule):
 
     # Steps.
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Leave an epoch out, once its task has ended early."""
+        return -1 if getattr(self.trainer.datamodule, "task_is_over", False) else None
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Cross-entropy over all outputs, superfluous ones included, under the masks of the tasks in training.
 
@@ -265,6 +283,8 @@ class ContinualModule(L.LightningModule):
         it has by itself.
         """
         images, labels = batch
+        if batch_idx == 0 and self.current_tasks:
+            self._show_in_bar(self.current_tasks[0])
         if labels.ndim == 1:
             logits = self.method(images, self.task_in_training)
             loss = cross_entropy(logits, labels)
@@ -288,20 +308,22 @@ class ContinualModule(L.LightningModule):
 
     def on_validation_start(self) -> None:
         """Start counting anew."""
-        self.validation_accuracy = TaskAccuracy(len(self.current_tasks)).to(self.device)
+        alone = self.trainer.state.fn == "validate"
+        self.validated_tasks = tuple(range(task_data(self.trainer).num_tasks)) if alone else self.current_tasks
+        self.validation_accuracy = TaskAccuracy(len(self.validated_tasks)).to(self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count, for a task in training, which is given, the validation images that are predicted right."""
+        """Count, for a task that is given, the validation images that are predicted right."""
         if self.trainer.sanity_checking:  # before training, when no task has begun
             return
         assert self.validation_accuracy is not None
         images, labels = batch
-        task = self.current_tasks[dataloader_idx] if self.current_tasks else self.task_in_training
+        task = self.validated_tasks[dataloader_idx] if self.validated_tasks else self.task_in_training
         right = self.classes(self.method(images, task), task) == labels
         self.validation_accuracy.update(dataloader_idx, right=right, found=torch.ones_like(right))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the average over the tasks in training that have validation images."""
+        """Log the average over the validated tasks that have validation images."""
         if self.trainer.sanity_checking:
             return
         assert self.validation_accuracy is not None
@@ -309,14 +331,21 @@ class ContinualModule(L.LightningModule):
         if not accuracy.isnan().all():
             self.log("val/accuracy", accuracy.nanmean(), sync_dist=True)  # the same in every process
 
+    def on_validation_end(self) -> None:
+        """After `Trainer.validate`, show the accuracy of each task."""
+        if self.trainer.state.fn == "validate":
+            self._show_by_task(self.validation_accuracy, found=False)
+
     def on_test_start(self) -> None:
         """Start counting anew."""
-        data = self.trainer.datamodule
+        data = task_data(self.trainer)
         self.test_accuracy = TaskAccuracy(data.num_tasks).to(self.device)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count what is right by the rules of the scenario; the loader's index is the true task."""
         assert self.test_accuracy is not None
+        if batch_idx == 0:
+            self._show_in_bar(dataloader_idx)
         self.evaluate(batch, task=dataloader_idx, accuracy=self.test_accuracy)
 
     def on_test_epoch_end(self) -> None:
@@ -324,6 +353,40 @@ class ContinualModule(L.LightningModule):
         assert self.test_accuracy is not None
         accuracy, found = self.test_accuracy.compute().float()
         self.log_dict({"test/accuracy": accuracy.mean(), "test/task_found": found.mean()}, sync_dist=True)
+
+    def on_test_end(self) -> None:
+        """Show the accuracy of each task, where Lightning would show the averages again and again."""
+        self._show_by_task(self.test_accuracy, found=not self.scenario.task_known_at_inference)
+
+    # Here, as an error after the change of mode would leave the module in evaluation mode.
+
+    def on_validation_model_eval(self) -> None:
+        """See that there is something to validate, where `Trainer.validate` is called."""
+        if self.trainer.state.fn == "validate":
+            self._before_evaluation(self.trainer.validate_loop)
+        super().on_validation_model_eval()
+
+    def on_test_model_eval(self) -> None:
+        """See that there is something to test."""
+        self._before_evaluation(self.trainer.test_loop)
+        super().on_test_model_eval()
+
+    def _before_evaluation(self, loop: Any) -> None:
+        """Raise `ConfigurationError` for tasks that were never learned; take the printing from Lightning."""
+        trainer_checks.check_learned(
+            task_data(self.trainer), {*self.method.tasks.tolist()}, epoch=self.trainer.current_epoch
+        )
+        self._shows_by_task, loop.verbose = loop.verbose and self.trainer.is_global_zero, False
+
+    def _show_by_task(self, accuracy: TaskAccuracy | None, *, found: bool) -> None:
+        assert accuracy is not None
+        values = accuracy.compute()  # in every process
+        if self._shows_by_task:
+            task_table.show(values, found=found)
+
+    def _show_in_bar(self, task: int) -> None:
+        """Lightning's own bars name the loader, or the epoch, alone."""
+        self.trainer.progress_bar_metrics["task"] = task  # to log it would cost something in each step
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, Tensor]:
         """Task and label of each image, as `infer`."""
@@ -406,6 +469,11 @@ class ContinualModule(L.LightningModule):
         with checkpoints.reading(checkpoint_path):
             return super().load_from_checkpoint(checkpoint_path, *args, **{"weights_only": True, **kwargs})
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what the trainer cannot go on from, or test, before any of it is loaded."""
+        if self._trainer is not None:
+            check_checkpoint(self._trainer, self.method, checkpoint)
+
     # num_classes is needed to infer, and no tensor holds it.
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -417,27 +485,18 @@ class ContinualModule(L.LightningModule):
         self.num_classes = state["num_classes"]
 
 
-def _checked(make_optimizer: MakeOptimizer) -> MakeOptimizer:
+def _checked(make: Callable[..., Any], what: str = "optimizer") -> Callable[..., Any]:
     """The same, with a `ConfigurationError` where its options do not work."""
 
-    def make(parameters: list[nn.Parameter]) -> Optimizer:
+    def checked(*arguments: Any) -> Any:
         try:
-            return make_optimizer(parameters)
+            return make(*arguments)
         except (TypeError, ValueError) as error:
-            raise ConfigurationError(f"The optimizer's options do not work: {error}.") from error
+            if isinstance(error, ConfigurationError):
+                raise
+            raise ConfigurationError(f"The {what}'s options do not work: {error}.") from error
 
-    return make
-
-
-def task_data(trainer: L.Trainer) -> TaskDataModule:
-    """The trainer's data. Raises `ConfigurationError` if they know no tasks."""
-    data = trainer.datamodule
-    if not isinstance(data, TaskDataModule):
-        raise ConfigurationError(
-            f"The Trainer's data ({type(data).__name__}) know no tasks; give it a ContinualDataModule: "
-            "trainer.fit(model, data). (DataModuleSequence makes tasks of ordinary LightningDataModules.)"
-        )
-    return data
+    return checked
 
 
 def _check_announcement(scenario: Scenario, data: TaskDataModule) -> None:

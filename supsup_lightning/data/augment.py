@@ -56,3 +56,11 @@ def make_augment(option: str | Augment | None) -> Augment | None:
             "batch (batch, channels, height, width) and its random numbers (batch, 3)."
         )
     return AUGMENTS[option]
+
+
+def name_of(option: str | Augment | None) -> str:
+    """Of the option ``data.augment``, the same for a name and for what it stands for."""
+    if option is None or isinstance(option, str):
+        return option or "none"
+    named = next((name for name, augment in AUGMENTS.items() if augment == option), None)
+    return named or getattr(option, "__name__", type(option).__name__)

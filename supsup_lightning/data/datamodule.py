@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from supsup_lightning.data.augment import make_augment
+from supsup_lightning.data.augment import make_augment, name_of
 from supsup_lightning.data.datasets import Datasets
 from supsup_lightning.data.images import Augment, BatchLoader, Images, Memory
 from supsup_lightning.data.sources import Reading
@@ -35,6 +35,7 @@ class ContinualDataModule(TaskSequence):
         batch_size: images in one optimizer step, over all processes together.
         steps_per_task: training length of a task in batches. Give this or ``epochs_per_task``, not both.
         epochs_per_task: training length in passes over the data; the incomplete last batch of a pass is left out.
+        patience: epochs without a better validation accuracy after which a task ends; see `TaskSequence`.
         tasks_at_once: how many tasks are trained in the same step, or ``auto``; see `TaskSequence`.
         augment: of training images: ``none``, ``crop_flip``, ``resized_crop`` (of image files, as they are read), or
             a function of a raw batch ``(batch, channels, height, width)`` and random whole numbers ``(batch, 3)``.
@@ -62,6 +63,7 @@ class ContinualDataModule(TaskSequence):
         batch_size: int = 128,
         steps_per_task: int | None = None,
         epochs_per_task: int | None = None,
+        patience: int | None = None,
         tasks_at_once: int | str = 1,
         augment: str | Augment | None = None,
         validation_share: float = 0.05,
@@ -73,7 +75,11 @@ class ContinualDataModule(TaskSequence):
         if steps_per_task is None and epochs_per_task is None:
             steps_per_task = 1000
         super().__init__(
-            steps_per_task=steps_per_task, epochs_per_task=epochs_per_task, tasks_at_once=tasks_at_once, seed=seed
+            steps_per_task=steps_per_task,
+            epochs_per_task=epochs_per_task,
+            patience=patience,
+            tasks_at_once=tasks_at_once,
+            seed=seed,
         )
         if not 0 < validation_share < 1:
             raise ConfigurationError(f"data.validation_share={validation_share} must lie between 0 and 1.")
@@ -113,9 +119,7 @@ class ContinualDataModule(TaskSequence):
         self._wanted_tasks = check_count("num_tasks", num_tasks)
         self._length: int | None = None
         self._num_classes: tuple[int, ...] = ()
-        self._augment_name = (
-            augment if isinstance(augment, str) else getattr(augment, "__name__", type(augment).__name__)
-        )
+        self._augment_name = name_of(augment)
         self._digest = ""
         self._loaded = False
 
@@ -236,7 +240,7 @@ class ContinualDataModule(TaskSequence):
         """The options, and what the stream makes of its data sets: options, and a digest of images and labels."""
         names = ("num_tasks", "batch_size", "steps_per_task", "epochs_per_task", "tasks_at_once", "validation_share")
         return {
-            **{name: getattr(self, name) for name in (*names, "resize", "seed")},
+            **{name: getattr(self, name) for name in (*names, "patience", "resize", "seed")},
             "num_classes": list(self.num_classes),
             "input_shape": list(self.input_shape),
             "augment": self._augment_name,

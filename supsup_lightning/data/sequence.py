@@ -26,6 +26,7 @@ class DataModuleSequence(TaskSequence):
         steps_per_task: training length in batches, passing over the loader as often as needed. Give this or
             ``epochs_per_task``; with neither, one pass.
         epochs_per_task: training length in passes over the loader.
+        patience: epochs without a better validation accuracy after which a task ends; see `TaskSequence`.
         tasks_at_once: how many tasks are trained in the same step, or ``auto``; see `TaskSequence`.
         seed: of the order in which loaders shuffle, and of layers that draw.
 
@@ -41,11 +42,16 @@ class DataModuleSequence(TaskSequence):
         input_shape: Sequence[int] | None = None,
         steps_per_task: int | None = None,
         epochs_per_task: int | None = None,
+        patience: int | None = None,
         tasks_at_once: int | str = 1,
         seed: int = 0,
     ) -> None:
         super().__init__(
-            steps_per_task=steps_per_task, epochs_per_task=epochs_per_task, tasks_at_once=tasks_at_once, seed=seed
+            steps_per_task=steps_per_task,
+            epochs_per_task=epochs_per_task,
+            patience=patience,
+            tasks_at_once=tasks_at_once,
+            seed=seed,
         )
         self.modules = list(modules)
         if not self.modules:
@@ -116,7 +122,7 @@ class DataModuleSequence(TaskSequence):
 
     def identity(self) -> dict[str, Any]:
         """The options, and the modules by name."""
-        names = ("num_tasks", "steps_per_task", "epochs_per_task", "tasks_at_once", "seed")
+        names = ("num_tasks", "steps_per_task", "epochs_per_task", "patience", "tasks_at_once", "seed")
         modules = [type(module).__name__ for module in self.modules]
         return {**{name: getattr(self, name) for name in names}, "modules": modules}
 

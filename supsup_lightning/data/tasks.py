@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum
+from math import ceil
 from typing import Any
 
 import lightning as L
@@ -9,6 +11,16 @@ import torch
 from torch import Tensor
 
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError, as_whole, check_whole
+from supsup_lightning.meaning import differences, plain
+
+# Of the trainer's: masks depend on them as on the data's.
+_TRAINING_OPTIONS = (
+    "limit_train_batches",
+    "overfit_batches",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+)
 
 
 class TaskDataModule(L.LightningDataModule, ABC):
@@ -84,6 +96,10 @@ class TaskDataModule(L.LightningDataModule, ABC):
         """One loader a task."""
         return [self.test_loader(task) for task in range(self.num_tasks)]
 
+    def predict_dataloader(self) -> list[Iterable]:
+        """The test images."""
+        return self.test_dataloader()
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Batches are made on the device."""
         return batch
@@ -101,21 +117,27 @@ class TaskDataModule(L.LightningDataModule, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """The identity, into checkpoints."""
-        return self.identity()
+        return {**plain(self.identity()), **({"trainer": self._training_options()} if self.trainer else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raise `MismatchError` if a checkpoint was made with other options."""
         stored = {"tasks_at_once": 1, **state_dict}  # of checkpoints that are older than the option
-        differences = [
-            f"data.{name}={stored.get(name)} there, {value} here"
-            for name, value in self.identity().items()
-            if stored.get(name) != value
-        ]
-        if differences:
+        different = differences(stored, self.identity(), group="data")
+        if self.trainer is not None and self.trainer.training and "trainer" in stored:
+            different += differences(stored["trainer"], self._training_options(), group="trainer")
+        if different:
             raise MismatchError(
-                f"The checkpoint was made with other data options: {'; '.join(differences)}. "
-                "Use the same, or start afresh."
+                f"The checkpoint was made with other options: {'; '.join(different)}. Use the same, or start afresh."
             )
+
+    def _training_options(self) -> dict[str, Any]:
+        options = {name: getattr(self.trainer, name) for name in _TRAINING_OPTIONS}
+        for name, value in options.items():
+            if isinstance(value, Enum):
+                options[name] = str(value.value)
+            elif name.endswith("_batches") and name != "accumulate_grad_batches" and type(value) is int:
+                options[name] = f"{value} batches"  # 1 is one batch, and 1.0 all of them
+        return options
 
 
 class TaskSequence(TaskDataModule):
@@ -128,6 +150,8 @@ class TaskSequence(TaskDataModule):
     Args:
         steps_per_task: training length of a task in batches. Give this or ``epochs_per_task``, not both.
         epochs_per_task: training length in passes over the task's data.
+        patience: epochs without a better validation accuracy after which a task ends; its mask is that of its best
+            epoch, whether it ends early or not. Needs ``epochs_per_task``. The epochs that are left train nothing.
         tasks_at_once: how many tasks are trained in the same step, all with the same number of steps; ``auto`` for as
             many as are fast and fit the memory, which `ContinualModule.plan_training` finds out.
         seed: of everything random in the data.
@@ -136,8 +160,16 @@ class TaskSequence(TaskDataModule):
         ConfigurationError: an option out of its range.
     """
 
+    task_is_over = False  # it ended before its last epoch, and this one trains nothing
+
     def __init__(
-        self, *, steps_per_task: int | None, epochs_per_task: int | None, tasks_at_once: int | str = 1, seed: int
+        self,
+        *,
+        steps_per_task: int | None,
+        epochs_per_task: int | None,
+        patience: int | None = None,
+        tasks_at_once: int | str = 1,
+        seed: int,
     ) -> None:
         super().__init__(seed=seed)
         if steps_per_task is not None and epochs_per_task is not None:
@@ -150,6 +182,18 @@ class TaskSequence(TaskDataModule):
         self.steps_per_task = check_count("steps_per_task", steps_per_task)
         # A number of steps is one epoch of that many batches.
         self.epochs_per_task = check_count("epochs_per_task", epochs_per_task) or 1
+        self.patience = check_count("patience", patience)
+        if patience is not None:
+            if self.epochs_per_task == 1:
+                raise ConfigurationError(
+                    f"data.patience={patience} counts epochs, and a task has one; give data.epochs_per_task, 2 or more."
+                )
+            if tasks_at_once not in (1, "auto"):
+                raise ConfigurationError(
+                    f"data.patience={patience} ends each task in an epoch of its own, and data.tasks_at_once="
+                    f"{tasks_at_once} trains several in the same steps; leave out one of the two."
+                )
+            tasks_at_once = 1
         self.tasks_at_once = tasks_at_once
 
     # What a subclass says.
@@ -165,6 +209,17 @@ class TaskSequence(TaskDataModule):
     @abstractmethod
     def val_loader(self, task: int) -> Iterable:
         """The validation batches of any task."""
+
+    def limited_steps(self, task: int) -> int:
+        """`steps_per_epoch` within the trainer's limits."""
+        steps, limit = self.steps_per_epoch(task), self.trainer.limit_train_batches if self.trainer else 1.0
+        limited = min(steps, limit) if type(limit) is int else int(steps * limit)
+        if steps and not limited:
+            raise ConfigurationError(
+                f"Trainer(limit_train_batches={limit}) is less than one of the {steps} batches of task {task}; use at "
+                f"least {1 / steps:.4g}, or a whole number of batches."
+            )
+        return limited
 
     def check_lengths(self) -> None:
         """Raise `ConfigurationError` where tasks that are trained at once differ in their number of steps."""
@@ -220,6 +275,10 @@ class TaskSequence(TaskDataModule):
         """Whether this is the last epoch of its tasks."""
         return (epoch + 1) % self.epochs_of_task == 0
 
+    def is_last_trial(self, epoch: int) -> bool:
+        """Whether this is an epoch of the last training of its tasks."""
+        return epoch % self.epochs_of_task >= self.epochs_of_task - self.epochs_per_task
+
     def true_tasks(self, epoch: int) -> dict[int, float]:
         """Those of the epoch, in equal shares."""
         tasks = self.tasks_of_epoch(epoch)
@@ -229,18 +288,27 @@ class TaskSequence(TaskDataModule):
         """Tasks, and their step."""
         tasks = self.tasks_of_epoch(epoch)
         which = f"task {tasks[0]}" if len(tasks) == 1 else f"one of the tasks {tasks[0]} to {tasks[-1]}"
-        return f"in {which} at its step {epoch % self.epochs_per_task * self.steps_per_epoch(tasks[0]) + batch}"
+        return f"in {which} at its step {epoch % self.epochs_per_task * self.limited_steps(tasks[0]) + batch}"
 
     # Lightning's hooks.
 
     def train_dataloader(self) -> Iterable:
         """The current tasks' training batches, in an order drawn from (seed, task, epoch)."""
         epoch = self.trainer.current_epoch if self.trainer else 0
-        loaders = [self.train_loader(task, epoch=epoch % self.epochs_per_task) for task in self.tasks_of_epoch(epoch)]
+        within = epoch % self.epochs_per_task
+        if self.trainer and self.trainer.overfit_batches:
+            within = 0  # the same batches again and again
+        steps = slice(None)
+        if self.task_is_over:  # the fewest batches with which Lightning takes it for an epoch
+            limit = self.trainer.limit_train_batches if self.trainer else 1.0
+            steps = slice(1 if type(limit) is int else ceil(1 / limit))
+        loaders = [self.train_loader(task, epoch=within, steps=steps) for task in self.tasks_of_epoch(epoch)]
         return loaders[0] if self.tasks_at_once == 1 else SideBySide(loaders)
 
     def val_dataloader(self) -> Iterable:
-        """The current tasks' validation images, a loader a task."""
+        """The current tasks' validation images, a loader a task; those of all tasks for `Trainer.validate`."""
+        if self.trainer and self.trainer.state.fn == "validate":
+            return [self.val_loader(task) for task in range(self.num_tasks)]
         epoch = self.trainer.current_epoch if self.trainer else 0
         return [self.val_loader(task) for task in self.tasks_of_epoch(epoch)]
 

@@ -148,6 +148,11 @@ class Unannounced(TaskDataModule):
                 f"data.tasks_at_once={tasks.tasks_at_once} needs to know which tasks there are, and scenario=nns does "
                 "not tell; leave it out."
             )
+        if tasks.patience is not None:
+            raise ConfigurationError(
+                f"data.patience={tasks.patience} needs to know which task the validation images are of, and "
+                "scenario=nns does not tell; leave it out."
+            )
         self.tasks = tasks
         self.order = Blocks() if order is None else order
         self.steps_per_epoch = check_whole("unannounced.steps_per_epoch", steps_per_epoch)

@@ -139,6 +139,7 @@ class LowerBound(TrainedNetworkMethod):
 
     needs_base = False
     shares_statistics = True
+    begins_anew = False
 
     def __init__(self, network: nn.Module, *, weights: str = "kaiming_uniform", seed: int = 0) -> None:
         super().__init__(network, row_size=0, weights=weights, seed=seed)

@@ -60,6 +60,7 @@ class Method(nn.Module, ABC):
     usual_inference = "inference=one_shot, binary or exhaustive"
     task_in_training: int | None = None
     trials_per_task = 1  # how often a task is trained from the start, for a search
+    begins_anew = True  # `begin_task` depends on nothing that an earlier attempt at the task has left
     begins_like_another = False  # a task starts from the finished one that is nearest, by `start_like`
     _channels_last: bool | None = None  # not known before the first images
     combining = False  # what is in training is no mask but the coefficients of a combination
@@ -79,6 +80,11 @@ class Method(nn.Module, ABC):
     def finish_trial(self, task: int, *, accuracy: float) -> None:
         """End one of several trainings of a task, with its accuracy on validation images."""
         raise NotImplementedError
+
+    def in_training(self) -> list[Tensor]:
+        """All that training changes: what is trained, and running statistics."""
+        statistics = getattr(self, "statistics", None)
+        return [*self.trainable(), *([] if statistics is None else [statistics])]
 
     # Several tasks trained in the same step.
 

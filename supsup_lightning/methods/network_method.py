@@ -14,6 +14,7 @@ from supsup_lightning import codec
 from supsup_lightning.errors import ConfigurationError, MismatchError, check_choice
 from supsup_lightning.layout import Layout
 from supsup_lightning.masks import WEIGHT_INITIALISERS
+from supsup_lightning.meaning import meaning
 from supsup_lightning.methods.method import Method
 from supsup_lightning.seeding import generator
 
@@ -206,7 +207,7 @@ class NetworkMethod(Method):
             if key != "network"
             else "another network or other weights"
             for key, value in expected.items()
-            if stored.get(key) != value
+            if meaning(stored.get(key)) != meaning(value)
         ]
         if differences or not fits:
             raise MismatchError(

@@ -1,0 +1,78 @@
+"""Where a checkpoint was written: at the end of an epoch, within one, or before tasks that the model has learned."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from supsup_lightning.data import TaskDataModule, TaskSequence
+from supsup_lightning.errors import ConfigurationError, MismatchError
+from supsup_lightning.methods import Method
+from supsup_lightning.trainer_checks import named
+
+logger = logging.getLogger(__name__)
+
+
+def check_checkpoint(trainer: Any, method: Method, checkpoint: dict[str, Any]) -> None:
+    """Look at a checkpoint before any of it is loaded, so that what is refused changes nothing.
+
+    One that was written within an epoch goes on from the beginning of its task, which makes the same mask.
+
+    Raises:
+        MismatchError: it was made with data of another kind.
+        ConfigurationError: it does not have tasks that the model has, or lies where training cannot go on.
+    """
+    data, fitting = trainer.datamodule, trainer.state.fn == "fit"
+    if isinstance(data, TaskDataModule) and type(data).__qualname__ not in checkpoint:
+        raise MismatchError(
+            f"The checkpoint was not made with a {type(data).__name__}, so nothing says that its tasks are those of "
+            "the data; use the data module that it was made with."
+        )
+    if isinstance(data, TaskDataModule):
+        data.load_state_dict(checkpoint[type(data).__qualname__])  # Lightning asks once the model was overwritten
+    if not fitting:
+        _check_tasks(method, checkpoint)
+    elif isinstance(data, TaskSequence) and "loops" in checkpoint:
+        _to_start_of_task(data, method, checkpoint)
+
+
+def _check_tasks(method: Method, checkpoint: Mapping[str, Any]) -> None:
+    kept = [value for name, value in checkpoint["state_dict"].items() if name.endswith(".tasks")]
+    there = {task for tasks in kept for task in tasks.tolist()}
+    missing = sorted({*method.tasks.tolist()} - there)
+    if kept and missing:
+        raise ConfigurationError(
+            f"The checkpoint (after epoch {checkpoint['epoch']}) is of a moment before {named(missing).lower()} of the "
+            'model had been learned. ckpt_path="best" has no meaning where accuracy is that of one task after another: '
+            "leave ckpt_path out, as the model has the masks of all tasks. (An earlier checkpoint loads into a new "
+            "model, and tests with data of as many tasks.)"
+        )
+
+
+def _to_start_of_task(data: TaskSequence, method: Method, checkpoint: dict[str, Any]) -> None:
+    """Where a checkpoint is from within an epoch, rewrite Lightning's counts to those of the start of its task."""
+    loops = checkpoint["loops"]["fit_loop"]
+    progress = loops["epoch_progress"]["current"]
+    if progress["started"] == progress["processed"]:
+        return
+    epoch, batch = progress["processed"], loops["epoch_loop.batch_progress"]["current"]["completed"]
+    if not method.begins_anew:
+        raise ConfigurationError(
+            f"The checkpoint was written within an epoch ({data.place(epoch, batch)}), and {type(method).__name__} "
+            "cannot begin a task again, as tasks overwrite one another's weights; resume from a checkpoint of an "
+            "epoch's end, as ModelCheckpoint(every_n_epochs=1, save_on_train_epoch_end=True) writes them."
+        )
+    over = checkpoint.get("callbacks", {}).get("TaskBoundary", {}).get("over")
+    start = epoch if over else epoch - epoch % data.epochs_per_task
+    if not over:
+        logger.warning(
+            "The checkpoint was written %s, within an epoch; the task is trained again from its first step, to the "
+            "same mask.",
+            data.place(epoch, batch),
+        )
+    for part in loops["epoch_progress"].values():
+        part.update(dict.fromkeys(part, start))
+    for name in ("epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress"):
+        for part, counts in loops[name].items():
+            if isinstance(counts, dict):
+                counts.update(dict.fromkeys(counts, 0 if part == "current" else counts["completed"]))
+        loops[name]["is_last_batch"] = False
