@@ -1,12 +1,14 @@
 """Accuracy of all tasks learned so far, as learning goes on."""
 
 from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
 from time import perf_counter
 from typing import Any
 
 import lightning as L
 import torch
 
+from supsup_lightning.data.tasks import limited
 from supsup_lightning.errors import ConfigurationError, as_whole
 from supsup_lightning.metrics import TaskAccuracy
 from supsup_lightning.module import ContinualModule, in_mode
@@ -76,7 +78,8 @@ class EvaluateSeenTasks(L.Callback):
             return
         started = perf_counter()
         with trainer.precision_plugin.test_step_context():  # as in the final test
-            accuracy, _ = evaluate_tasks(module, trainer.datamodule, tasks).compute()
+            limit = trainer.limit_test_batches  # as in the final test
+            accuracy, _ = evaluate_tasks(module, trainer.datamodule, tasks, limit=limit).compute()
         self.matrix[len(tasks) - 1] = accuracy.cpu()
         self.seconds += perf_counter() - started
 
@@ -107,11 +110,19 @@ def evaluation_of(trainer: L.Trainer) -> EvaluateSeenTasks | None:
 
 
 @torch.no_grad()
-def evaluate_tasks(module: ContinualModule, data: Any, tasks: Iterable[int]) -> TaskAccuracy:
-    """Test these tasks with the masks that there are now, by the rules of the module's scenario."""
+def evaluate_tasks(module: ContinualModule, data: Any, tasks: Iterable[int], *, limit: float = 1.0) -> TaskAccuracy:
+    """Test these tasks with the masks that there are now, by the rules of the module's scenario.
+
+    Args:
+        module: with its finished tasks.
+        data: with their test images.
+        tasks: to be tested.
+        limit: of test batches, as a trainer's ``limit_test_batches``.
+    """
     accuracy = TaskAccuracy(data.num_tasks).to(module.device)
     with in_mode(module, training=False):
         for task in tasks:
-            for batch in data.test_loader(task):
+            loader = data.test_loader(task)
+            for batch in islice(loader, None if limit == 1.0 and type(limit) is float else limited(len(loader), limit)):
                 module.evaluate(batch, task=task, accuracy=accuracy)
     return accuracy

@@ -20,6 +20,7 @@ from supsup_lightning.methods import Method
 from supsup_lightning.metrics import TaskAccuracy, TaskAssignment, backward_transfer, forgetting
 from supsup_lightning.module import ContinualModule
 from supsup_lightning.scenario import Scenario
+from supsup_lightning.trainer_checks import LIMITS
 
 # A table of more tasks shows the first and the last of them.
 _MOST_TABLE_ROWS = 40
@@ -165,6 +166,9 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
     skipped, found = result["skipped_images"], result["task_inference_accuracy"]
     if skipped:
         said.append(f"{skipped} image{'s' if skipped > 1 else ''} could not be read and left out of account")
+    limited = [f"trainer.{name}={result[name]}" for name in LIMITS if name in result]
+    if limited:
+        said.append(f"{', '.join(limited)}: these are the numbers of a part of the data")
     assigned = result.get("assignment_accuracy")
     if assigned is not None and assigned < 0.8:
         said.append(

@@ -50,6 +50,7 @@ _REFUSED: dict[type[L.Callback], str] = {
     ),
 }
 _SHARDED = (strategies.FSDPStrategy, strategies.DeepSpeedStrategy, strategies.ModelParallelStrategy)
+LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches")
 _LOOPS = {"fit": "fit_loop", "validate": "validate_loop", "test": "test_loop"}
 
 
@@ -269,7 +270,6 @@ def shortened(trainer: Any, finished: Mapping[int, tuple[int, float]]) -> dict[s
         trainer: after the test.
         finished: `Patience.finished`.
     """
-    options = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches")
-    limits = {name: getattr(trainer, name) for name in options if is_limit(getattr(trainer, name))}
+    limits = {name: getattr(trainer, name) for name in LIMITS if is_limit(getattr(trainer, name))}
     epochs = [finished[task][0] for task in sorted(finished)]
     return {**limits, **({"epochs_per_task_trained": epochs} if epochs else {})}

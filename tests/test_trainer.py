@@ -24,10 +24,13 @@ from supsup_lightning import (
     PermutedDigits,
     SupSup,
     Unannounced,
+    task_table,
 )
+from supsup_lightning.callbacks import EvaluateSeenTasks
 from supsup_lightning.data import CropFlip, Digits, Split
 from supsup_lightning.data.augment import name_of
 from supsup_lightning.errors import ConfigurationError, MismatchError
+from supsup_lightning.trainer_checks import shortened
 
 
 def make_data(num_tasks=2, steps=5, **options) -> ContinualDataModule:
@@ -209,8 +212,8 @@ def test_the_task_callbacks_are_given_once(tmp_path):
     once = model.task_callbacks(data)
     with pytest.raises(ConfigurationError, match="No callback begins .* once"):
         make_trainer(model, data, folder=tmp_path, task_callbacks=[]).fit(model, data)
-    with pytest.raises(ConfigurationError, match="2 callbacks begin .* once"):
-        make_trainer(model, data, folder=tmp_path, task_callbacks=[once[0], *once]).fit(model, data)
+    with pytest.raises(RuntimeError, match="more than one stateful callback of type `TaskBoundary`"):  # Lightning's own
+        make_trainer(model, data, folder=tmp_path, task_callbacks=[*once, *once])
 
 
 def test_loaders_in_place_of_the_data_module_are_refused(tmp_path):
@@ -339,6 +342,35 @@ def test_tasks_that_were_never_learned_are_named(scenario, tmp_path):
     with pytest.raises(ConfigurationError, match="Task 2 of data.num_tasks=3 was never learned"):
         trainer.test(model, data, verbose=False)
     assert len(trainer.test(model, make_data(1), verbose=False)) == 1  # fewer are fine
+
+
+def test_the_test_shows_each_task_its_own_accuracy(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    data = make_data(3, 20)
+    model, trainer = trained(data, folder=tmp_path)
+    capsys.readouterr()
+    results = trainer.test(model, data)
+    accuracy = model.test_accuracy.compute()[0]
+    assert len({*accuracy.tolist()}) == 3  # otherwise this says nothing
+    assert [result["test/accuracy"] for result in results] == [pytest.approx(accuracy.mean().item())] * 3
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("│")]
+    shown = [tuple(cell.strip() for cell in line.strip("│ ").split("│")) for line in printed]
+    assert shown == [
+        *((str(task), f"{own:.4f}") for task, own in enumerate(accuracy)),
+        ("all", f"{accuracy.mean():.4f}"),
+    ]
+    task_table.show(torch.rand(2, 2500), found=True)
+    assert len(capsys.readouterr().out.splitlines()) < 60
+
+
+def test_an_accuracy_matrix_and_its_last_row_are_of_the_same_images(tmp_path):
+    data = make_data(2, 20)
+    model, trainer = trained(data, folder=tmp_path, limit_test_batches=1)
+    trainer.test(model, data, verbose=False)
+    assert model.test_accuracy.images.tolist() == [32, 32]
+    matrix = next(c for c in trainer.callbacks if isinstance(c, EvaluateSeenTasks)).matrix
+    assert matrix[0, 0] == matrix[1, 0]  # GG: nothing is forgotten
+    assert shortened(trainer, {}) == {"limit_test_batches": 1}
 
 
 def test_validation_by_itself_asks_every_task(tmp_path, reference):

@@ -60,7 +60,9 @@ def make_augment(option: str | Augment | None) -> Augment | None:
 
 def name_of(option: str | Augment | None) -> str:
     """Of the option ``data.augment``, the same for a name and for what it stands for."""
-    if option is None or isinstance(option, str):
-        return option or "none"
+    if option is None:
+        return "none"
+    if isinstance(option, str):
+        return option
     named = next((name for name, augment in AUGMENTS.items() if augment == option), None)
-    return named or getattr(option, "__name__", type(option).__name__)
+    return named or str(getattr(option, "__name__", type(option).__name__))

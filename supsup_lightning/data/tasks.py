@@ -213,13 +213,13 @@ class TaskSequence(TaskDataModule):
     def limited_steps(self, task: int) -> int:
         """`steps_per_epoch` within the trainer's limits."""
         steps, limit = self.steps_per_epoch(task), self.trainer.limit_train_batches if self.trainer else 1.0
-        limited = min(steps, limit) if type(limit) is int else int(steps * limit)
-        if steps and not limited:
+        number = limited(steps, limit)
+        if steps and not number:
             raise ConfigurationError(
                 f"Trainer(limit_train_batches={limit}) is less than one of the {steps} batches of task {task}; use at "
                 f"least {1 / steps:.4g}, or a whole number of batches."
             )
-        return limited
+        return number
 
     def check_lengths(self) -> None:
         """Raise `ConfigurationError` where tasks that are trained at once differ in their number of steps."""
@@ -296,7 +296,7 @@ class TaskSequence(TaskDataModule):
         """The current tasks' training batches, in an order drawn from (seed, task, epoch)."""
         epoch = self.trainer.current_epoch if self.trainer else 0
         within = epoch % self.epochs_per_task
-        if self.trainer and self.trainer.overfit_batches:
+        if getattr(self.trainer, "overfit_batches", 0):
             within = 0  # the same batches again and again
         steps = slice(None)
         if self.task_is_over:  # the fewest batches with which Lightning takes it for an epoch
@@ -336,6 +336,15 @@ class SideBySide:
                     "data.tasks_at_once=1."
                 )
             yield torch.stack(images), torch.stack(labels)
+
+
+def limited(batches: int, limit: float) -> int:
+    """So many of them, or such a share, as a trainer's ``limit_*_batches`` has it.
+
+    >>> limited(10, 3), limited(10, 0.25), limited(10, 1), limited(10, 1.0)
+    (3, 2, 1, 10)
+    """
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
 def check_count(name: str, value: Any) -> int | None:
