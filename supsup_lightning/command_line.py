@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import logging
 import os
+import pickle
 import re
 import sys
 import traceback
@@ -23,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from supsup_lightning.errors import ConfigurationError, SupSupError
+from supsup_lightning.own_modules import from_current_folder
 
 if TYPE_CHECKING:  # they take seconds to import, which `--help` and a mistyped option do without
     from lightning import Trainer
@@ -63,7 +65,6 @@ OmegaConf.register_new_resolver("unless", unless, replace=True)
 
 def run(train: Callable[[], Any]) -> None:
     """Run a Hydra main function; errors that the user can mend are printed as one message, others as a traceback."""
-    sys.path.append(os.getcwd())  # modules of the current folder can be named in a `_target_`
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra prints errors itself and exits
     # Hydra copies this singleton once for each group that `--help` lists: half its time, and nothing writes to a copy.
     ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
@@ -71,7 +72,8 @@ def run(train: Callable[[], Any]) -> None:
     # Hydra takes null for no group.
     sys.argv[1:] = [re.sub(r"^(logger|callbacks)=(.*,)?null\b", r"\1=\2none", argument) for argument in sys.argv[1:]]
     try:
-        train()
+        with from_current_folder():
+            train()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -172,6 +174,11 @@ def _explain(error: BaseException) -> str | None:
     for cause in _causes(error):
         if isinstance(cause, SupSupError):
             return str(cause)
+        if isinstance(cause, pickle.UnpicklingError):  # PyTorch's own text says how to read the file all the same
+            return (
+                "A file holds Python objects, or is damaged: it is refused, as reading it could run any program. Take "
+                f"one that holds tensors alone, such as safetensors.\nin {_place(cause)}"
+            )
     if isinstance(error, ConfigCompositionException):
         return f"{error}{_suggestion(str(error))}"
     if isinstance(error, HydraException):
@@ -183,10 +190,15 @@ def _explain(error: BaseException) -> str | None:
 def _origin(error: BaseException) -> str:
     """What Hydra wrapped: the innermost error and the line that raised it, a user's module for example."""
     cause = list(_causes(error))[-1]
-    frames = traceback.extract_tb(cause.__traceback__)
-    if cause is error or not frames:
+    if cause is error or not cause.__traceback__:
         return ""
-    return f"\ncaused by {type(cause).__name__}: {cause}\nin {frames[-1].filename}, line {frames[-1].lineno}"
+    return f"\ncaused by {type(cause).__name__}: {cause}\nin {_place(cause)}"
+
+
+def _place(error: BaseException) -> str:
+    """Where an error was raised."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}, line {frame.lineno}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

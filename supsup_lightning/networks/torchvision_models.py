@@ -189,8 +189,10 @@ def _read(path: Path) -> MutableMapping[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (EOFError, KeyError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        refused = isinstance(error, pickle.UnpicklingError)  # PyTorch's text says how to read it all the same
+        reason = "it holds Python objects, which could run any program, or is damaged" if refused else error
         raise DataError(
-            f"network.weights={path} cannot be read ({error}); write the file with "
+            f"network.weights={path} cannot be read ({reason}); write the file with "
             "`torch.save(network.state_dict(), path)`."
         ) from error
     if not isinstance(state, MutableMapping) or not all(isinstance(value, Tensor) for value in state.values()):
