@@ -106,7 +106,8 @@ def hold_out(listing: Listing, share: float, place: Path) -> tuple[Listing, List
         test += members[order[: max(1, round(len(members) * share))]].tolist()
     held = set(test)
     train = [number for number in range(len(labels)) if number not in held]
-    copies = [train[place] for place in _copies(listing.select(train), listing.select(test))]
+    found = _copies(listing.select(train), listing.select(test))
+    copies = [train[place] for place, other in found.items() if listing.labels[train[place]] == labels[test[other]]]
     left = {listing.labels[number] for number in set(train).difference(copies)}
     if moved := [number for number in copies if listing.labels[number] in left]:
         logger.warning(
@@ -115,7 +116,7 @@ def hold_out(listing: Listing, share: float, place: Path) -> tuple[Listing, List
         )
         held.update(moved)
         train = [number for number in train if number not in held]
-    return apart(listing.select(train), listing.select(sorted(held)), place)
+    return _both(listing.select(train), listing.select(sorted(held)), place)
 
 
 def each_once(listing: Listing, place: Path) -> Listing:
@@ -149,8 +150,6 @@ def each_once(listing: Listing, place: Path) -> Listing:
 
 def apart(train: Listing, test: Listing, place: Path) -> tuple[Listing, Listing]:
     """Both halves. Raises `DataError` if one has no image, or if a file is in both."""
-    if not train.paths or not test.paths:
-        raise DataError(f"{place} leaves no images for training or none for the test.")
     training = dict(zip(_real_paths(train.paths), train.paths, strict=True))
     for path, file in zip(test.paths, _real_paths(test.paths), strict=True):
         if file in training:
@@ -158,30 +157,37 @@ def apart(train: Listing, test: Listing, place: Path) -> tuple[Listing, Listing]
                 f"{place}: the image {path} is for training and for the test{_as_well(training[file], path)}. "
                 "Remove it from one of them."
             )
+    return _both(train, test, place)
+
+
+def _both(train: Listing, test: Listing, place: Path) -> tuple[Listing, Listing]:
+    if not train.paths or not test.paths:
+        raise DataError(f"{place} leaves no images for training or none for the test.")
     return train, test
 
 
 def warn_of_copies(train: Listing, test: Listing) -> None:
     """Say how many training images are, byte by byte, the same as a test image."""
     if copies := _copies(train, test):
-        place, copy = next(iter(copies.items()))
+        place, other = next(iter(copies.items()))
         logger.warning(
             "Training images that are copies of test images, byte by byte: %d, first %s (%s).",
-            *(len(copies), train.paths[place], copy),
+            *(len(copies), train.paths[place], test.paths[other]),
         )
 
 
-def _copies(train: Listing, test: Listing) -> dict[int, Path]:
-    """Places of training images of which a test image is a copy, and that."""
-    sizes = [{path: os.path.getsize(path) for path in half.paths if os.path.isfile(path)} for half in (train, test)]
-    shared = {*sizes[0].values()} & {*sizes[1].values()} - {0}
-    candidates = [{path: size for path, size in half.items() if size in shared} for half in sizes]
-    if (total := sum(sum(half.values()) for half in candidates)) > _MOST_BYTES_COMPARED:
+def _copies(train: Listing, test: Listing) -> dict[int, int]:
+    """Places of training images that are copies of test images, and the places of these."""
+    sizes = [[os.path.getsize(path) if os.path.isfile(path) else 0 for path in half.paths] for half in (train, test)]
+    shared = {*sizes[0]} & {*sizes[1]} - {0}
+    candidates = [[place for place, size in enumerate(half) if size in shared] for half in sizes]
+    total = sum(half[place] for half, places in zip(sizes, candidates, strict=True) for place in places)
+    if total > _MOST_BYTES_COMPARED:
         logger.info("Training and test images are not searched for copies: %.1f GB are too much.", total / 2**30)
         return {}
-    contents = {_content(path): path for path in candidates[1]}
-    found = {place: contents.get(_content(path)) for place, path in enumerate(train.paths) if path in candidates[0]}
-    return {place: copy for place, copy in found.items() if copy is not None}
+    contents = {_content(test.paths[place]): place for place in candidates[1]}
+    found = {place: contents.get(_content(train.paths[place])) for place in candidates[0]}
+    return {place: other for place, other in found.items() if other is not None}
 
 
 def _content(path: Path) -> bytes:
@@ -199,5 +205,6 @@ def _as_well(one: Path, two: Path) -> str:
 def _real_paths(paths: Iterable[Path]) -> Iterable[str]:
     """Each path without links; a folder is looked up once, as a data set has many files in few folders."""
     real_folder = cache(os.path.realpath)
-    for path in paths:
-        yield os.path.realpath(path) if os.path.islink(path) else os.path.join(real_folder(path.parent), path.name)
+    for path in map(str, paths):
+        folder, name = os.path.split(path)
+        yield os.path.realpath(path) if os.path.islink(path) else os.path.join(real_folder(folder), name)
