@@ -7,7 +7,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from supsup_lightning.errors import TrainingDiverged
+from supsup_lightning.data.values import are_numbers
+from supsup_lightning.errors import DataError, TrainingDiverged
 from supsup_lightning.module import ContinualModule
 
 
@@ -23,31 +24,39 @@ class LossGuard(L.Callback):
     def __init__(self, *, every_n_steps: int = 50) -> None:
         self.every_n_steps = every_n_steps
         self.losses: list[Tensor] = []
+        self.numbers: list[Tensor] = []  # whether each batch's images are
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the losses of an epoch that was broken off."""
         self.losses.clear()
+        self.numbers.clear()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: ContinualModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the loss; look at the kept ones now and then, and after the epoch's last."""
         self.losses.append(outputs["loss"] if isinstance(outputs, Mapping) else outputs)
+        self.numbers.append(are_numbers(batch[0]))
         if len(self.losses) < self.every_n_steps and not trainer.is_last_batch:
             return
-        losses = torch.stack(self.losses)
+        losses, numbers = torch.stack(self.losses), torch.stack(self.numbers)
         self.losses.clear()
-        bad = (~losses.isfinite()).nonzero()
-        if len(bad):
-            position = int(bad[0])
-            step = batch_idx + 1 - len(losses) + position
-            raise _diverged(trainer, f"The loss became {losses[position].item()}", step)
-        if not all(parameter.isfinite().all() for parameter in pl_module.method.trainable()):
-            raise _diverged(trainer, "The scores became NaN or infinite", batch_idx)
+        self.numbers.clear()
+        bad = (~losses.isfinite()).nonzero().flatten().tolist()
+        if not bad and all(parameter.isfinite().all() for parameter in pl_module.method.trainable()):
+            return
+        first = batch_idx + 1 - len(losses)
+        no_numbers = (~numbers).nonzero().flatten().tolist()
+        if no_numbers:  # then no learning rate helps
+            place = trainer.datamodule.place(trainer.current_epoch, first + no_numbers[0])
+            raise DataError(f"The images of the batch {place} hold a NaN or an infinite value; mend the data.")
+        if bad:
+            raise _diverged(trainer, f"The loss became {losses[bad[0]].item()}", first + bad[0])
+        raise _diverged(trainer, "The scores became NaN or infinite", batch_idx)
 
 
 def _diverged(trainer: L.Trainer, what: str, batch: int) -> TrainingDiverged:
     return TrainingDiverged(
-        f"{what} {trainer.datamodule.place(trainer.current_epoch, batch)}. What was finished before is kept. Lower the "
-        "learning rate (optimizer.lr) and start afresh."
+        f"{what} {trainer.datamodule.place(trainer.current_epoch, batch)}, from images without NaN or infinite values. "
+        "What was finished before is kept. Lower the learning rate (optimizer.lr) and start afresh."
     )

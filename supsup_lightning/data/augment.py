@@ -1,11 +1,12 @@
 """Augmentation of batches on the device, each image by itself (torchvision's transforms take one draw a batch)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from supsup_lightning.data.images import Augment
+from supsup_lightning.data.images import Augment, check_picture
 from supsup_lightning.errors import ConfigurationError
 
 
@@ -26,6 +27,10 @@ class CropFlip:
 
     padding: int = 4
     flip: bool = True
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Raise `ConfigurationError` for images that cannot be cropped, having no height and width."""
+        check_picture(shape, "data.augment=crop_flip")
 
     def __call__(self, pixels: Tensor, draws: Tensor) -> Tensor:
         """``(batch, channels, height, width)``, and ``(batch, 3)`` whole numbers from 0, to the same shape."""

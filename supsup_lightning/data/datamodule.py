@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from supsup_lightning.data.augment import make_augment, name_of
+from supsup_lightning.data.augment import CropFlip, make_augment, name_of
 from supsup_lightning.data.datasets import Datasets
-from supsup_lightning.data.images import Augment, BatchLoader, Images, Memory
+from supsup_lightning.data.examination import examine
+from supsup_lightning.data.images import Augment, BatchLoader, Images, Memory, check_picture
 from supsup_lightning.data.sources import Reading
 from supsup_lightning.data.streams import Permuted, Rotated, Split, Stream, Task
 from supsup_lightning.data.tasks import TaskSequence, check_count
@@ -205,11 +206,15 @@ class ContinualDataModule(TaskSequence):
         self.stream.load(self.root, self.reading)
         self._loaded = True
         digest, classes, before = hashlib.sha256(), [], None
+        examined: set[int] = set()
         for number in range(self.num_tasks):
             task = self._task(number)
             classes.append(task.num_classes)
+            if isinstance(self.augment, CropFlip):
+                self.augment.check(task.train.store.shape())
             if task.train.positions is not before:  # streams that only transform images share them
                 before = task.train.positions
+                examine(task, number, examined)
                 self._check_training_half(number)
                 for part in (task.train.positions, task.train.labels):
                     digest.update(part.numpy().tobytes())
@@ -267,14 +272,15 @@ class ContinualDataModule(TaskSequence):
             draws = torch.randint(2**31, (length, self.batch_size, 3), generator=draw)[steps, rank::world_size]
         # Each process takes its share of every batch, so that the number of processes does not change the gradient.
         order = order[steps, rank::world_size].contiguous()
-        return BatchLoader(images, order.unbind(), device=self.device, draws=draws, augment=self.augment)
+        name = f"training images of task {task}"
+        return BatchLoader(images, order.unbind(), device=self.device, draws=draws, augment=self.augment, name=name)
 
     def val_loader(self, task: int) -> BatchLoader:
         """The validation images of any task."""
         rank, world_size = self.processes()
         _, images = self._halves(task)
         order = _batches(torch.arange(len(images))[rank::world_size], _VALIDATION_BATCH)
-        return BatchLoader(images, order, device=self.device)
+        return BatchLoader(images, order, device=self.device, name=f"validation images of task {task}")
 
     def test_loader(self, task: int) -> BatchLoader:
         """The test batches of any task."""
@@ -283,7 +289,8 @@ class ContinualDataModule(TaskSequence):
         order = _batches(torch.arange(len(images)), self.batch_size)
         # Whole batches go to a process each: how many images decide about a task must not depend on their number. A
         # process without one gets a batch of no images, as Lightning's test would leave it out and the others wait.
-        return BatchLoader(images, order[rank::world_size] or [order[0][:0]], device=self.device)
+        mine = order[rank::world_size] or [order[0][:0]]
+        return BatchLoader(images, mine, device=self.device, name=f"test images of task {task}")
 
     def _halves(self, task: int) -> tuple[Images, Images]:
         """The task's training and validation images."""
@@ -299,14 +306,16 @@ class ContinualDataModule(TaskSequence):
             self.setup()
         found = self.stream.task(task, seed=self.seed)
         wanted = self.reading.input_shape
-        own = found.train.store.shape()
-        if wanted is None or own == wanted:
+        own, other = found.train.store.shape(), found.test.store.shape()
+        if wanted is None or (own == wanted and (other == wanted or not self.resize)):
             return found
         if not self.resize:
             raise ConfigurationError(
                 f"data.input_shape={list(wanted)}, but the images of task {task} have shape {list(own)}; give "
                 "data.input_shape that shape, or add data.resize=true."
             )
+        for shape in (own, other, wanted):
+            check_picture(shape, "data.resize=true")
         return replace(found, **{half: replace(getattr(found, half), input_shape=wanted) for half in ("train", "test")})
 
 

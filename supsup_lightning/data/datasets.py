@@ -1,33 +1,38 @@
 """Any pair of torch ``Dataset``s as a data set of this package."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
-from torchvision.transforms.v2 import functional as F
+from torchvision.datasets import CIFAR10, MNIST, SVHN, DatasetFolder
 
-from supsup_lightning.data.images import Images, Memory, measure
+from supsup_lightning.data.images import Images, Memory, is_channels_last, measure
+from supsup_lightning.data.items import as_tensor, image_and_label, label_of, num_ignored
 from supsup_lightning.data.sources import Reading, refuse_crops
-from supsup_lightning.data.workers import Workers, seeded
+from supsup_lightning.data.values import check_numbers
+from supsup_lightning.data.workers import Workers, draw_from, seeded
 from supsup_lightning.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-_LABEL_ATTRIBUTES = ("targets", "labels", "_labels")
+# Where these classes' ``__getitem__`` (and that of others which inherit it) takes an item's label from.
+_LABEL_ATTRIBUTES = {MNIST: "targets", CIFAR10: "targets", SVHN: "labels"}
 
 
 class Datasets:
-    """A training and a test ``Dataset`` whose items are ``(image, label)``.
+    """A training and a test ``Dataset`` whose items are ``(image, label)``, or a dict of these.
 
-    Images are PIL images, arrays or tensors. Bytes (uint8) are normalised by the training images; anything else is
-    taken as it is. A `TensorDataset` stays in memory. Of others each image is asked for anew whenever it is needed, as
-    a DataLoader does, so that what they draw at random stays random in training; in validation, where they draw as
-    well, it is the same each time. ``data.in_memory=true`` reads each image once instead.
+    Labels are what the items say (`labels_of`). Images are PIL images, arrays or tensors. Bytes (uint8) are normalised
+    by the training images; anything else is taken as it is. A `TensorDataset` stays in memory. Of others each image is
+    asked for anew whenever it is needed, as a DataLoader does, so that what they draw at random stays random in
+    training; in validation, where they draw as well, it is the same each time. ``data.in_memory=true`` reads each image
+    once instead.
 
     Args:
         train: with labels from any set of whole numbers.
@@ -37,7 +42,8 @@ class Datasets:
     def __init__(self, train: Dataset, test: Dataset) -> None:
         self.train = train
         self.test = test
-        self._labels: tuple[Tensor, Tensor] | None = None
+        self._labels: tuple[Tensor, Tensor] | None = None  # numbered
+        self._labels_of_items: tuple[Tensor, Tensor] | tuple[()] = ()
         self._classes: list[int] = []
 
     def prepare(self, root: Path) -> None:
@@ -55,16 +61,21 @@ class Datasets:
     def load(self, root: Path, reading: Reading) -> tuple[Images, Images]:
         """In memory or through workers. Raises `DataError` for labels that are missing or no whole numbers."""
         refuse_crops(self, reading)
-        train_labels, test_labels = self._read_labels()
-        train = _images(self.train, train_labels, reading, "training")
-        test = _images(self.test, test_labels, reading, "test")
+        numbered = self._read_labels()
+        train, test = (
+            replace(_images(dataset, labels, reading, half), labels=numbers)
+            for dataset, labels, half, numbers in zip(
+                (self.train, self.test), self._labels_of_items, ("training", "test"), numbered, strict=True
+            )
+        )
         first = next(iter(train.store.batches([torch.tensor([0])], seeds=None, device=torch.device("cpu")))).pixels
         if first.dtype != torch.uint8:
             return train, test
-        if first.ndim != 4:
+        if first.ndim != 4 or is_channels_last(first.shape[1:]):
+            remedy = "Add what is missing (`image.unsqueeze(0)` for channels), or give floats"
             raise DataError(
                 f"Images of bytes must be (channels, height, width); the training data set's have shape "
-                f"{tuple(first.shape[1:])}. Add what is missing (`image.unsqueeze(0)` for channels), or give floats."
+                f"{tuple(first.shape[1:])}. {remedy if first.ndim != 4 else 'Bring channels to the front'}."
             )
         mean, std = measure(train)
         return (
@@ -79,20 +90,39 @@ class Datasets:
             self._classes = train.unique().tolist()
             unknown = sorted(set(test.tolist()) - set(self._classes))
             if unknown:
-                raise DataError(f"The test data have the label {unknown[0]}, which the training data have not.")
+                raise DataError(
+                    f"The test data have the label {unknown[0]}, which the training data have not: those have "
+                    f"{_shown(self._classes)}, the test data {_shown(sorted(set(test.tolist())))}."
+                )
+            absent = sorted(set(self._classes) - set(test.tolist()))
+            if absent:
+                logger.warning(
+                    "The test data have none of the training data's labels %s. Were labels numbered anew in each half, "
+                    "they would not mean the same.",
+                    _shown(absent),
+                )
+            if self._classes[0] < 0 and len(self._classes) > 2:
+                logger.warning("The label %d counts as a class; leave out what has no label.", self._classes[0])
+            self._labels_of_items = train, test
             place = {label: number for number, label in enumerate(self._classes)}
             numbered = [torch.tensor([place[label] for label in labels.tolist()]) for labels in (train, test)]
             self._labels = numbered[0], numbered[1]
         return self._labels
 
 
-class _Items:
-    """A ``Dataset``'s images, without their labels."""
+def _shown(labels: list[int]) -> str:
+    return ", ".join(map(str, labels[:10])) + (f", ... ({len(labels)} in all)" if len(labels) > 10 else "")
 
-    def __init__(self, dataset: Any, half: str) -> None:
+
+class _Items:
+    """A ``Dataset``'s images, each seen to be what the first one is, and to have the label that it had."""
+
+    def __init__(self, dataset: Any, labels: Tensor, half: str) -> None:
         self.dataset = dataset
+        self.labels = labels
         self.half = half
-        self.shape = _as_tensor(dataset[0][0]).shape
+        first = as_tensor(image_and_label(dataset[0], self._name(0))[0], self._name(0))
+        self.shape, self.dtype = first.shape, first.dtype
 
     def fetch(self, position: int) -> Tensor:
         """As the data set gives it, what it draws at random the same each time."""
@@ -100,18 +130,32 @@ class _Items:
             return self.fetch_random(position)
 
     def fetch_random(self, position: int) -> Tensor:
-        """As the data set gives it. Raises `DataError` if it has another shape than the first image."""
-        image = _as_tensor(self.dataset[position][0])
-        if image.shape != self.shape:
+        """As the data set gives it. Raises `DataError` if image or label are not as they were."""
+        name = self._name(position)
+        image, label = image_and_label(self.dataset[position], name)
+        image = as_tensor(image, name)
+        for what, own, first in (("shape", tuple(image.shape), tuple(self.shape)), ("type", image.dtype, self.dtype)):
+            if own != first:
+                raise DataError(f"{name} has {what} {own}, the first one {first}; bring them to one in the data set.")
+        label, before = label_of(label, f"the {self.half} data set"), int(self.labels[position])
+        if label != before:
             raise DataError(
-                f"Image {position} of the {self.half} data set has shape {tuple(image.shape)}, the first one "
-                f"{tuple(self.shape)}; bring them to one shape in the data set."
+                f"{name} has the label {label} now, and had {before} when all labels were read. A label has to stay; "
+                "what a data set draws at random may change the image alone."
             )
+        check_numbers(image.unsqueeze(0), lambda _: name)
         return image
+
+    def _name(self, position: int) -> str:
+        return f"Image {position} of the {self.half} data set"
 
 
 def labels_of(dataset: Any, half: str) -> Tensor:
-    """All labels, ``(images,)`` int64: from the attributes that data sets keep them in, or else from its items.
+    """All labels as the items have them, ``(images,)`` int64.
+
+    Read item by item, unless the items come from a class whose code is known (torch's `TensorDataset`, `Subset` and
+    `ConcatDataset`; torchvision's MNIST, CIFAR, SVHN and folders, without a ``target_transform``): what an attribute
+    such as ``targets`` says is not what the items of a class say that has a ``__getitem__`` of its own.
 
     Raises:
         DataError: items without labels, or labels that are no whole numbers.
@@ -122,61 +166,58 @@ def labels_of(dataset: Any, half: str) -> Tensor:
         )
     if not len(dataset):
         raise DataError(f"The {half} data set is empty.")
-    labels = _known_labels(dataset)
-    if labels is None:
-        item = dataset[0]
-        if not isinstance(item, (tuple, list)) or len(item) < 2:
-            raise DataError(
-                f"The {half} data set ({type(dataset).__name__}) has no labels: its items must be (image, label), "
-                f"not {type(item).__name__}."
-            )
-        logger.info("Reading %d %s images for their labels; an attribute `targets` saves this.", len(dataset), half)
-        labels = [dataset[position][1] for position in range(len(dataset))]
-    try:
-        values = torch.as_tensor(np.asarray(labels))
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"The labels of the {half} data set are not integers: {labels[0]!r}. Number the classes."
-        ) from error
-    if values.is_floating_point() or values.is_complex() or values.ndim != 1:
-        example = values.flatten()[0].item()
-        raise DataError(
-            f"The labels of the {half} data set are not integers, one an image: {example!r} of shape "
-            f"{tuple(values.shape)}. Make them whole numbers."
-        )
-    return values.long()
+    known = _known_labels(dataset)
+    if known is None or len(known) != len(dataset):
+        return torch.tensor(_read_labels(dataset, half))
+    return torch.tensor([label_of(label, f"the {half} data set") for label in known])
+
+
+def _read_labels(dataset: Any, half: str) -> list[int]:
+    """Item by item."""
+    whose = f"the {half} data set"
+    began, labels = perf_counter(), []
+    logger.info("Reading %d %s items for their labels.", len(dataset), half)
+    with seeded(0):
+        for position in range(len(dataset)):
+            draw_from(position)  # as `_Items.fetch` will
+            item = dataset[position]
+            _, label = image_and_label(item, f"Item {position} of {whose} ({type(dataset).__name__})")
+            labels.append(label_of(label, f"{whose} (item {position})"))
+    if num_ignored(item) and not isinstance(item, Mapping):
+        logger.info("Of each %s item the first two of %d parts are used, as image and label.", half, len(item))
+    logger.info("Read the labels of %d %s items in %.1f s.", len(labels), half, perf_counter() - began)
+    return labels
 
 
 def _known_labels(dataset: Any) -> Sequence[Any] | None:
-    if isinstance(dataset, Subset):
+    """Without reading an image, where the code that makes the items is known."""
+    reads = type(dataset).__getitem__
+    if reads is Subset.__getitem__:
         inner = _known_labels(dataset.dataset)
-        return None if inner is None else [inner[index] for index in dataset.indices]
-    if isinstance(dataset, ConcatDataset):
+        return (
+            None
+            if inner is None or torch.as_tensor(dataset.indices).dtype == torch.bool
+            else [inner[index] for index in dataset.indices]
+        )
+    if reads is ConcatDataset.__getitem__:
         parts = [_known_labels(part) for part in dataset.datasets]
         return None if any(part is None for part in parts) else [label for part in parts for label in part or ()]
-    if isinstance(dataset, TensorDataset):
+    if reads is TensorDataset.__getitem__:
         return dataset.tensors[1].tolist() if len(dataset.tensors) > 1 else None
-    if getattr(dataset, "target_transform", None) is not None:  # the attribute would not be what items say
+    if getattr(dataset, "target_transform", None) is not None:
         return None
-    found = (getattr(dataset, name, None) for name in _LABEL_ATTRIBUTES)
-    labels = next((labels for labels in found if labels is not None and len(labels) == len(dataset)), None)
-    return labels.tolist() if isinstance(labels, (Tensor, np.ndarray)) else labels
+    if reads is DatasetFolder.__getitem__:
+        return [label for _, label in dataset.samples]
+    name = next((name for kind, name in _LABEL_ATTRIBUTES.items() if reads is kind.__getitem__), None)
+    return None if name is None else torch.as_tensor(getattr(dataset, name)).tolist()
 
 
 def _images(dataset: Any, labels: Tensor, reading: Reading, half: str) -> Images:
-    if isinstance(dataset, TensorDataset) and reading.in_memory is not False:
-        return Images.of(Memory(_as_tensor(dataset.tensors[0])), labels)
-    store = Workers(_Items(dataset, half), num_workers=reading.num_workers or 0)
+    if type(dataset).__getitem__ is TensorDataset.__getitem__ and reading.in_memory is not False:
+        return Images.of(Memory(as_tensor(dataset.tensors[0][: len(dataset)], f"The {half} data set")), labels)
+    store = Workers(_Items(dataset, labels, half), num_workers=reading.num_workers or 0)
     if reading.in_memory is not True:
         return Images.of(store, labels)
     positions = torch.arange(len(labels)).split(100)
     batches = store.batches(positions, seeds=None, device=torch.device("cpu"))
     return Images.of(Memory(torch.cat([batch.pixels for batch in batches])), labels)
-
-
-def _as_tensor(image: Any) -> Tensor:
-    """As it is, but for numpy's double precision, which no layer takes."""
-    if not isinstance(image, (Tensor, np.ndarray)):
-        return F.pil_to_tensor(image)
-    tensor = torch.as_tensor(image)
-    return tensor.float() if tensor.dtype == torch.float64 else tensor

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from supsup_lightning.data.values import Watch
+from supsup_lightning.errors import ConfigurationError, DataError
+
 Transform = Callable[[Tensor], Tensor]
 Augment = Callable[[Tensor, Tensor], Tensor]
 
@@ -159,6 +162,26 @@ def measure(images: Images) -> tuple[Tensor, Tensor]:
     return mean_and_std(torch.cat([batch.pixels for batch in batches]))
 
 
+def is_channels_last(shape: Sequence[int]) -> bool:
+    """Whether an image has the shape ``(height, width, channels)``, as far as one can tell.
+
+    >>> is_channels_last((32, 32, 3)), is_channels_last((3, 32, 32)), is_channels_last((1, 4, 4))
+    (True, False, False)
+    """
+    return len(shape) == 3 and shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4)
+
+
+def check_picture(shape: Sequence[int], option: str) -> None:
+    """Raise `ConfigurationError` unless images are ``(channels, height, width)``, as an option needs them."""
+    if len(shape) == 3 and not is_channels_last(shape):
+        return
+    remedy = "bring channels to the front" if len(shape) == 3 else "give them such a shape in the data set"
+    raise ConfigurationError(
+        f"{option} needs images of shape (channels, height, width), and these have {list(shape)}; {remedy}, or leave "
+        "it out."
+    )
+
+
 class BatchLoader:
     """Yields ``(images, labels)`` on a device for each row of an order; what Lightning takes for a DataLoader.
 
@@ -168,6 +191,7 @@ class BatchLoader:
         device: of the batches.
         draws: ``(batches, batch, 3)`` int64, the random numbers of each training image; None in evaluation.
         augment: of the raw training batch, given its draws.
+        name: of the images, for messages.
     """
 
     def __init__(
@@ -178,12 +202,14 @@ class BatchLoader:
         device: torch.device | str = "cpu",
         draws: Tensor | None = None,
         augment: Augment | None = None,
+        name: str = "images",
     ) -> None:
         self.images = images
         self.order = order
         self.device = torch.device(device)
         self.draws = draws
         self.augment = augment
+        self.name = name
 
     def __len__(self) -> int:
         return len(self.order)
@@ -198,9 +224,29 @@ class BatchLoader:
         positions = [images.positions[batch] for batch in self.order]
         seeds = None if self.draws is None else self.draws[..., 0]
         batches = images.store.batches(positions, seeds=seeds, device=self.device)
+        watch = Watch(self._name)
         for number, (pixels, kept) in enumerate(batches):
-            chosen = slice(None) if kept is None else kept
             if self.augment is not None and self.draws is not None:
-                pixels = self.augment(pixels, self.draws[number][chosen].to(self.device))
+                chosen = slice(None) if kept is None else kept
+                pixels = self._augmented(pixels, self.draws[number][chosen].to(self.device))
             target = labels[number]
-            yield images.prepare(pixels), target if kept is None else target[kept.to(self.device)]
+            prepared = images.prepare(pixels)
+            watch.look(prepared, number)
+            yield prepared, target if kept is None else target[kept.to(self.device)]
+        watch.end()
+
+    def _augmented(self, pixels: Tensor, draws: Tensor) -> Tensor:
+        """Raises `DataError` where images become others than the test's: they are prepared by type and shape."""
+        assert self.augment is not None
+        augmented = self.augment(pixels, draws)
+        if (augmented.shape, augmented.dtype) != (pixels.shape, pixels.dtype):
+            raise DataError(
+                f"data.augment makes {augmented.dtype} of shape {tuple(augmented.shape)} of {self.name}, which are "
+                f"{pixels.dtype} of shape {tuple(pixels.shape)}; it has to keep both, as the test's images do."
+            )
+        return augmented
+
+    def _name(self, number: int, place: int) -> str:
+        """The name of an image of a batch, or of the batch (-1); its index where none was left out."""
+        index = f"Image {int(self.images.positions[self.order[number][place]])}" if place >= 0 else "A batch"
+        return f"{index} of the {self.name}"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from supsup_lightning.data.images import Images
+from supsup_lightning.data.images import Images, check_picture
 from supsup_lightning.data.sources import Reading, Source
 from supsup_lightning.errors import ConfigurationError, DataError, check_choice, check_whole
 from supsup_lightning.seeding import generator
@@ -153,6 +153,12 @@ class Rotated(_OneSource):
     def length(self, root: Path) -> int | None:
         """Until the images are upright again."""
         return -int(-360 // self.degrees)
+
+    def load(self, root: Path, reading: Reading) -> None:
+        """Read both halves, and see that they can be turned."""
+        super().load(root, reading)
+        for images in (self.train, self.test):
+            check_picture(images.store.shape(), "data/stream=rotated (Rotated)")
 
     def identity(self) -> dict[str, Any]:
         """With the angle."""

@@ -107,15 +107,20 @@ def seeded(seed: int) -> Iterator[None]:
     """
     generator = torch.default_generator
     states = generator.get_state(), random.getstate(), np.random.get_state()
-    generator.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
+    draw_from(seed)
     try:
         yield
     finally:
         generator.set_state(states[0])
         random.setstate(states[1])
         np.random.set_state(states[2])
+
+
+def draw_from(seed: int) -> None:
+    """Seed the generators of torch (CPU), numpy and Python; within `seeded`, which puts them back."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 class _Requests:

@@ -1,0 +1,123 @@
+"""What is looked at in images before they are believed: that they are numbers, and both halves of one kind."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from supsup_lightning.errors import DataError
+
+_FEW = 8  # images, of which statistics say nothing
+
+# Standard deviations that differ by more have different units: 1 / 0.3081 is that of MNIST, left as it is in one half.
+# Bytes are in one unit, but for 0 to 15 or 0 to 1 in place of 0 to 255; images of little contrast are still images.
+_RATIO = {False: 3.0, True: 8.0}
+_SHIFT = 2.0  # of the means, in the larger standard deviation
+_NEGATIVE = 0.1  # share of values, in a half, where the other has none: only one of them was centred
+
+
+def are_numbers(images: Tensor) -> Tensor:
+    """Whether images hold neither NaN nor an infinite value, ``()``, by one pass over them and without waiting.
+
+    >>> are_numbers(torch.tensor([1.0, torch.nan])), are_numbers(torch.tensor([torch.inf, -torch.inf]))
+    (tensor(False), tensor(False))
+    """
+    return images.sum(dtype=torch.float32).isfinite()  # several times as fast as `isfinite` on each value
+
+
+def check_numbers(images: Tensor, whose: Callable[[int], str]) -> None:
+    """Raise `DataError` where an image holds a NaN or an infinite value.
+
+    Args:
+        images: ``(images, *shape)``.
+        whose: the name of an image by its place, to begin the message with.
+    """
+    if not images.is_floating_point():
+        return
+    for start in range(0, len(images), 1000):
+        part = images[start : start + 1000]
+        if are_numbers(part):
+            continue
+        bad = (~part.isfinite()).nonzero()
+        if len(bad):
+            image, *place = bad[0].tolist()
+            others = len(bad[:, 0].unique()) - 1
+            raise DataError(
+                f"{whose(start + image)} has the value {part[tuple(bad[0])].item()} at {place}"
+                f"{f', and {others} of the next {len(part)} images have such values' if others else ''}. Mend it, or "
+                "leave it out: nothing can be learned or predicted from it."
+            )
+
+
+class Watch:
+    """Looks at the batches of one pass: each at once on a CPU; on an accelerator, which a look makes wait, at its end.
+
+    Args:
+        whose: the name of an image by its batch and its place in it, to begin a message with.
+    """
+
+    def __init__(self, whose: Callable[[int, int], str]) -> None:
+        self.whose = whose
+        self.seen: list[Tensor] = []
+
+    def look(self, images: Tensor, number: int) -> None:
+        """See a batch. Raises `DataError`, on a CPU."""
+        if not images.is_floating_point():
+            return
+        if images.device.type == "cpu":
+            check_numbers(images, lambda place: self.whose(number, place))
+        else:
+            self.seen.append(are_numbers(images))
+
+    def end(self) -> None:
+        """Look at what was seen. Raises `DataError`."""
+        bad = (~torch.stack(self.seen)).nonzero().flatten().tolist() if self.seen else []
+        if bad:
+            raise DataError(f"{self.whose(bad[0], -1)} holds a NaN or an infinite value. Mend or leave it out.")
+
+
+def check_same(what: str, train: object, test: object, *, whose: str, other: str = "test") -> None:
+    """Raise `DataError` where the images of two halves differ in what they are.
+
+    Args:
+        what: type or shape.
+        train: that of the training images.
+        test: that of the other half.
+        whose: images they are, for a message.
+        other: name of the other half.
+    """
+    if train != test:
+        raise DataError(
+            f"The training images of {whose} have {what} {train}, the {other} images {test}; prepare both halves alike."
+        )
+
+
+def check_same_range(train: Tensor, test: Tensor, *, whose: str, other: str = "test", were_bytes: bool = False) -> None:
+    """Raise `DataError` where two halves were not normalised alike, by their mean and standard deviation.
+
+    Args:
+        train: some training images as the network gets them, ``(images, *shape)``.
+        test: some of the other half.
+        whose: images they are, for a message.
+        other: name of the other half.
+        were_bytes: before the training images' mean and standard deviation normalised both.
+    """
+    if not train.is_floating_point() or min(len(train), len(test)) < _FEW:
+        return
+    train, test = train.float(), test.float()
+    low, high = sorted(part.std(correction=0).item() for part in (train, test))
+    least, most = sorted((part < 0).float().mean().item() for part in (train, test))
+    if (
+        high > _RATIO[were_bytes] * low
+        or abs(train.mean() - test.mean()) > _SHIFT * high
+        or (not were_bytes and most > _NEGATIVE and not least)
+    ):
+        raise DataError(
+            f"The training and the {other} images of {whose} were not prepared alike: training {_described(train)}, "
+            f"{other} {_described(test)}. Give both the same range and normalisation."
+        )
+
+
+def _described(images: Tensor) -> str:
+    low, high = images.aminmax()
+    return f"from {low:.4g} to {high:.4g} (mean {images.mean():.4g}, std {images.std(correction=0):.4g})"
