@@ -8,6 +8,7 @@ check_test  every task that is tested was learned
 """
 
 from collections.abc import Mapping
+from operator import length_hint
 from typing import Any
 
 import lightning as L
@@ -160,7 +161,7 @@ def check_validation(trainer: Any, *, option: str, every_epoch: bool) -> None:
             f"{trainer.limit_val_batches}, with val_check_interval={trainer.val_check_interval}; leave these as they "
             "are by default."
         )
-    without = next((task for task in range(data.num_tasks) if not len(data.val_loader(task))), None)
+    without = next((task for task in range(data.num_tasks) if length_hint(data.val_loader(task), 1) == 0), None)
     if without is not None:
         raise ConfigurationError(
             f"{option} goes by validation images, and task {without} has none; leave the option out, or give it some."

@@ -15,7 +15,7 @@ _IMAGES = ("image", "images", "img", "pixel_values", "input", "inputs", "x")
 _LABELS = ("label", "labels", "target", "targets", "y")
 
 # Pillow's modes whose numbers are no brightnesses of channels, and what shows the same image.
-_SHOWN_AS = {"1": "L", "P": "RGB", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB"}
+_SHOWN_AS = {"1": "L", "P": "RGB", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
 
 
 def image_and_label(item: Any, whose: str) -> tuple[Any, Any]:

@@ -1,23 +1,33 @@
 """Ordinary LightningDataModules, one after another: each one is a task."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Iterable, Sequence
+from operator import length_hint
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from supsup_lightning.data.module_loader import ModuleLoader, defines, only_loader
 from supsup_lightning.data.tasks import TaskSequence
+from supsup_lightning.data.values import check_same, check_same_range
+from supsup_lightning.data.workers import seeded
 from supsup_lightning.errors import ConfigurationError, DataError, as_whole
-from supsup_lightning.seeding import derive_seed
+
+logger = logging.getLogger(__name__)
+
+# Of each half of a task, to see that they are of one kind: as many images, if so many batches have them.
+_IMAGES = 128
+_BATCHES = 8
 
 
 class DataModuleSequence(TaskSequence):
     """Each of these data modules is a task, trained, validated and tested with its own loaders (`TaskSequence`).
 
-    Batches must be ``(images, labels)`` with labels from 0. A module without validation data is not validated. Modules
-    are set up when their task comes.
+    Batches are ``(images, labels)``, perhaps with more parts, which are left out, or a dict of both; labels from 0. A
+    module without validation data is not validated. All are set up, and their first batches looked at, before training.
 
     Args:
         modules: in the order of the tasks.
@@ -60,7 +70,7 @@ class DataModuleSequence(TaskSequence):
             if not isinstance(module, L.LightningDataModule):
                 raise ConfigurationError(f"data.modules[{task}] is no LightningDataModule but {type(module).__name__}.")
             for needed in ("train_dataloader", "test_dataloader"):
-                if not _defines(module, needed):
+                if not defines(module, needed):
                     raise ConfigurationError(
                         f"data.modules[{task}] ({type(module).__name__}) defines no {needed}; every task is trained "
                         "and tested."
@@ -81,7 +91,11 @@ class DataModuleSequence(TaskSequence):
                 )
         self._num_classes = tuple(map(int, num_classes))
         self.input_shape = None if input_shape is None else tuple(map(int, input_shape))
+        self.types: dict[int, torch.dtype] = {}  # of each task's images; filled as batches come
+        self.said = False  # that batches have more parts than two
+        self._lengths: dict[int, int] = {}
         self._ready: set[int] = set()
+        self._examined: set[int] = set()
 
     @property
     def num_tasks(self) -> int:
@@ -94,8 +108,20 @@ class DataModuleSequence(TaskSequence):
         return self._num_classes
 
     def steps_per_epoch(self, task: int) -> int:
-        """As given, or the length of the task's own loader."""
-        return self.steps_per_task or len(self._loader(task, "train"))
+        """As given, or the length of the task's own loader when it was first asked for one."""
+        if self.steps_per_task is not None:
+            return self.steps_per_task
+        loader = self._loader(task, "train")
+        length = length_hint(loader, -1)
+        name = f"the training loader of task {task} ({type(self.modules[task]).__name__})"
+        if length < 0:
+            raise ConfigurationError(f"data.steps_per_task is needed: {name} has no length.")
+        if length == 0:
+            raise DataError(f"There is no batch in {name}: no image, or fewer than its batch_size with drop_last=True.")
+        before = self._lengths.setdefault(task, length)
+        if length != before:
+            logger.warning("%s has %d batches, and had %d: an epoch has as many as at first.", name, length, before)
+        return before
 
     def example(self) -> Tensor:
         """The first two training images of task 0 that come."""
@@ -113,12 +139,16 @@ class DataModuleSequence(TaskSequence):
             module.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
-        """Nothing yet: a module is set up when its task comes."""
+        """Set up each module, and look at its first batches, so that what is wrong is found before training."""
         if self.processes()[1] > 1:
             raise ConfigurationError(
                 "A sequence of LightningDataModules runs in one process: their loaders know nothing of the others. "
                 "Use trainer.devices=1, or a ContinualDataModule over their data sets."
             )
+        for task in range(self.num_tasks):
+            if task not in self._examined:
+                self._examine(task)
+                self._examined.add(task)
 
     def identity(self) -> dict[str, Any]:
         """The options, and the modules by name."""
@@ -126,20 +156,22 @@ class DataModuleSequence(TaskSequence):
         modules = [type(module).__name__ for module in self.modules]
         return {**{name: getattr(self, name) for name in names}, "modules": modules}
 
-    def train_loader(self, task: int, *, epoch: int = 0, steps: slice = slice(None)) -> "ModuleLoader":
+    def train_loader(self, task: int, *, epoch: int = 0, steps: slice = slice(None)) -> ModuleLoader:
         """The task's own training loader; each pass shuffles by a seed of its own."""
         first, last, _ = steps.indices(self.steps_per_epoch(task))
-        return ModuleLoader(self, task, self._loader(task, "train"), length=last - first, skip=first, epoch=epoch)
+        loader = self._loader(task, "train")
+        return ModuleLoader(self, task, "training", loader, length=last - first, skip=first, epoch=epoch)
 
     def val_loader(self, task: int) -> "ModuleLoader | list":
         """The task's own validation loader; an empty list if it has none."""
         loader = self._loader(task, "val")
-        return ModuleLoader(self, task, loader, length=len(loader)) if len(loader) else []
+        if loader is None or length_hint(loader, 1) == 0:
+            return []
+        return ModuleLoader(self, task, "validation", loader)
 
-    def test_loader(self, task: int) -> "ModuleLoader":
+    def test_loader(self, task: int) -> ModuleLoader:
         """The task's own test loader."""
-        loader = self._loader(task, "test")
-        return ModuleLoader(self, task, loader, length=len(loader))
+        return ModuleLoader(self, task, "test", self._loader(task, "test"))
 
     def _loader(self, task: int, half: str) -> Any:
         self.check_task(task)
@@ -152,70 +184,32 @@ class DataModuleSequence(TaskSequence):
             module.setup("test")
             self._ready.add(task)
         name = f"{half}_dataloader"
-        if half == "val" and not _defines(module, name):
-            return []
-        loader = getattr(module, name)()
-        if loader is None and half == "val":
-            return []
-        if isinstance(loader, (list, tuple, dict)):
-            raise ConfigurationError(
-                f"{type(module).__name__}.{half}_dataloader returns {len(loader)} loaders; a task has one."
-            )
-        return loader
+        if half == "val" and not defines(module, name):
+            return None
+        return only_loader(getattr(module, name)(), f"{type(module).__name__}.{name}")
+
+    def _examine(self, task: int) -> None:
+        """See that each half has batches as they have to be, and that all halves are of one kind."""
+        with seeded(0):  # whatever the loaders draw, training begins as if they had not
+            train = _sample(self.train_loader(task))
+            others = {"validation": self.val_loader(task), "test": self.test_loader(task)}
+            samples = {half: _sample(loader) for half, loader in others.items() if isinstance(loader, ModuleLoader)}
+        whose = f"task {task} ({type(self.modules[task]).__name__})"
+        if defines(self.modules[task], "val_dataloader") and "validation" not in samples:
+            logger.warning("The validation loader of %s is empty: it is not validated.", whose)
+        for half, images in samples.items():
+            if train.is_floating_point():  # sequences of tokens may have any length
+                check_same("shape", tuple(train.shape[1:]), tuple(images.shape[1:]), whose=whose, other=half)
+            check_same_range(train, images, whose=whose, other=half)
 
 
-class ModuleLoader:
-    """A data module's loader, ``length`` batches of it after the first ``skip``, moved by the module's own hooks."""
-
-    def __init__(
-        self, sequence: DataModuleSequence, task: int, loader: Iterable, *, length: int, skip: int = 0, epoch: int = 0
-    ) -> None:
-        self.sequence = sequence
-        self.task = task
-        self.loader = loader
-        self.length = length
-        self.skip = skip
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        module, device = self.sequence.modules[self.task], self.sequence.device
-        for number, batch in enumerate(itertools.islice(self._endless(), self.skip, self.skip + self.length)):
-            moved = module.transfer_batch_to_device(module.on_before_batch_transfer(batch, 0), device, 0)
-            yield self._checked(module.on_after_batch_transfer(moved, 0), first=number == 0)
-
-    def _endless(self) -> Iterator[Any]:
-        for number in itertools.count():
-            # What a loader shuffles by is drawn with its first batch; it depends on nothing that happens in training.
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(derive_seed(self.sequence.seed, "loader", self.task, self.epoch, number))
-                batches = iter(self.loader)
-                first = next(batches, None)
-            if first is None:
-                return
-            yield first
-            yield from batches
-
-    def _checked(self, batch: Any, *, first: bool) -> tuple[Tensor, Tensor]:
-        name = type(self.sequence.modules[self.task]).__name__
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise DataError(f"A batch of task {self.task} ({name}) is no (images, labels): it has no labels.")
-        images, labels = batch
-        if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != 1:
-            kind = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels)
-            raise DataError(f"The labels of task {self.task} ({name}) are not integers, one an image: {kind}.")
-        num_classes = self.sequence.num_classes[self.task]
-        looked_at = first or labels.device.type == "cpu"  # each look makes an accelerator wait
-        if looked_at and (labels.min() < 0 or labels.max() >= num_classes):
-            raise DataError(
-                f"A batch of task {self.task} ({name}) has labels from {labels.min()} to {labels.max()}, where its "
-                f"{num_classes} classes are numbered from 0."
-            )
-        return images, labels.long()
-
-
-def _defines(module: L.LightningDataModule, name: str) -> bool:
-    """Whether its class, or the instance (as after `from_datasets`), replaces Lightning's own method."""
-    return getattr(getattr(module, name), "__func__", None) is not getattr(L.LightningDataModule, name)
+def _sample(loader: ModuleLoader) -> Tensor:
+    """Images of the first batches."""
+    batches: list[Tensor] = []
+    for images, _ in itertools.islice(loader, _BATCHES):
+        if batches and images.shape[1:] != batches[0].shape[1:]:
+            break
+        batches.append(images.cpu())
+        if sum(map(len, batches)) >= _IMAGES:
+            break
+    return torch.cat(batches)
