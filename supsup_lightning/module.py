@@ -19,6 +19,7 @@ from supsup_lightning.checkpoint_checks import check_checkpoint
 from supsup_lightning.data import TaskDataModule, TaskSequence
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference import Discovery, HopfieldRecovery, Inference, OneShot
+from supsup_lightning.inputs import Inputs, prepared
 from supsup_lightning.loggers import keep_going
 from supsup_lightning.methods import Method, Offer, SupSup
 from supsup_lightning.metrics import TaskAccuracy
@@ -77,6 +78,7 @@ class ContinualModule(L.LightningModule):
         self.make_schedule = schedule or (cosine if scenario.task_known_in_training else inverse_sqrt)
         self.num_classes: tuple[int, ...] = ()  # of each task; known once there is data
         self.output_size = 0  # likewise
+        self.inputs: Inputs | None = None  # likewise
         self.current_tasks: tuple[int, ...] = ()  # in training; set by TaskBoundary or TaskDiscovery
         self.true_tasks: dict[int, int] = {}  # where tasks are discovered: whose images each has learned; for reports
         self.validated_tasks: tuple[int, ...] = ()  # those in training, or all where `Trainer.validate` is called
@@ -111,6 +113,7 @@ class ContinualModule(L.LightningModule):
         if stage == "fit" or len(data.num_classes) > len(self.num_classes):  # tested on some of its tasks, it keeps all
             self.num_classes = tuple(data.num_classes)
         example = data.example().to(self.device)
+        self.inputs = Inputs(tuple(example.shape[1:]), example.dtype, data.normalisation())
         self.output_size = output_size = self._output_size(example)
         largest = max(data.num_classes)
         if output_size < largest:
@@ -403,7 +406,7 @@ class ContinualModule(L.LightningModule):
             found = torch.ones_like(labels, dtype=torch.bool)
             right = self.classes(self.method(images, task), task) == labels
         else:
-            tasks, predicted = self.infer(images)
+            tasks, predicted = self._infer(images)
             if not self.scenario.task_known_in_training:  # tasks have the learner's own numbers
                 tasks = tasks.new_tensor([self.true_tasks.get(own, -1) for own in tasks.tolist()])
             found = tasks == task
@@ -417,17 +420,26 @@ class ContinualModule(L.LightningModule):
         """Find the task of images, then their classes.
 
         Args:
-            images: ``(batch, *shape)``, prepared as the data module prepares them.
+            images: ``(batch, *shape)``, prepared as the data module prepares them; or bytes (uint8), where all that it
+                does is to normalise them.
 
         Returns:
             Task and label of each image, both ``(batch,)`` int64; the task is -1 where its number cannot be told.
 
         Raises:
             ConfigurationError: an inference that finds no task, or no finished task to find.
+            DataError: images of another type or shape than those of training, or with NaN or infinite values.
         """
         if not self.num_classes or not len(self.method.tasks):
             raise ConfigurationError("There is no finished task to infer; train first, or load a mask bank.")
-        images = images.to(self.device)
+        images = prepared(images, self.inputs, self.method.network)
+        return self._infer(images.to(self.device))
+
+    @torch.no_grad()
+    def _infer(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Without a look at the images, as those of a test were looked at by their loader."""
+        if not len(images):
+            return (torch.empty(0, dtype=torch.int64, device=self.device),) * 2
         with in_mode(self, training=False):
             tasks, logits = self.inference.predict(self.method, images, max(self.num_classes))
             labels = torch.empty_like(tasks)
@@ -474,15 +486,18 @@ class ContinualModule(L.LightningModule):
         if self._trainer is not None:
             check_checkpoint(self._trainer, self.method, checkpoint)
 
-    # num_classes is needed to infer, and no tensor holds it.
+    # What is needed to infer, and no tensor holds.
 
     def get_extra_state(self) -> dict[str, Any]:
         """Into `state_dict`."""
-        return {"num_classes": self.num_classes}
+        inputs = None if self.inputs is None else self.inputs.state()
+        return {"num_classes": self.num_classes, "inputs": inputs}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """From `state_dict`."""
         self.num_classes = state["num_classes"]
+        if state.get("inputs") is not None:  # older checkpoints have none
+            self.inputs = Inputs.of(state["inputs"])
 
 
 def _checked(make: Callable[..., Any], what: str = "optimizer") -> Callable[..., Any]:

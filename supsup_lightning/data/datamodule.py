@@ -186,6 +186,18 @@ class ContinualDataModule(TaskSequence):
         first = next(iter(images.store.batches([images.positions[:8]], seeds=None, device=torch.device("cpu"))))
         return images.prepare(first.pixels[:1].repeat_interleave(2, 0))
 
+    def normalisation(self) -> tuple[Tensor, Tensor] | None:
+        """Of the training images, where it is the same for all tasks, and no task transforms or resizes images."""
+        first = self._task(0).train
+        if torch.equal(first.std, torch.ones(1, 1, 1)):  # never were bytes
+            return None
+        for images in (self._task(task).train for task in range(self.num_tasks)):
+            if images.transform is not None or images.input_shape is not None:
+                return None
+            if not (torch.equal(images.mean, first.mean) and torch.equal(images.std, first.std)):
+                return None
+        return first.mean, first.std
+
     def num_skipped(self) -> int:
         """Image files that could not be read, in this process."""
         return sum(source.num_skipped() for source in self.stream.sources)

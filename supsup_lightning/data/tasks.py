@@ -85,6 +85,10 @@ class TaskDataModule(L.LightningDataModule, ABC):
         """Images left out because they could not be read."""
         return 0
 
+    def normalisation(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and standard deviation by which bytes become inputs, ``(channels, 1, 1)`` each, if that is all."""
+        return None
+
     def check_task(self, task: int) -> None:
         """Raise `ConfigurationError` for a task that is not among them."""
         if not 0 <= task < self.num_tasks:

@@ -260,6 +260,10 @@ class Unannounced(TaskDataModule):
         """The test batches of any task."""
         return self.tasks.test_loader(task)
 
+    def normalisation(self) -> tuple[Tensor, Tensor] | None:
+        """The tasks' own."""
+        return self.tasks.normalisation()
+
     def num_skipped(self) -> int:
         """Images left out because they could not be read."""
         return self.tasks.num_skipped()
