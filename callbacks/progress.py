@@ -1,6 +1,7 @@
 """What is seen while a run goes on."""
 
 from collections.abc import Mapping
+from math import isfinite
 from time import monotonic
 from typing import Any
 
@@ -119,7 +120,7 @@ class TaskProgress(ProgressBar):
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show a bar for the final test."""
         self._began = monotonic()
-        self._open(sum(int(batches) for batches in trainer.num_test_batches))
+        self._open(sum(_test_batches(trainer)))
 
     def on_test_batch_end(
         self,
@@ -133,7 +134,7 @@ class TaskProgress(ProgressBar):
         """Refresh a few times a second."""
         if self._progress is None or monotonic() - self._refreshed < _SECONDS_BETWEEN_REFRESHES:
             return
-        batches = [int(number) for number in trainer.num_test_batches]
+        batches = _test_batches(trainer)
         done = sum(batches[:dataloader_idx]) + batch_idx + 1
         self._update(done, f"testing task {dataloader_idx + 1}/{len(batches)}", "")
 
@@ -194,3 +195,8 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def _test_batches(trainer: L.Trainer) -> list[int]:
+    """Of each task; 1 where its loader has no length."""
+    return [int(number) if isfinite(number) else 1 for number in trainer.num_test_batches]

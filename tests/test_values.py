@@ -105,3 +105,11 @@ def test_what_has_no_height_and_width_is_neither_turned_nor_cropped(shape):
     ):
         with pytest.raises(ConfigurationError, match=r"needs images of shape \(channels, height, width\), and these"):
             make().setup()
+
+
+def test_a_second_try_looks_again():
+    bad = with_value(3, torch.nan)
+    data = ContinualDataModule.permuted(bad, bad, num_tasks=1)
+    for _ in range(2):
+        with pytest.raises(DataError, match="Image 3 of the training data"):
+            data.setup()

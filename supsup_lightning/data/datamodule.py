@@ -1,6 +1,7 @@
 """The continual-learning DataModule over a stream: which task's images are served at which epoch."""
 
 import hashlib
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -217,15 +218,25 @@ class ContinualDataModule(TaskSequence):
             self._checked_length()
         self.stream.load(self.root, self.reading)
         self._loaded = True
-        digest, classes, before = hashlib.sha256(), [], None
+        try:
+            self._examine()
+        except BaseException:
+            self._loaded = False  # so that the next try does not take the data for examined
+            raise
+
+    def _examine(self) -> None:
+        """See that every task can be learned and tested; note classes and digest."""
+        digest, classes = hashlib.sha256(), []
+        before: tuple[Tensor | None, ...] = (None,) * 3
         examined: set[int] = set()
         for number in range(self.num_tasks):
             task = self._task(number)
             classes.append(task.num_classes)
             if isinstance(self.augment, CropFlip):
                 self.augment.check(task.train.store.shape())
-            if task.train.positions is not before:  # streams that only transform images share them
-                before = task.train.positions
+            parts = task.train.positions, task.train.labels, task.test.labels
+            if not all(map(operator.is_, parts, before)):  # streams that only transform images share them
+                before = parts
                 examine(task, number, examined)
                 self._check_training_half(number)
                 for part in (task.train.positions, task.train.labels):
