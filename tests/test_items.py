@@ -214,6 +214,7 @@ NORMALISED = (IMAGES - 0.5) / 0.29
         (IMAGES, IMAGES * 255, r"alike: training from .* to 0.9.*, test from .* to 255 \(mean 126, std 73"),
         (NORMALISED, IMAGES, "not prepared alike"),
         (IMAGES, IMAGES * 2 - 1, "not prepared alike"),
+        ((IMAGES.pow(4) - 0.286) / 0.353, IMAGES.pow(4), "not prepared alike"),
         (IMAGES, IMAGES * 0, "not prepared alike"),
         ((IMAGES * 255).byte(), (IMAGES > 0.5).byte(), "not prepared alike"),
     ],
@@ -228,6 +229,8 @@ def test_halves_that_differ_a_little_are_taken(caplog):
     few = TensorDataset(NORMALISED[:3] * 1.5, LABELS[:3])
     ContinualDataModule.permuted(TensorDataset(NORMALISED, LABELS), few, num_tasks=1).setup()
     assert "none of the training data's labels 3, 4, 5, 6, 7, 8, 9" in caplog.text
+    with_noise = IMAGES.pow(4) + torch.randn(60, 1, 8, 8) * 0.2
+    ContinualDataModule.permuted(*_halves(with_noise, IMAGES.pow(4)), num_tasks=1).setup()
     dim = _halves((IMAGES * 255).byte(), (IMAGES * 50).byte())
     ContinualDataModule.permuted(*dim, num_tasks=1).setup()
     ContinualDataModule.permuted(*_halves(IMAGES * 255, IMAGES * 255), num_tasks=1).setup()
