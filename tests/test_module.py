@@ -17,7 +17,7 @@ from supsup_lightning import (
 )
 from supsup_lightning.callbacks import TaskBoundary
 from supsup_lightning.data import Digits, Split
-from supsup_lightning.errors import ConfigurationError, TrainingDiverged
+from supsup_lightning.errors import ConfigurationError, DataError, TrainingDiverged
 from supsup_lightning.metrics import TaskAccuracy
 from tests.conftest import digits_lenet, first_losses, fit, random_images, random_method
 
@@ -202,11 +202,18 @@ def test_output_size_equal_to_the_classes_is_fine_with_entropy(tmp_path):
     assert len(module.method.bank) == 2
 
 
-def test_a_diverging_loss_stops_with_task_and_step_and_keeps_finished_tasks(tmp_path):
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (1e37, TrainingDiverged, "The loss became (nan|inf) in task 1 at its step 7.*Lower the learning rate"),
+        (float("nan"), DataError, "images of the batch in task 1 at its step 7 hold a NaN"),
+    ],
+)
+def test_a_diverging_loss_stops_with_task_and_step_and_keeps_finished_tasks(value, error, message, tmp_path):
     class Poison(L.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             if trainer.current_epoch == 1 and batch_idx == 7:
-                batch[0].fill_(float("nan"))
+                batch[0].fill_(value)
 
     data = PermutedDigits(num_tasks=3, steps_per_task=20)
     module = ContinualModule(digits_lenet())
@@ -220,7 +227,7 @@ def test_a_diverging_loss_stops_with_task_and_step_and_keeps_finished_tasks(tmp_
         enable_checkpointing=False,
         default_root_dir=tmp_path,
     )
-    with pytest.raises(TrainingDiverged, match="The loss became nan in task 1 at its step 7"):
+    with pytest.raises(error, match=message):
         trainer.fit(module, data)
     assert module.method.tasks.tolist() == [0]
 
