@@ -3,7 +3,6 @@
 python train.py data=permuted_mnist data.num_tasks=20 scenario=gnu
 """
 
-import logging
 from pathlib import Path
 
 import hydra
@@ -11,31 +10,38 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from supsup_lightning import command_line
-
-logger = logging.getLogger(__name__)
+from supsup_lightning import command_line, optimized_metric, resumption, stopping
+from supsup_lightning.run_identity import identity_of
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def train(config: DictConfig) -> float | None:
-    """Run one job; returns the average accuracy, which sweepers may maximise."""
+    """Run one job; returns the number that `optimized_metric` names, for sweepers."""
+    with command_line.job() as folder:
+        return run(config, folder)
+
+
+def run(config: DictConfig, folder: Path) -> float | None:
+    """From the configuration to the results in ``folder``."""
     command_line.check_options(config)
+    identity = identity_of(config, choices=HydraConfig.get().runtime.choices, folder=folder)
+    if config.resume and not config.print_masked:
+        found = resumption.find(folder, identity, config)
+        if found is not None:
+            return optimized_metric.value(found, config.optimized_metric)
 
     import lightning as L  # takes seconds, which `--help` and a mistyped option do without
     from rich.console import Console
 
+    from supsup_lightning.callbacks.results import result_of
+    from supsup_lightning.callbacks.run_record import RecordRun
     from supsup_lightning.loggers import listening
-    from supsup_lightning.report import masked_table, read_json
+    from supsup_lightning.report import masked_table
 
     if config.print_masked:
         L.seed_everything(config.seed, workers=True, verbose=False)
         Console().print(masked_table(instantiate(config.method)))
         return None
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    results = folder / "results.json"
-    if config.resume and results.exists():
-        logger.info("%s exists: nothing left to do.", results)
-        return read_json(results)["average_accuracy"]
     checkpoint = command_line.checkpoint_to_resume(config, folder / "checkpoints" / "last.ckpt")
 
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -46,15 +52,17 @@ def train(config: DictConfig) -> float | None:
         trainer = instantiate(
             config.trainer,
             max_epochs=data.num_epochs,
-            callbacks=[instantiate(callback) for callback in config.callbacks.values()],
+            callbacks=[*map(instantiate, config.callbacks.values()), RecordRun(identity, folder=folder)],
             logger=loggers or False,
             enable_progress_bar="progress" in config.callbacks,
             enable_checkpointing="checkpoint" in config.callbacks,
         )
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        with stopping.between_batches():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         command_line.check_finished(trainer, data)
-        trainer.test(module, datamodule=data, verbose=False)
-    return module.test_accuracy.compute()[0].mean().item()
+        with stopping.between_batches():
+            trainer.test(module, datamodule=data, verbose=False)
+    return optimized_metric.value(result_of(trainer), config.optimized_metric)
 
 
 def main() -> None:

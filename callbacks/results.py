@@ -1,7 +1,7 @@
 """Times a run, and writes down what it found."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from rich.console import Console
 
-from supsup_lightning import report
+from supsup_lightning import optimized_metric, report, run_identity
 from supsup_lightning.callbacks.evaluation import evaluation_of
 from supsup_lightning.callbacks.recovery import recovery_of
 from supsup_lightning.callbacks.stream_record import record_of_stream
@@ -29,11 +29,21 @@ class WriteResults(L.Callback):
     Args:
         folder: the output directory.
         run: what results.json says of the run itself: the names of scenario, data, network, method; the seed.
+        optimized_metric: the number of results.json that is returned to a sweeper.
     """
 
-    def __init__(self, *, folder: str | Path, run: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        folder: str | Path,
+        run: Mapping[str, Any] | None = None,
+        optimized_metric: str = optimized_metric.DEFAULT,
+    ) -> None:
         self.folder = Path(folder)
         self.run = dict(run or {})
+        self.optimized_metric = optimized_metric
+        self.result: dict[str, Any] = {}  # of the final test, in the first process
+        self.validation: dict[int, float] = {}  # accuracy of each finished task; NaN without validation images
         self.seconds: dict[int, float] = {}  # of training, by task
         self.test_seconds: list[float] = []
         self._started = 0.0
@@ -64,6 +74,13 @@ class WriteResults(L.Callback):
             for task, share in trainer.datamodule.true_tasks(trainer.current_epoch).items():
                 self.seconds[task] = self.seconds.get(task, 0.0) + share * seconds
 
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+        """Where tasks are finished, keep their validation accuracy."""
+        data, epoch = trainer.datamodule, trainer.current_epoch
+        if pl_module.scenario.task_known_in_training and data.ends_task(epoch):
+            tasks = data.tasks_of_epoch(epoch)
+            self.validation |= dict(zip(tasks, validation_accuracies(trainer, pl_module, tasks), strict=True))
+
     def on_train_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Write the bank."""
         self._save_bank(trainer, pl_module)
@@ -76,7 +93,7 @@ class WriteResults(L.Callback):
                 self._save_bank(trainer, pl_module)
             except SaveError as error:  # what broke the training off is what the user has to hear of
                 logger.warning("%s", error)
-        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+        if isinstance(exception, KeyboardInterrupt | SystemExit) and trainer.is_global_zero:
             resumable = trainer.checkpoint_callback is not None and (self.folder / "checkpoints" / "last.ckpt").exists()
             then = "resume=true goes on from there" if resumable else "there is no checkpoint yet to go on from"
             Console().print(f"stopped; {finished} finished tasks are kept, and {then}")
@@ -122,9 +139,13 @@ class WriteResults(L.Callback):
             skipped_images=int(skipped),
             stream=None if record is None else report.stream(pl_module, record.assignment()),
             recovery=None if recovered is None else recovered.results(),
+            validation=self.validation,
+            identity=run_identity.summary(self.folder),
         )
         boundary = boundary_of(trainer)
         result |= shortened(trainer, {} if boundary is None else boundary.patience.finished)
+        result["optimized_metric"] = {"name": self.optimized_metric, "value": result.get(self.optimized_metric)}
+        self.result = result
         report.write_matrix(self.folder / "accuracy_matrix.csv", matrix)
         report.write_json(self.folder / "results.json", result)  # last: its presence says that the run is complete
         for listener in trainer.loggers:
@@ -137,16 +158,34 @@ class WriteResults(L.Callback):
         console.print(f"results in {self.folder}", soft_wrap=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """The times go into checkpoints."""
-        return {"seconds": self.seconds}
+        """Times and validation accuracies go into checkpoints."""
+        return {"seconds": self.seconds, "validation": self.validation}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The times come back from a checkpoint."""
+        """They come back from a checkpoint."""
         self.seconds = state_dict["seconds"]
+        self.validation = state_dict.get("validation", {})  # absent from older ones
 
     def _save_bank(self, trainer: L.Trainer, module: ContinualModule) -> None:
         if trainer.is_global_zero:
             module.method.save(self.bank_path)
+
+
+def validation_accuracies(trainer: L.Trainer, module: ContinualModule, tasks: Sequence[int]) -> list[float]:
+    """Of what is kept of the tasks that an epoch has finished, each given; NaN where it was not validated."""
+    search = module.method.details().get("sparsity_search") if module.method.trials_per_task > 1 else None
+    if search is not None:  # the training that is kept need not be the last
+        return [dict(search["tried"][str(task)])[search["chosen"][str(task)]] for task in tasks]
+    boundary = boundary_of(trainer)
+    if trainer.datamodule.patience is not None and boundary is not None:
+        return [boundary.patience.finished[task][1] for task in tasks]
+    counted = module.validation_accuracy
+    return [float("nan")] * len(tasks) if counted is None else counted.compute()[0].tolist()
+
+
+def result_of(trainer: L.Trainer) -> dict[str, Any]:
+    """What the trainer's `WriteResults` found; empty without one, and in all processes but the first."""
+    return next((callback.result for callback in trainer.callbacks if isinstance(callback, WriteResults)), {})
 
 
 def _wait_for_accelerator() -> None:

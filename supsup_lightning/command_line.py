@@ -1,7 +1,6 @@
 """What stands between the user's line and the run: names of output directories, and errors that can be acted on."""
 
 import difflib
-import hashlib
 import logging
 import os
 import pickle
@@ -10,6 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,31 +23,16 @@ from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from supsup_lightning import effects, optimized_metric, stopping
 from supsup_lightning.errors import ConfigurationError, SupSupError
+from supsup_lightning.job import alone_in, failures_logged
+from supsup_lightning.output_name import naming, run_name
 from supsup_lightning.own_modules import from_current_folder
 
 if TYPE_CHECKING:  # they take seconds to import, which `--help` and a mistyped option do without
     from lightning import Trainer
 
     from supsup_lightning.data import ContinualDataModule
-
-# File systems allow 255 bytes in a name; some of that is left for what is put around it.
-_LONGEST_NAME = 200
-
-
-def run_name(overrides: str) -> str:
-    """A directory name from Hydra's ``override_dirname``: the same for the same overrides, and never too long.
-
-    >>> run_name("data=permuted_mnist,seed=1")
-    'data=permuted_mnist,seed=1'
-    >>> run_name("")
-    'default'
-    """
-    name = re.sub(r"[^\w=.,+~-]", "_", overrides) or "default"
-    if len(name) > _LONGEST_NAME or name != (overrides or "default"):
-        digest = hashlib.sha256(overrides.encode()).hexdigest()[:8]
-        name = f"{name[: _LONGEST_NAME - 9]}-{digest}"
-    return name
 
 
 def unless(other: Any, value: Any) -> Any:
@@ -60,6 +45,7 @@ def unless(other: Any, value: Any) -> Any:
 
 
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+OmegaConf.register_new_resolver("naming", naming, replace=True)
 OmegaConf.register_new_resolver("unless", unless, replace=True)
 
 
@@ -72,16 +58,31 @@ def run(train: Callable[[], Any]) -> None:
     # Hydra takes null for no group.
     sys.argv[1:] = [re.sub(r"^(logger|callbacks)=(.*,)?null\b", r"\1=\2none", argument) for argument in sys.argv[1:]]
     try:
-        with from_current_folder():
+        with stopping.on_sigterm(), from_current_folder():
             train()
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit as stop:  # Lightning's own exit with other statuses, or with success
+        if stopping.asked():
+            print("stopped by SIGTERM", file=sys.stderr)
+            sys.exit(stopping.Terminated().code)
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            sys.exit(130)
+        raise
     except Exception as error:
         message = _explain(error)
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
+
+
+@contextmanager
+def job() -> Iterator[Path]:
+    """The output directory of the current job, which no other process has; what ends the job goes into its log."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with failures_logged(_explain), alone_in(folder):
+        yield folder
 
 
 def check_options(config: DictConfig) -> None:
@@ -91,6 +92,8 @@ def check_options(config: DictConfig) -> None:
     for option in ("resume", "print_masked"):
         if type(config[option]) is not bool:
             raise ConfigurationError(f"{option}={config[option]!r} must be true or false.")
+    effects.check(config)
+    optimized_metric.check(config)
     for group in ("order", "discovery"):
         if config.unannounced is None and config.get(group) is not None:
             raise ConfigurationError(f"{group} has an effect in scenario=nns alone; add that, or leave {group} out.")
@@ -180,7 +183,8 @@ def _explain(error: BaseException) -> str | None:
                 f"one that holds tensors alone, such as safetensors.\nin {_place(cause)}"
             )
     if isinstance(error, ConfigCompositionException):
-        return f"{error}{_suggestion(str(error))}"
+        unknown = _unknown(str(error))
+        return (unknown and effects.decided(unknown)) or f"{error}{_suggestion(str(error))}"
     if isinstance(error, HydraException):
         message = str(error).replace(", set env var HYDRA_FULL_ERROR=1 to see chained exception.", "")
         return f"{message}{_origin(error)}"
@@ -207,14 +211,19 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _suggestion(message: str) -> str:
-    """The nearest name to the one that Hydra did not find."""
+def _unknown(message: str) -> str | None:
+    """The name that Hydra did not find."""
     patterns = (
         r"Could not override '([^']+)'",
         r"Could not (?:find|load) '([^']+)'",
         r"Key '([^']+)' is not in struct",
     )
-    unknown = next((match[1] for pattern in patterns if (match := re.search(pattern, message))), None)
+    return next((match[1] for pattern in patterns if (match := re.search(pattern, message))), None)
+
+
+def _suggestion(message: str) -> str:
+    """The nearest name to the one that Hydra did not find."""
+    unknown = _unknown(message)
     if unknown is None:
         return ""
     group, _, option = unknown.partition(".")

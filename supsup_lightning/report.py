@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,8 @@ def results(
     skipped_images: int = 0,
     stream: Mapping[str, Any] | None = None,
     recovery: Mapping[str, Any] | None = None,
+    validation: Mapping[int, float] | None = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The contents of results.json.
 
@@ -68,6 +71,8 @@ def results(
         skipped_images: image files left out because they could not be read, since this process started.
         stream: of a stream that announces no task, what `stream` makes.
         recovery: of masks from a Hopfield memory, what `RecoveryStatistics` counts.
+        validation: accuracy of each task on its validation images, the task given; NaN where it has none.
+        identity: digests of the configuration and of the files of the data.
     """
     right, found = accuracy.compute()
     kept = method.kept_bytes()
@@ -79,6 +84,7 @@ def results(
         "tasks_at_once": method.tasks_at_once,
         "average_accuracy": round(sum(per_task) / len(per_task), 6),
         "accuracy_per_task": per_task,
+        **_validation(validation or {}, num_tasks=len(per_task)),
         "num_classes": list(num_classes),
         "task_inference_accuracy": None if scenario.task_known_at_inference else round(found.mean().item(), 6),
         # Where nothing announces tasks, none is learned at one time, after which it could be forgotten.
@@ -103,6 +109,18 @@ def results(
             "python": platform.python_version(),
             **{name: version(name) for name in _VERSIONS_OF},
         },
+        "identity": None if identity is None else dict(identity),
+    }
+
+
+def _validation(accuracy: Mapping[int, float], *, num_tasks: int) -> dict[str, Any]:
+    """By task, null for a task without validation images; the average is null where a task's is not known."""
+    values = [accuracy.get(task, math.nan) for task in range(num_tasks)]
+    per_task = [None if math.isnan(value) else round(value, 6) for value in values]
+    known = [value for value in per_task if value is not None]
+    return {
+        "validation_accuracy": round(sum(known) / len(known), 6) if known and len(accuracy) == num_tasks else None,
+        "validation_accuracy_per_task": per_task if known else None,
     }
 
 

@@ -37,7 +37,18 @@ def test_a_run_writes_what_the_contract_names(tmp_path):
     done = run_cli("data.num_tasks=3", "data.steps_per_task=60", "logger=csv", "eval_at=[2]", cwd=tmp_path)
     (folder,) = (tmp_path / "outputs").iterdir()
     result = results(folder)
-    own = {"num_classes", "skipped_images", "kept_bytes", "kept_bytes_in_all", "cap", "tasks_at_once"}
+    own = {
+        "validation_accuracy",
+        "validation_accuracy_per_task",
+        "optimized_metric",
+        "identity",
+        "num_classes",
+        "skipped_images",
+        "kept_bytes",
+        "kept_bytes_in_all",
+        "cap",
+        "tasks_at_once",
+    }
     assert set(result) == CONTRACT | own
     assert (result["scenario"], result["data"], result["network"], result["method"]) == (
         "gnu",
@@ -179,10 +190,10 @@ def test_a_resume_with_other_options_is_refused_and_loses_nothing(tmp_path):
     (tmp_path / "run" / "results.json").unlink()  # as if killed before the test ended
     bank = (tmp_path / "run" / "mask_bank.safetensors").read_bytes()
     for change, message in {
-        "seed=1": "seed '0' there, '1' here",
+        "seed=1": "seed=0 there, 1 here",
         "data.num_tasks=6": "data.num_tasks=3 there, 6 here",
         "data.steps_per_task=10": "data.steps_per_task=20 there, 10 here",
-        "mask.rule=topk mask.sparsity=0.5": "rule 'threshold' there, 'topk' here",
+        "mask.rule=topk mask.sparsity=0.5": "mask.rule=threshold there, topk here",
     }.items():
         done = run_cli(*options, *change.split(), "resume=true", cwd=tmp_path, check=False)
         assert done.returncode == 1

@@ -19,6 +19,7 @@ from supsup_lightning.data.sources import Reading
 from supsup_lightning.data.streams import Permuted, Rotated, Split, Stream, Task
 from supsup_lightning.data.tasks import TaskSequence, check_count
 from supsup_lightning.errors import ConfigurationError, as_whole, check_choice, check_whole
+from supsup_lightning.run_identity import files_of
 from supsup_lightning.seeding import generator
 
 # Without effect on results, as validation counts images one by one; large, because each batch costs loop overhead.
@@ -202,6 +203,10 @@ class ContinualDataModule(TaskSequence):
     def num_skipped(self) -> int:
         """Image files that could not be read, in this process."""
         return sum(source.num_skipped() for source in self.stream.sources)
+
+    def files(self) -> dict[str, Any] | None:
+        """Those of the data sets; contents are not read."""
+        return files_of(self.root, self.stream.sources)
 
     # Lightning's hooks.
 

@@ -1,5 +1,6 @@
 """Data sets with a training and a test half; the families that torchvision and scikit-learn know."""
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -137,6 +138,13 @@ class _Torchvision:
     def num_skipped(self) -> int:
         """None: a damaged file is an error."""
         return 0
+
+    def digest(self, root: Path) -> str | None:
+        """Of names and sizes of the files; None if one of them is absent, as the published one would take its place."""
+        paths = self.files(root)
+        if not all(path.exists() for path in paths):
+            return None
+        return hashlib.sha256(repr([(path.name, path.stat().st_size) for path in paths]).encode()).hexdigest()
 
     def files(self, root: Path) -> list[Path]:
         """What has to be there."""

@@ -89,6 +89,10 @@ class TaskDataModule(L.LightningDataModule, ABC):
         """Mean and standard deviation by which bytes become inputs, ``(channels, 1, 1)`` each, if that is all."""
         return None
 
+    def files(self) -> dict[str, Any] | None:
+        """The files that the data are read from, as `run_identity.files_of` describes them; None if there are none."""
+        return None
+
     def check_task(self, task: int) -> None:
         """Raise `ConfigurationError` for a task that is not among them."""
         if not 0 <= task < self.num_tasks:

@@ -268,6 +268,10 @@ class Unannounced(TaskDataModule):
         """Images left out because they could not be read."""
         return self.tasks.num_skipped()
 
+    def files(self) -> dict[str, Any] | None:
+        """Those of the tasks."""
+        return self.tasks.files()
+
     def identity(self) -> dict[str, Any]:
         """The options of tasks, order and epochs."""
         return {**self.tasks.identity(), **self.order.identity(), "steps_per_epoch": self.steps_per_epoch}

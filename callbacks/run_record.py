@@ -1,0 +1,56 @@
+"""Ties training to the job that it is part of."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from supsup_lightning import run_identity, stopping
+from supsup_lightning.module import ContinualModule
+from supsup_lightning.run_identity import Identity
+
+
+class RecordRun(L.Callback):
+    """Writes run.json, by which ``resume=true`` knows the run again; ends a test between two batches on SIGTERM.
+
+    Args:
+        identity: of the run.
+        folder: the output directory.
+    """
+
+    def __init__(self, identity: Identity, *, folder: Path) -> None:
+        self.identity = identity
+        self.folder = folder
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+        """From here on, what lies in the directory is this run's."""
+        if trainer.ckpt_path is None or not (self.folder / run_identity.FILE).exists():
+            self._write(trainer, pl_module)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+        """For a run of an earlier version, of which nothing but its test was left to do."""
+        if not (self.folder / run_identity.FILE).exists():
+            self._write(trainer, pl_module)
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        """Lightning itself looks for a signal in training, but here only before a loader's last batch."""
+        stopping.raise_if_asked()
+
+    def _write(self, trainer: L.Trainer, module: ContinualModule) -> None:
+        if trainer.is_global_zero:
+            self.identity.write(
+                self.folder,
+                files=trainer.datamodule.files(),
+                depends_on_processes=_depends_on_processes(module.method),
+            )
+
+
+def _depends_on_processes(module: nn.Module) -> bool:
+    """Whether a layer looks at the share of a batch that a process has, or draws in each process by itself."""
+    synchronised = nn.SyncBatchNorm
+    return any(
+        isinstance(layer, _BatchNorm | _DropoutNd) and not isinstance(layer, synchronised) for layer in module.modules()
+    )

@@ -1,0 +1,105 @@
+"""Options that would have no effect, for whatever else is chosen: each is refused where it is typed."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.output_name import targets
+
+_LENGTH = "the data say how long training is: use data.steps_per_task or data.epochs_per_task"
+_DECIDED = {
+    **dict.fromkeys(("max_epochs", "max_steps", "min_epochs", "min_steps"), _LENGTH),
+    "callbacks": "callbacks are those of the group callbacks: +callbacks.mine._target_=my_package.MyCallback",
+    "logger": "loggers are those of the group logger, logger=csv for example",
+    "enable_progress_bar": "it follows callbacks.progress: ~callbacks.progress switches it off",
+    "enable_checkpointing": "it follows callbacks.checkpoint: ~callbacks.checkpoint switches it off",
+    "use_distributed_sampler": "the data share out each batch among the processes themselves",
+    "barebones": "a run needs what it switches off; leave out what you can spare, ~callbacks.figures for example",
+    "fast_dev_run": "to try a run, use data.num_tasks=2 data.steps_per_task=5",
+}
+
+_IN_MEMORY = ("Digits", "MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100")
+
+
+def decided(key: str) -> str | None:
+    """What to use in place of an option of the Trainer that the run decides by itself; None for other options."""
+    group, _, name = key.partition(".")
+    if group != "trainer" or name not in _DECIDED:
+        return None
+    return f"{key} would have no effect: {_DECIDED[name]}."
+
+
+def _all_in_memory(config: DictConfig) -> bool:
+    names = [target.rsplit(".", 1)[-1] for target in targets(config.data.get("stream"))]
+    sources = [name for name in names if name not in ("Permuted", "Rotated", "Split", "Whole", "Mixed", "Domains")]
+    return bool(sources) and all(name in _IN_MEMORY for name in sources)
+
+
+def _option(path: str, default: Any = None) -> Callable[[DictConfig], Any]:
+    return lambda config: OmegaConf.select(config, path, default=default)
+
+
+def _without_entropy(config: DictConfig) -> bool:
+    inference = config.inference
+    return inference.get("objective") != "entropy"
+
+
+# Pattern of the option, where it has no effect, what would give it one.
+_RULES: tuple[tuple[str, Callable[[DictConfig], bool], str], ...] = (
+    (r"inference\.temperature", _without_entropy, "inference.objective=entropy"),
+    (
+        r"data\.(in_memory|num_workers|on_error)",
+        _all_in_memory,
+        "a data set of image files; this one is read into memory whole",
+    ),
+    (
+        r"discovery\.(combine_from|trial_steps|tolerance)",
+        lambda config: _option("discovery.on_unknown")(config) == "new_mask",
+        "discovery.on_unknown=combine or auto",
+    ),
+    (
+        r"discovery\.at_max_masks",
+        lambda config: _option("discovery.max_masks")(config) is None,
+        "discovery.max_masks",
+    ),
+    (
+        r"method\.store_weights",
+        lambda config: config.method.get("trunk") == "trained",
+        "method.trunk=random; a trained trunk is stored in any case",
+    ),
+    (r"eval_at", lambda config: "evaluation" not in config.callbacks, "callbacks.evaluation"),
+    (
+        r"trainer\.gradient_clip_algorithm",
+        lambda config: not config.trainer.get("gradient_clip_val"),
+        "+trainer.gradient_clip_val",
+    ),
+    (
+        r"trainer\.sync_batchnorm",
+        lambda config: config.trainer.get("devices") in (1, "1") and config.trainer.get("num_nodes", 1) == 1,
+        "several processes (trainer.devices)",
+    ),
+    (r"trainer\.log_every_n_steps", lambda config: not config.get("logger"), "a logger, logger=csv for example"),
+)
+
+
+def check(config: DictConfig) -> None:
+    """Raise `ConfigurationError` for an option that is typed, or set in the trainer, and changes nothing."""
+    for name in config.trainer:
+        if (message := decided(f"trainer.{name}")) is not None:
+            raise ConfigurationError(message)
+    every = config.trainer.get("reload_dataloaders_every_n_epochs")
+    if every != 1:
+        raise ConfigurationError(
+            f"trainer.reload_dataloaders_every_n_epochs={every} would train tasks on another's data; leave it at 1."
+        )
+    for override in HydraConfig.get().overrides.task:
+        option = override.lstrip("+")
+        if option.startswith("~"):
+            continue
+        for pattern, idle, needed in _RULES:
+            if re.match(rf"{pattern}=", option) and idle(config):
+                raise ConfigurationError(f"{option} has no effect here: it needs {needed}. Leave it out, or add that.")

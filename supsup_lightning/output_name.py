@@ -1,0 +1,65 @@
+"""Names of output directories: the same for the same run, and another one for another."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+# File systems allow 255 bytes in a name; some of that is left for what is put around it.
+_LONGEST_NAME = 200
+# Neither what is logged or shown, nor going on with a run, makes another run of it.
+_UNNAMED = ("resume", "logger", "callbacks.progress", "callbacks.figures")
+_FILES = ("ImageFolder", "ImageCSV")
+
+
+def run_name(overrides: str) -> str:
+    """A directory name from a list of overrides: the same for the same ones, and at most 200 bytes long.
+
+    >>> run_name("data=permuted_mnist,seed=1")
+    'data=permuted_mnist,seed=1'
+    >>> run_name("")
+    'default'
+    """
+    name = re.sub(r"[^\w=.,+~-]", "_", overrides) or "default"
+    if len(name.encode()) > _LONGEST_NAME or name != (overrides or "default"):
+        digest = hashlib.sha256(os.fsencode(overrides)).hexdigest()[:8]
+        name = f"{name.encode()[: _LONGEST_NAME - 9].decode(errors='ignore')}-{digest}"
+    return name
+
+
+def naming(overrides: ListConfig, data: DictConfig | None) -> str:
+    """The overrides that name a run, sorted.
+
+    Args:
+        overrides: of the command line.
+        data: the configuration's. ``data.root`` is part of what is learned from images in a folder, and left out for
+            data sets that are the same wherever they lie.
+    """
+    unnamed = _UNNAMED if root_matters(data) else (*_UNNAMED, "data.root")
+    kept = []
+    for override in OmegaConf.to_container(overrides):  # type: ignore[union-attr]
+        text = str(override)  # not resolved: a value may refer to another option
+        key = text.lstrip("+~").partition("=")[0].partition("@")[0]
+        if not any(key == name or key.startswith(f"{name}.") for name in unnamed):
+            kept.append(text)
+    return ",".join(sorted(kept))
+
+
+def root_matters(data: Any) -> bool:
+    """Whether other data may lie in another ``data.root``: images in files, and what a user's own classes read."""
+    return any(
+        not target.startswith("supsup_lightning.") or target.rsplit(".", 1)[-1] in _FILES for target in targets(data)
+    )
+
+
+def targets(node: Any) -> Iterator[str]:
+    """The values of ``_target_`` in a part of the configuration, but for what it refers to elsewhere."""
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node)  # not resolved
+    if isinstance(node, dict) and "_target_" in node:
+        yield str(node["_target_"])
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from targets(child)

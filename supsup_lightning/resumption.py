@@ -1,0 +1,150 @@
+"""What ``resume=true`` finds in an output directory, and whether it is of the same run."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from supsup_lightning import run_identity
+from supsup_lightning.errors import DataError, MismatchError
+from supsup_lightning.files import backup_of
+from supsup_lightning.job import is_first_process
+from supsup_lightning.run_identity import Identity, different_files
+
+logger = logging.getLogger(__name__)
+
+_REMEDY = "Use the same, or another directory (hydra.run.dir), or leave out resume=true to start afresh."
+
+Files = Callable[[], Mapping[str, Any] | None]
+
+
+def find(folder: Path, identity: Identity, config: DictConfig) -> dict[str, Any] | None:
+    """The results of the run, if it is finished; None if it is not. See `finished` and `check_begun`."""
+
+    def files() -> Mapping[str, Any] | None:
+        return instantiate(config.unannounced or config.data).files()
+
+    result = finished(folder, identity, files=files, num_tasks=config.data.get("num_tasks"))
+    if result is None:
+        check_begun(folder, identity, files=files)
+    return result
+
+
+def finished(folder: Path, identity: Identity, *, files: Files, num_tasks: int | None) -> dict[str, Any] | None:
+    """The results of this run, if it is finished.
+
+    Args:
+        folder: the output directory.
+        identity: of the run that is wanted.
+        files: looks at the files of its data; called where there is something to compare with.
+        num_tasks: that are wanted, if that is said.
+
+    Raises:
+        DataError: damaged results, and nothing to make them from again.
+        MismatchError: the results are another run's.
+    """
+    path = folder / "results.json"
+    if not path.exists():
+        return None
+    try:
+        result = json.loads(path.read_text())
+        if not {"average_accuracy", "num_tasks"} <= set(result):
+            raise ValueError("it is not whole")
+    except (OSError, ValueError, TypeError) as error:
+        if not _has_checkpoint(folder):
+            raise DataError(
+                f"{path} is damaged ({error}), and there is no checkpoint beside it to make it from again; leave out "
+                "resume=true to start afresh."
+            ) from error
+        logger.warning("%s is damaged (%s): it is made again from the checkpoint beside it.", path, error)
+        return None
+    stored = result.get("identity")
+    if stored is None:
+        _compare_older(path, result, identity, num_tasks)
+    else:
+        record = run_identity.read(folder)
+        if record is not None and record["digest"] == stored["digest"]:
+            _compare(f"{path} is of another run", record, identity, files)
+        elif stored["digest"] != identity.digest:
+            raise MismatchError(
+                f"{path} is of another configuration, and there is no {run_identity.FILE} of it to say which. {_REMEDY}"
+            )
+        else:
+            _compare_files(f"{path} is of another run", stored["files"], files)
+    own = identity.own_classes
+    logger.info(
+        "%s exists: nothing left to do.%s",
+        path,
+        f" (Compared by configuration and files, not by the code of {', '.join(own)}.)" if own else "",
+    )
+    return result
+
+
+def check_begun(folder: Path, identity: Identity, *, files: Files) -> None:
+    """Say so if there is nothing to resume.
+
+    Raises:
+        MismatchError: there is a checkpoint, of another run.
+        DataError: there is one, but not the one to go on from.
+    """
+    if not _has_checkpoint(folder):
+        checkpoints = folder / "checkpoints"
+        others = sorted(path.name for path in checkpoints.glob("*.ckpt") if not path.name.startswith("."))
+        if others:
+            raise DataError(
+                f"{checkpoints} has {', '.join(others)} but no last.ckpt, which resume=true goes on from; rename the "
+                "one to go on from, or leave out resume=true to start afresh."
+            )
+        if is_first_process():
+            logger.info("Nothing to resume in %s: training starts from the beginning.", folder)
+        return
+    record = run_identity.read(folder)
+    if record is None:
+        logger.warning(
+            "%s was begun by a version that kept no %s: only what the checkpoint itself holds is compared.",
+            folder,
+            run_identity.FILE,
+        )
+        return
+    _compare(f"{folder} holds a run of another kind, begun and not finished", record, identity, files)
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    """Whether there is one to go on from, or its backup."""
+    last = folder / "checkpoints" / "last.ckpt"
+    return last.exists() or backup_of(last).exists()
+
+
+def _compare(what: str, record: Mapping[str, Any], identity: Identity, files: Files) -> None:
+    """Raise `MismatchError` where ``record`` is another run's, naming what differs."""
+    if different := identity.differences(record):
+        raise MismatchError(f"{what}: {'; '.join(different)}. {_REMEDY}")
+    _compare_files(what, record["files"], files)
+
+
+def _compare_files(what: str, stored: Mapping[str, Any] | None, files: Files) -> None:
+    if stored is not None and (different := different_files(stored, files())):
+        raise MismatchError(f"{what}: {'; '.join(different)}. {_REMEDY}")
+
+
+def _compare_older(path: Path, result: Mapping[str, Any], identity: Identity, num_tasks: int | None) -> None:
+    """The same by the little that results of earlier versions say of their run."""
+    here: dict[str, Any] = {name: identity.choices.get(name) for name in ("scenario", "data", "network", "method")}
+    here |= {"seed": identity.options.get("seed"), "data.num_tasks": num_tasks}
+    there = {**result, "data.num_tasks": result["num_tasks"]}
+    different = [
+        f"{name}={there[name]} there, {value} here"
+        for name, value in here.items()
+        if value is not None and name in there and there[name] != value
+    ]
+    if different:
+        raise MismatchError(f"{path} is of another run: {'; '.join(different)}. {_REMEDY}")
+    logger.warning(
+        "%s is of a version that kept no digest of its configuration: compared by scenario, data, network, method, "
+        "seed and number of tasks alone.",
+        path,
+    )
