@@ -1,12 +1,13 @@
 """The finished tasks: masks, one bit a weight, and what normalisation layers measured."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from supsup_lightning import bits
-from supsup_lightning.errors import MismatchError
+from supsup_lightning.errors import DataError, MismatchError
 from supsup_lightning.rows import TaskRows
 
 
@@ -123,6 +124,12 @@ class MaskBank(TaskRows):
     def sparsity(self) -> Tensor:
         """Measured share of weights switched off, ``(masks,)``."""
         return 1 - self.project(torch.ones(self.num_weights, device=self.packed.device)) / self.num_weights
+
+    def check_state(self, stored: Mapping[str, Any]) -> None:
+        """As `TaskRows.check_state`; also, bits that stand for no weight have to be 0."""
+        super().check_state(stored)
+        if (used := self.num_weights % 8) and (stored["packed"][:, -1] >> used).any():
+            raise DataError("What is stored of each mask is damaged: bits are set that stand for no weight.")
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)

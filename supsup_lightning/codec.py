@@ -10,24 +10,50 @@ Of a Hopfield memory: ``memory.triangle_<block>``, ``memory.total`` and ``memory
 Of methods that train: ``values`` ``(tasks, values)`` float32, a task's own; ``trunk``, ``weights`` and
 ``shared_statistics``, those of all tasks.
 
-The header's metadata holds the format, and what identifies the network, the seed and the options.
+The header's metadata holds the format, what identifies the network, the seed and the options, and the ``sha256`` of
+all this and the tensors. The same contents make the same file, byte for byte.
 """
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from supsup_lightning import entropy_coding
+from supsup_lightning.digests import digest
 from supsup_lightning.errors import DataError
 from supsup_lightning.files import replacing
+
+logger = logging.getLogger(__name__)
 
 MASK_BANK = "supsup-mask-bank-1"
 CODED_MASK_BANK = "supsup-mask-bank-2"
 HOPFIELD_MEMORY = "supsup-hopfield-memory-1"
 TRAINED_NETWORK = "supsup-trained-network-1"
+
+# Larger elements first, so that every tensor lies at a multiple of its element's size.
+_DTYPES = {
+    torch.complex64: "C64",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.uint64: "U64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.uint32: "U32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int16: "I16",
+    torch.uint16: "U16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 def write(
@@ -46,36 +72,81 @@ def write(
         file_format: one of the constants here.
         identity: what has to agree when the file is read.
         mask_sizes: weights of each layer, where ``packed`` holds masks over them.
+
+    Raises:
+        SaveError: the file system does not take it. What the file held before is kept.
     """
     contents = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     if mask_sizes and len(contents["packed"]):
-        coded = entropy_coding.encode(contents["packed"], mask_sizes)
-        if sum(value.nbytes for value in coded.values()) < contents["packed"].nbytes:
+        coded = entropy_coding.encode_if_smaller(contents["packed"], mask_sizes)
+        if coded is not None:
             del contents["packed"]
             contents |= coded
             file_format = CODED_MASK_BANK
-    with replacing(path) as temporary:
-        temporary.write_bytes(save(contents, metadata={"format": file_format, **identity}))
+    # `checked_by` as well, so that a damaged key does not make of a file one from before there was a digest.
+    metadata = {"format": file_format, "checked_by": "sha256", **identity}
+    order = list(_DTYPES)
+    contents = dict(sorted(contents.items(), key=lambda item: (order.index(item[1].dtype), item[0])))
+    header, place = {"__metadata__": {**metadata, "sha256": _digest(metadata, contents)}}, 0
+    for name, value in contents.items():
+        ends = [place, place + value.nbytes]
+        header[name] = {"dtype": _DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": ends}  # type: ignore[dict-item]
+        place = ends[1]
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for value in contents.values():
+            file.write(value.flatten().view(torch.uint8).numpy().data)
 
 
-def read(path: str | Path, *, file_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and identity. Raises `DataError` where the file is missing, damaged or of another format."""
-    try:
-        with safe_open(path, "pt") as file:
-            identity = dict(file.metadata() or {})
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"The file {path} cannot be read: {error}.") from error
+def read(
+    path: str | Path, *, file_format: str, mask_sizes: Sequence[int] = ()
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and identity.
+
+    Args:
+        path: of the file.
+        file_format: one of the constants here.
+        mask_sizes: as for `write`; coded masks over any others are refused before they are decoded.
+
+    Raises:
+        DataError: the file is missing, damaged or of another format.
+    """
+    tensors, identity = _open(Path(path))
+    expected = identity.pop("sha256", None)
+    if expected is None and "checked_by" not in identity:
+        logger.info("%s is of an older version, without a digest by which damage shows.", path)
+    elif expected != _digest(identity, tensors):
+        raise DataError(f"The file {path} is damaged: its SHA-256 is not that of what was written. Take a copy of it.")
     found = identity.pop("format", None)
+    identity.pop("checked_by", None)
     if found not in (MASK_BANK, CODED_MASK_BANK, HOPFIELD_MEMORY, TRAINED_NETWORK):
         raise DataError(f"{path} is no file that this package wrote (its format: {found}).")
-    if found == CODED_MASK_BANK:
-        coded = {name: tensors.pop(name) for name in ("coded", "coded_lengths", "ones", "layer_sizes")}
-        tensors["packed"] = entropy_coding.decode(**coded)
+    if found == CODED_MASK_BANK and file_format == MASK_BANK:
+        try:
+            coded = {name: tensors.pop(name) for name in ("coded", "coded_lengths", "ones", "layer_sizes")}
+            tensors["packed"] = entropy_coding.decode(**coded, sizes=mask_sizes)
+        except (KeyError, ValueError) as error:
+            raise DataError(f"The file {path} is damaged: {error}.") from error
         found = MASK_BANK
     if found != file_format:
         raise DataError(f"{path} is of format {found}, not {file_format}: it was made with another method.")
     return tensors, identity
+
+
+def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a safetensors file."""
+    try:
+        with safe_open(path, "pt") as file:  # which checks all sizes against that of the file
+            metadata = dict(file.metadata() or {})
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:
+        raise DataError(f"The file {path} cannot be read: {error}.") from error
+
+
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    return digest([dict(sorted(metadata.items())), dict(sorted(tensors.items()))])
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,8 +1,14 @@
 """Tasks that are no mask of their own but a linear combination of the masks there are: a few numbers a task."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+
+from supsup_lightning.errors import DataError
+from supsup_lightning.rows import check_tasks, check_tensor
 
 
 class Combinations(nn.Module):
@@ -87,9 +93,22 @@ class Combinations(nn.Module):
             raise KeyError(f"Task {task} is no combination; there are {len(self)} of them.")
         return int(rows[0])
 
+    def check_state(self, stored: Mapping[str, Any]) -> None:
+        """Look at a state before any of it is loaded. Raises `DataError` where it is damaged."""
+        for name in ("tasks", "masks"):
+            check_tasks(stored, "combination", name)
+        shapes = {
+            "coefficients": (len(stored["tasks"]), len(stored["masks"])),
+            "statistics": (len(stored["tasks"]), self.statistics.shape[1]),
+        }
+        for name, shape in shapes.items():
+            if check_tensor(stored, name, self.get_buffer(name), "combination").shape != shape:
+                raise DataError(f"What is stored of each combination is damaged: {name} are not of shape {shape}.")
+
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        names = ("tasks", "masks", "coefficients", "statistics")
+        self.check_state({name: state_dict.get(prefix + name) for name in names})
         # They grow, so loading first takes on the stored sizes; the default would refuse them.
-        for name in ("tasks", "masks", "coefficients", "statistics"):
-            if (stored := state_dict.get(prefix + name)) is not None:
-                setattr(self, name, getattr(self, name).new_empty(stored.shape))
+        for name in names:
+            setattr(self, name, self.get_buffer(name).new_empty(state_dict[prefix + name].shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

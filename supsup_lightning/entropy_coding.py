@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from supsup_lightning import bits
-
 Bernoulli = constriction.stream.model.Bernoulli
 RangeDecoder, RangeEncoder = constriction.stream.queue.RangeDecoder, constriction.stream.queue.RangeEncoder
+
+# By so many bytes, and so large a share, may what is coded differ from the entropy: the coder's last words, and its
+# probabilities of 24 bits.
+_SPARE_BYTES = 16
+_SPARE_SHARE = 0.01
 
 
 def encode(packed: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
@@ -28,41 +31,114 @@ def encode(packed: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
         ``coded`` ``(bytes,)`` uint8, all masks one after another; ``coded_lengths`` ``(masks,)`` int64, bytes of each;
         ``ones`` ``(masks, layers)`` int32, weights that are on; ``layer_sizes`` ``(layers,)`` int64.
 
+    >>> from supsup_lightning import bits
     >>> packed = bits.pack(torch.rand(3, 1000) < 0.02)
     >>> coded = encode(packed, [600, 400])
     >>> torch.equal(decode(**coded), packed), len(coded["coded"]) < packed.numel() / 2
     (True, True)
     """
-    ones = torch.zeros(len(packed), len(sizes), dtype=torch.int32)
-    words = []
-    for row, mask in enumerate(packed.cpu()):
+    ones = count(packed, sizes)
+    words, lengths = bytearray(), []
+    symbols = np.empty(sum(sizes), dtype=np.int32)  # of one mask at a time
+    for on, counts in zip(_unpacked(packed, sizes), ones.tolist(), strict=True):
         encoder = RangeEncoder()
-        on = bits.unpack(mask, sum(sizes)).numpy().astype(np.int32)
-        for layer, part in enumerate(np.split(on, np.cumsum(sizes)[:-1])):
-            ones[row, layer] = count = int(part.sum())
-            if 0 < count < len(part):
-                encoder.encode(part, Bernoulli(count / len(part), perfect=False))
-        words.append(torch.from_numpy(encoder.get_compressed().astype("<u4").view(np.uint8)))
+        symbols[:] = on
+        for part, number in zip(np.split(symbols, np.cumsum(sizes)[:-1]), counts, strict=True):
+            if 0 < number < len(part):
+                encoder.encode(part, Bernoulli(number / len(part), perfect=False))
+        coded = encoder.get_compressed().astype("<u4").tobytes()
+        words += coded
+        lengths.append(len(coded))
     return {
-        "coded": torch.cat([torch.empty(0, dtype=torch.uint8), *words]),
-        "coded_lengths": torch.tensor([len(each) for each in words], dtype=torch.int64),
+        "coded": torch.frombuffer(words, dtype=torch.uint8) if words else torch.empty(0, dtype=torch.uint8),
+        "coded_lengths": torch.tensor(lengths, dtype=torch.int64),
         "ones": ones,
         "layer_sizes": torch.tensor(list(sizes), dtype=torch.int64),
     }
 
 
-def decode(coded: Tensor, coded_lengths: Tensor, ones: Tensor, layer_sizes: Tensor) -> Tensor:
-    """The packed masks, ``(masks, ceil(weights / 8))`` uint8, out of what `encode` gave."""
-    sizes = layer_sizes.tolist()
-    masks = zip(coded.split(coded_lengths.tolist()), ones.tolist(), strict=True)
-    rows = [bits.pack(torch.from_numpy(np.concatenate(list(_layers(each, counts, sizes))))) for each, counts in masks]
-    return torch.stack(rows) if rows else torch.empty(0, -(-sum(sizes) // 8), dtype=torch.uint8)
+def encode_if_smaller(packed: Tensor, sizes: Sequence[int]) -> dict[str, Tensor] | None:
+    """What `encode` gives; None where it takes no fewer bytes, which their entropy tells before any mask is coded."""
+    besides = len(packed) * (8 + 4 * len(sizes)) + 8 * len(sizes)
+    least = entropy_bytes(count(packed, sizes), sizes).sum() - len(packed) * _SPARE_BYTES + besides
+    if least >= packed.nbytes:
+        return None
+    coded = encode(packed, sizes)
+    return coded if sum(value.nbytes for value in coded.values()) < packed.nbytes else None
 
 
-def _layers(coded: Tensor, counts: Sequence[int], sizes: Sequence[int]) -> Iterator[np.ndarray]:
+def count(packed: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Weights that are on in each mask and layer, ``(masks, layers)`` int32."""
+    ends = np.cumsum(sizes)
+    ones = [[np.count_nonzero(part) for part in np.split(on, ends[:-1])] for on in _unpacked(packed, sizes)]
+    return torch.tensor(ones, dtype=torch.int32).view(len(packed), len(sizes))
+
+
+def entropy_bytes(ones: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Bytes that masks with so many weights on carry, ``(masks, layers)`` to ``(masks,)`` float64."""
+    size = torch.tensor(list(sizes), dtype=torch.float64)
+    share = ones / size.clamp_min(1)
+    bits_per_weight = torch.special.entr(share) + torch.special.entr(1 - share)  # in nats
+    return (bits_per_weight * size).sum(1) / np.log(2) / 8
+
+
+def decode(
+    coded: Tensor, coded_lengths: Tensor, ones: Tensor, layer_sizes: Tensor, *, sizes: Sequence[int] | None = None
+) -> Tensor:
+    """The packed masks, ``(masks, ceil(weights / 8))`` uint8, out of what `encode` gave.
+
+    Args:
+        coded: as `encode` returns it, like the next three.
+        coded_lengths: see there.
+        ones: see there.
+        layer_sizes: see there.
+        sizes: what `layer_sizes` has to be, where that is known; nothing is made room for before it was compared.
+
+    Raises:
+        ValueError: they are not what `encode` gives.
+    """
+    sizes = layer_sizes.tolist() if sizes is None else sizes
+    _check(coded, coded_lengths, ones, layer_sizes, sizes)
+    packed = torch.empty(len(ones), -(-sum(sizes) // 8), dtype=torch.uint8)
+    masks = zip(packed.numpy(), coded.split(coded_lengths.tolist()), ones.tolist(), strict=True)
+    for number, (row, words, counts) in enumerate(masks):
+        on = np.concatenate(list(_layers(words, counts, sizes, number)))
+        row[:] = np.packbits(on, bitorder="little")
+    return packed
+
+
+def _check(coded: Tensor, lengths: Tensor, ones: Tensor, layer_sizes: Tensor, sizes: Sequence[int]) -> None:
+    wanted = {torch.uint8: (coded, 1), torch.int64: (lengths, 1), torch.int32: (ones, 2)}
+    if any(tensor.dtype != dtype or tensor.ndim != ndim for dtype, (tensor, ndim) in wanted.items()):
+        raise ValueError("coded masks have other types or dimensions")
+    if layer_sizes.dtype != torch.int64 or layer_sizes.tolist() != list(sizes):
+        raise ValueError("coded masks are over other layers than those of this network")
+    if ones.shape != (len(lengths), len(sizes)):
+        raise ValueError(f"{len(lengths)} coded masks have counts of shape {tuple(ones.shape)}")
+    if (lengths < 0).any() or (lengths % 4).any() or int(lengths.double().sum()) != len(coded):
+        raise ValueError("the lengths of coded masks do not add up")
+    if (ones < 0).any() or (ones > layer_sizes).any():
+        raise ValueError("a layer has more weights on than weights")
+    entropy = entropy_bytes(ones, sizes)
+    if ((lengths - entropy).abs() > entropy * _SPARE_SHARE + _SPARE_BYTES).any():
+        raise ValueError("a coded mask is not as long as its number of ones makes it")
+
+
+def _layers(coded: Tensor, counts: Sequence[int], sizes: Sequence[int], number: int) -> Iterator[np.ndarray]:
     decoder = RangeDecoder(coded.numpy().view("<u4").astype(np.uint32))
-    for count, size in zip(counts, sizes, strict=True):
-        if 0 < count < size:
-            yield decoder.decode(Bernoulli(count / size, perfect=False), size).astype(bool)
-        else:
-            yield np.full(size, count == size)
+    for ones, size in zip(counts, sizes, strict=True):
+        on = np.full(size, ones == size)
+        if 0 < ones < size:
+            try:
+                on = decoder.decode(Bernoulli(ones / size, perfect=False), size).astype(bool)
+            except (AssertionError, RuntimeError, ValueError) as error:  # constriction's for words it never writes
+                raise ValueError(f"coded mask {number} cannot be decoded ({error})") from error
+        if np.count_nonzero(on) != ones:
+            raise ValueError(f"coded mask {number} has another number of ones than was written")
+        yield on
+
+
+def _unpacked(packed: Tensor, sizes: Sequence[int]) -> Iterator[np.ndarray]:
+    """One mask after another, ``(weights,)`` uint8."""
+    for row in packed.cpu().numpy():
+        yield np.unpackbits(row, count=sum(sizes), bitorder="little")

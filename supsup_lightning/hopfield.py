@@ -10,16 +10,18 @@ recover   from the mean of the patterns, downhill on  (1 - t) L(z) + gamma t E(z
 Nothing here knows of masks or images: `recover` works on any patterns with any loss, or with none.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad_and_value
 from torch.nn.functional import cosine_similarity
 
-from supsup_lightning.errors import ConfigurationError, check_choice, check_whole
+from supsup_lightning.errors import ConfigurationError, DataError, check_choice, check_whole
+from supsup_lightning.rows import check_tensor
 
 RULES = ("storkey", "hebbian")
 
@@ -109,13 +111,44 @@ class HopfieldMemory(nn.Module):
         """What has to be kept: the upper triangles, diagonal included, and the sum of the patterns, in float32."""
         return 4 * (sum(size * (size + 1) // 2 for size in self.sizes) + sum(self.sizes))
 
+    def check_state(self, stored: Mapping[str, Any]) -> None:
+        """Look at a state, or at what `packed` gave, before any of it is loaded.
+
+        Raises:
+            DataError: it is damaged, or of a memory of other sizes.
+        """
+        whole = "triangle_0" not in stored
+        own = {"total": self.total, "num_patterns": self.num_patterns}
+        for block, size in enumerate(self.sizes):
+            shape, name = ((size, size), "weights") if whole else ((size * (size + 1) // 2,), "triangle")
+            own[f"{name}_{block}"] = torch.empty(shape, device="meta")
+        for name, value in own.items():
+            if check_tensor(stored, name, value, "Hopfield pattern").shape != value.shape:
+                raise DataError(
+                    f"What is stored of each Hopfield pattern is damaged, or of another network: {name} has shape "
+                    f"{tuple(stored[name].shape)} in place of {tuple(value.shape)}."
+                )
+        matrices = [stored[f"weights_{block}"] for block in range(len(self.sizes))] if whole else []
+        most = stored["num_patterns"]
+        if (
+            not 0 <= most < 2**31
+            or (stored["total"].abs() > most).any()
+            or not all(torch.equal(w, w.T) for w in matrices)
+        ):
+            raise DataError("What is stored of each Hopfield pattern is damaged: no sum of patterns is like this.")
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        self.check_state({name: state_dict.get(prefix + name) for name in self._buffers})
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def packed(self) -> dict[str, Tensor]:
         """What has to be kept, by name; the triangles are ``(size * (size + 1) / 2,)``, row after row."""
         triangles = {f"triangle_{block}": w[_upper(len(w))] for block, w in enumerate(self.weights)}
         return {**triangles, "total": self.total, "num_patterns": self.num_patterns}
 
     def unpack(self, tensors: dict[str, Tensor]) -> None:
-        """From what `packed` gave, to the same bits."""
+        """From what `packed` gave, to the same bits. Raises `DataError`, as `check_state`, before anything changes."""
+        self.check_state(tensors)
         for block, weights in enumerate(self.weights):
             rows, columns = _upper(len(weights))
             triangle = tensors[f"triangle_{block}"].to(weights)

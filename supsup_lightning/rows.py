@@ -1,9 +1,15 @@
 """What is kept of each finished task, a row a task."""
 
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from supsup_lightning.errors import MismatchError
+from supsup_lightning.errors import DataError, MismatchError
+
+_MOST_TASKS = 2**31  # of a larger number, a damaged bit is more likely than so many tasks
 
 
 class TaskRows(nn.Module):
@@ -72,16 +78,60 @@ class TaskRows(nn.Module):
         tables = [self.get_buffer(name) for name in self.columns]
         return sum(table.shape[1] * table.itemsize for table in tables)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        # Buffers grow, so loading first takes on the stored number of rows; the default would refuse the size.
-        for name in (*self.columns, "tasks"):
-            stored, own = state_dict.get(prefix + name), self.get_buffer(name)
-            if stored is None:
-                continue
-            if stored.shape[1:] != own.shape[1:]:
+    def check_state(self, stored: Mapping[str, Any]) -> None:
+        """Look at a state before any of it is loaded.
+
+        Raises:
+            MismatchError: its rows have another length.
+            DataError: it is damaged.
+        """
+        check_tasks(stored, self.kind)
+        for name in self.columns:
+            value, own = check_tensor(stored, name, self.get_buffer(name), self.kind), self.get_buffer(name)
+            if value.shape[1:] != own.shape[1:]:
                 raise MismatchError(
-                    f"What is stored has {tuple(stored.shape[1:])} {name} a task, this network {tuple(own.shape[1:])}: "
+                    f"What is stored has {tuple(value.shape[1:])} {name} a task, this network {tuple(own.shape[1:])}: "
                     "it was made with another network."
                 )
-            setattr(self, name, own.new_empty(stored.shape))
+            if len(value) != len(stored["tasks"]):
+                raise DataError(f"What is stored is damaged: {len(value)} rows of {name} for {len(stored['tasks'])}.")
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        self.check_state({name: state_dict.get(prefix + name) for name in (*self.columns, "tasks")})
+        # Buffers grow, so loading first takes on the stored number of rows; the default would refuse the size.
+        for name in (*self.columns, "tasks"):
+            setattr(self, name, self.get_buffer(name).new_empty(state_dict[prefix + name].shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def check_tensor(stored: Mapping[str, Any], name: str, own: Tensor, kind: str) -> Tensor:
+    """The tensor of this name, as finite numbers of the type and number of dimensions that ``own`` has.
+
+    Raises:
+        DataError: there is none, or one of another kind. ``kind`` says in the message what is stored.
+    """
+    value = stored.get(name)
+    if not isinstance(value, Tensor):
+        raise DataError(f"What is stored of each {kind} is damaged: {name} is missing.")
+    same_type = value.is_floating_point() if own.is_floating_point() else value.dtype == own.dtype
+    if not same_type or value.ndim != own.ndim:
+        raise DataError(
+            f"What is stored of each {kind} is damaged: {name} is {value.dtype} of shape {tuple(value.shape)}."
+        )
+    if value.is_floating_point() and not value.isfinite().all():
+        raise DataError(f"What is stored of each {kind} is damaged: {name} has values that are NaN or infinite.")
+    return value
+
+
+def check_tasks(stored: Mapping[str, Any], kind: str, name: str = "tasks") -> None:
+    """Raise `DataError` unless ``tasks`` are numbers from 0 on, each once."""
+    tasks = check_tensor(stored, name, torch.empty(0, dtype=torch.int64), kind)
+    if (tasks < 0).any() or (tasks >= _MOST_TASKS).any() or len(tasks.unique()) != len(tasks):
+        raise DataError(f"What is stored of each {kind} is damaged: {name} are not numbers from 0 on, each once.")
+
+
+def check_names(stored: Mapping[str, Any], needed: set[str], *, optional: AbstractSet[str] = frozenset()) -> None:
+    """Raise `DataError` where a needed tensor is missing, or there is one that is neither needed nor optional."""
+    missing, extra = sorted(needed - stored.keys()), sorted(stored.keys() - needed - optional)
+    if missing or extra:
+        raise DataError(f"{', '.join(missing) or 'nothing'} missing, {', '.join(extra) or 'nothing'} in excess.")

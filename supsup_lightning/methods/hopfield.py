@@ -15,6 +15,7 @@ from supsup_lightning.layout import ByName, Layout, MaskRule
 from supsup_lightning.masks import masked_weights
 from supsup_lightning.methods.frozen_network import FrozenNetworkMethod
 from supsup_lightning.methods.method import Offer, Part
+from supsup_lightning.rows import check_names
 
 logger = logging.getLogger(__name__)
 
@@ -218,6 +219,11 @@ class HopSupSup(FrozenNetworkMethod):
     def _learned(self) -> dict[str, Tensor]:
         """The memory."""
         return codec.prefixed("memory.", self.memory.packed())
+
+    def _check_learned(self, tensors: dict[str, Tensor]) -> None:
+        blocks = {f"memory.triangle_{block}" for block in range(len(self.memory.sizes))}
+        check_names(tensors, {*blocks, "memory.total", "memory.num_patterns"})
+        self.memory.check_state(codec.under("memory.", tensors))
 
     def _set_learned(self, tensors: dict[str, Tensor]) -> None:
         """The memory; the masks themselves are not known then."""

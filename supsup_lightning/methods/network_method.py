@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from supsup_lightning import codec
-from supsup_lightning.errors import ConfigurationError, MismatchError, check_choice
+from supsup_lightning.errors import ConfigurationError, DataError, MismatchError, check_choice
 from supsup_lightning.layout import Layout
 from supsup_lightning.masks import WEIGHT_INITIALISERS
 from supsup_lightning.meaning import meaning
 from supsup_lightning.methods.method import Method
+from supsup_lightning.rows import check_tensor
 from supsup_lightning.seeding import generator
 
 
@@ -41,6 +42,7 @@ class NetworkMethod(Method):
 
     file_format: str
     mask_sizes: tuple[int, ...] = ()  # of layers, where what is kept is masks
+    row_each: tuple[str, ...] = ()  # tensors in training that have a row for each of several tasks at once
     needs_base = True  # finished tasks compute with the network's own weights
 
     def __init__(
@@ -140,7 +142,12 @@ class NetworkMethod(Method):
         codec.write(path, self.kept(), file_format=self.file_format, identity=self.identity, mask_sizes=self.mask_sizes)
 
     def load(self, path: str | Path) -> None:
-        """Replace what is learned by a file's. Raises `MismatchError` if another network or options made it."""
+        """Replace what is learned by a file's.
+
+        Raises:
+            MismatchError: another network or options made it. Nothing is replaced then.
+            DataError: it is damaged. Nothing is replaced then.
+        """
         learned, parameters = self._read(path)
         self._set_parameters(parameters)
         self._set_learned(learned)
@@ -151,15 +158,37 @@ class NetworkMethod(Method):
         """What a file holds of the finished tasks."""
 
     @abstractmethod
+    def _check_learned(self, tensors: dict[str, Tensor]) -> None:
+        """Raise `DataError` or `MismatchError` unless these are what `_learned` gives for some number of tasks."""
+
+    @abstractmethod
     def _set_learned(self, tensors: dict[str, Tensor]) -> None:
         """From what `_learned` gave."""
 
     def _read(self, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What is learned, and the network's parameters, of a file that belongs to this configuration."""
-        tensors, identity = codec.read(path, file_format=self.file_format)
+        tensors, identity = codec.read(path, file_format=self.file_format, mask_sizes=self.mask_sizes)
         parameters = codec.under("parameters.", tensors)
         self._check_identity(identity, f"The file {path}", parameters)
-        return {name: value for name, value in tensors.items() if not name.startswith("parameters.")}, parameters
+        own = self.network.state_dict()
+        needed = {name for name in own if name not in self._regrown and self._is_needed(name)}
+        learned = {name: value for name, value in tensors.items() if not name.startswith("parameters.")}
+        seed = learned.pop("seed", None)
+        try:
+            if missing := needed - parameters.keys():
+                raise DataError(f"it lacks the network's {', '.join(sorted(missing))}")
+            for name, value in parameters.items():
+                check_tensor(parameters, name, own[name], "parameter")
+                if value.dtype != own[name].dtype and not value.is_floating_point():
+                    raise DataError(f"{name} is {value.dtype}")
+            if seed is None and self.needs_seed and not {*self._identified} <= parameters.keys():
+                raise DataError("it lacks the seed")
+            if seed is not None and (seed.dtype != torch.int64 or not torch.equal(seed, torch.tensor(self.seed))):
+                raise DataError(f"its seed is not {self.seed}")
+            self._check_learned(learned)
+        except DataError as error:
+            raise DataError(f"The file {path} is refused: {error}") from error
+        return learned, parameters
 
     def get_extra_state(self) -> dict[str, Any]:
         """The identity, and the task in training; into `state_dict`."""
@@ -218,6 +247,38 @@ class NetworkMethod(Method):
     def _fill_in(self, state_dict: dict[str, Any], prefix: str) -> None:
         """Put in what a checkpoint need not have."""
 
+    def _check_state(self, state: dict[str, Any], *, strict: bool) -> None:
+        """Raise `DataError` or `MismatchError` where a state is not one of this method's, before any of it is loaded.
+
+        Args:
+            state: with what was left out, by names within the method.
+            strict: nothing may be missing, and nothing there that is not the method's.
+        """
+        own = self.state_dict()
+        names = {*own, *(f"network.{name}" for name in self.network.state_dict())}
+        if strict and state.keys() != names:
+            missing, extra = sorted(names - state.keys()), sorted(state.keys() - names)
+            raise MismatchError(
+                f"What is stored is not of this method: {', '.join(missing) or 'nothing'} missing, "
+                f"{', '.join(extra) or 'nothing'} in excess."
+            )
+        growing = [f"{name}." for name, part in self.named_modules() if hasattr(part, "check_state")]
+        for prefix in growing:
+            self.get_submodule(prefix[:-1]).check_state(codec.under(prefix, state))  # type: ignore[operator]
+        for name, value in {**own, **codec.prefixed("network.", self.network.state_dict())}.items():
+            stored = state.get(name)
+            if stored is None or not isinstance(value, Tensor) or name.startswith(tuple(growing)):
+                continue
+            start = -1 if name in self.row_each else 0
+            if not isinstance(stored, Tensor) or stored.shape[start:] != value.shape[start:]:
+                shape = tuple(stored.shape) if isinstance(stored, Tensor) else type(stored).__name__
+                raise MismatchError(
+                    f"What is stored is of another network: {name} is {shape}, not {tuple(value.shape)}."
+                )
+
+    def _make_room_for(self, state: dict[str, Any]) -> None:
+        """For as much in training as a state has, which was checked."""
+
     def _follow_network(self) -> None:
         """What is derived from the network's parameters follows them."""
         self._constants = {name: buffer.clone() for name, buffer in self._constant_buffers()}
@@ -233,17 +294,24 @@ def _leave_out_base_weights(
             del state_dict[f"{prefix}network.{name}"]
 
 
-def _check_and_fill_in(module: NetworkMethod, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Refuse a foreign state before any of it is loaded; then put in what was left out, for strict loading."""
+def _check_and_fill_in(
+    module: NetworkMethod, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *_: Any
+) -> None:
+    """Put in what was left out, for strict loading; refuse a foreign or damaged state before any of it is loaded."""
     network = f"{prefix}network."
     own = module.network.state_dict()
     parameters = {name: state_dict[network + name] for name in own if network + name in state_dict}
     module._fill_in(state_dict, prefix)
     extra = state_dict.get(f"{prefix}_extra_state")
     if extra is not None:
+        if not isinstance(extra, Mapping) or not {"identity", "task_in_training"} <= extra.keys():
+            raise DataError("What is stored of the method is damaged: it does not say what it was made with.")
         module._check_identity(extra["identity"], "The checkpoint", parameters)
     for name, value in own.items():
         state_dict.setdefault(network + name, value)
+    state = codec.under(prefix, state_dict)
+    module._check_state(state, strict=strict)
+    module._make_room_for(state)
 
 
 def _follow(module: NetworkMethod, _: Any) -> None:

@@ -13,7 +13,7 @@ from torch.func import vmap
 from supsup_lightning import codec
 from supsup_lightning.bank import MaskBank
 from supsup_lightning.combinations import Combinations
-from supsup_lightning.errors import ConfigurationError, MismatchError
+from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
 from supsup_lightning.layout import ByName, Layout, MaskRule
 from supsup_lightning.masks import make_rule, masked_weights
 from supsup_lightning.methods.frozen_network import FrozenNetworkMethod
@@ -21,6 +21,7 @@ from supsup_lightning.methods.kept_scores import KeptScores
 from supsup_lightning.methods.method import Part
 from supsup_lightning.methods.sparsity_search import CANDIDATES, SparsitySearch
 from supsup_lightning.methods.starting_scores import StartingScores
+from supsup_lightning.rows import check_names
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class SupSup(FrozenNetworkMethod):
     """
 
     file_format = codec.MASK_BANK
+    row_each = ("scores", "statistics")
     statistics: Tensor
 
     def __init__(
@@ -491,6 +493,19 @@ class SupSup(FrozenNetworkMethod):
         combined = self.combinations.state_dict() if len(self.combinations) else {}
         return {**bank, **codec.prefixed("combinations.", combined)}
 
+    def _check_learned(self, tensors: dict[str, Tensor]) -> None:
+        check_names(tensors, {"packed", "tasks"}, optional=self._optional(tensors))
+        bank, combined = self._parts_of(tensors)
+        self.bank.check_state(bank)
+        self.combinations.check_state(combined)
+        _check_combined(bank, combined)
+
+    def _optional(self, tensors: dict[str, Tensor]) -> set[str]:
+        """Statistics where the network has any, and combinations as a whole."""
+        combined = {f"combinations.{name}" for name in self.combinations.state_dict()}
+        statistics = {"statistics"} if self.statistics_layout.names else set()
+        return statistics | (combined if combined <= tensors.keys() else set())
+
     def _set_learned(self, tensors: dict[str, Tensor]) -> None:
         """Both from a file."""
         bank, combined = self._parts_of(tensors)
@@ -506,9 +521,9 @@ class SupSup(FrozenNetworkMethod):
     def _parts_of(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """States of bank and combinations out of a file's tensors."""
         bank = {name: tensors[name] for name in ("packed", "tasks")}
-        bank["statistics"] = tensors.get("statistics", torch.empty(len(bank["tasks"]), 0))
+        bank["statistics"] = tensors.get("statistics", torch.empty(bank["tasks"].numel(), 0))
         combined = codec.under("combinations.", tensors)
-        return bank, combined or Combinations(bank["statistics"].shape[1]).state_dict()
+        return bank, combined or Combinations(self.statistics_layout.num_weights).state_dict()
 
     def merge(self, path: str | Path) -> None:
         """Add the tasks of a bank file, trained elsewhere on the same network.
@@ -553,9 +568,7 @@ class SupSup(FrozenNetworkMethod):
             self.rule = self.rules[self.search.begin(self.task_in_training)]
 
     def _fill_in(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """What checkpoints did not have before there was any of it; and room for as many tasks at once as they had."""
-        if f"{prefix}scores" in state_dict:
-            self._make_room(tuple(state_dict[f"{prefix}scores"].shape[:-1]))
+        """What checkpoints did not have before there was any of it."""
         for name, value in self.start.state_dict().items():
             state_dict.setdefault(f"{prefix}start.{name}", value)
         for name, value in Combinations(self.statistics_layout.num_weights).state_dict().items():
@@ -565,3 +578,27 @@ class SupSup(FrozenNetworkMethod):
             state_dict.pop(kept, None)  # needed only to train on
         else:
             state_dict.setdefault(kept, {"scores": {}})
+
+    def _check_state(self, state: dict[str, Any], *, strict: bool) -> None:
+        super()._check_state(state, strict=strict)
+        _check_combined(codec.under("bank.", state), codec.under("combinations.", state))
+        rows = [tuple(state[name].shape[:-1]) for name in self.row_each if name in state]
+        if len(set(rows)) > 1 or any(len(shape) > 1 for shape in rows):
+            raise DataError(f"What is stored in training is damaged: it is of {' and '.join(map(str, rows))} tasks.")
+        kept = state.get("kept_scores._extra_state", {"scores": {}})["scores"]
+        if any(scores.shape != (self.layout.num_weights,) for scores in kept.values()):
+            raise DataError("What is stored of the scores of finished tasks is damaged.")
+
+    def _make_room_for(self, state: dict[str, Any]) -> None:
+        if "scores" in state:
+            self._make_room(tuple(state["scores"].shape[:-1]))
+
+
+def _check_combined(bank: dict[str, Tensor], combined: dict[str, Tensor]) -> None:
+    """Raise `DataError` where combinations rest on masks that are not there, or have a mask of their own."""
+    if not combined or not bank:
+        return
+    own = {*bank["tasks"].tolist()}
+    used = combined["masks"][combined["coefficients"].any(0)]
+    if own & {*combined["tasks"].tolist()} or not {*used.tolist()} <= own:
+        raise DataError("What is stored of each combination is damaged: it does not fit the masks.")

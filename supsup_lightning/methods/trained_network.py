@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from supsup_lightning import codec
-from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.errors import ConfigurationError, MismatchError
 from supsup_lightning.layout import Layout
 from supsup_lightning.methods.method import Offer, Part
 from supsup_lightning.methods.network_method import NetworkMethod
-from supsup_lightning.rows import TaskRows
+from supsup_lightning.rows import TaskRows, check_names, check_tensor
 
 
 class TrainedNetworkMethod(NetworkMethod):
@@ -168,7 +168,22 @@ class TrainedNetworkMethod(NetworkMethod):
         """The rows; tables of no columns are left out."""
         return {name: value for name, value in self.finished.state_dict().items() if value.ndim == 1 or value.shape[1]}
 
+    def _check_learned(self, tensors: dict[str, Tensor]) -> None:
+        own, rows = self._learned(), self.finished.state_dict()
+        shared = {name: value for name, value in own.items() if name not in rows}
+        check_names(tensors, {*own})
+        self.finished.check_state(self._rows(tensors))
+        for name, value in shared.items():
+            if check_tensor(tensors, name, value, "task").shape != value.shape:
+                raise MismatchError(
+                    f"{name} has shape {tuple(tensors[name].shape)}, {tuple(value.shape)} with this network."
+                )
+
     def _set_learned(self, tensors: dict[str, Tensor]) -> None:
         """The rows from a file."""
-        none = torch.empty(len(tensors["tasks"]), 0)
-        self.finished.load_state_dict({name: tensors.get(name, none) for name in self.finished.state_dict()})
+        self.finished.load_state_dict(self._rows(tensors))
+
+    def _rows(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state of `finished`; tables of no columns are in no file."""
+        none = torch.empty(tensors["tasks"].numel(), 0)
+        return {name: tensors.get(name, none) for name in self.finished.state_dict()}
