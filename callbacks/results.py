@@ -15,6 +15,7 @@ from supsup_lightning.callbacks.evaluation import evaluation_of
 from supsup_lightning.callbacks.recovery import recovery_of
 from supsup_lightning.callbacks.stream_record import record_of_stream
 from supsup_lightning.callbacks.task_boundary import boundary_of
+from supsup_lightning.digests import digest
 from supsup_lightning.errors import SaveError
 from supsup_lightning.files import set_aside
 from supsup_lightning.module import ContinualModule
@@ -48,6 +49,7 @@ class WriteResults(L.Callback):
         self.test_seconds: list[float] = []
         self._started = 0.0
         self._training_began = False
+        self._saved = ""  # the digest of what is in the bank's file
 
     @property
     def bank_path(self) -> Path:
@@ -168,7 +170,10 @@ class WriteResults(L.Callback):
 
     def _save_bank(self, trainer: L.Trainer, module: ContinualModule) -> None:
         if trainer.is_global_zero:
-            module.method.save(self.bank_path)
+            contents = digest(module.method.kept())
+            if contents != self._saved or not self.bank_path.exists():  # the test changes nothing
+                module.method.save(self.bank_path)
+                self._saved = contents
 
 
 def validation_accuracies(trainer: L.Trainer, module: ContinualModule, tasks: Sequence[int]) -> list[float]:

@@ -8,6 +8,7 @@ import torch
 
 from supsup_lightning import ContinualDataModule, PermutedDigits, PermutedMNIST
 from supsup_lightning.data import MNIST, Digits, Permuted, Reading
+from supsup_lightning.data.images import InOrder
 from supsup_lightning.errors import ConfigurationError, DataError
 
 
@@ -183,3 +184,15 @@ def test_idx_files_are_checked_before_they_are_believed(tmp_path):
         damaged(lambda at=at, data=data: overwrite(image_file.name, at, data), "begins with .* where 00000803 is due")
     damaged(lambda: overwrite(image_file.name, 4, b"\xff" * 12), "is damaged: 136 bytes where its header announces")
     damaged(lambda: shutil.copy(image_file, label_file), "where 00000801 is due")
+def test_batches_in_order_are_made_when_asked_for():
+    for count in (0, 1, 2, 5, 7, 8, 9):
+        for size in (1, 2, 3, 4):
+            for world_size in (1, 2, 3):
+                for rank in range(world_size):
+                    batches = list(torch.arange(count).split(size))
+                    if len(batches) > 1 and len(batches[-1]) == 1:
+                        batches[-2:] = [torch.cat(batches[-2:])]
+                    expected = [batch.tolist() for batch in batches[rank::world_size]] or [[]]
+                    found = InOrder(range(count), size, slice(rank, None, world_size))
+                    assert [batch.tolist() for batch in found] == expected
+                    assert len(found) == len(expected)

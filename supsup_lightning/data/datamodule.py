@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from supsup_lightning.data.augment import CropFlip, make_augment, name_of
 from supsup_lightning.data.datasets import Datasets
 from supsup_lightning.data.examination import examine
-from supsup_lightning.data.images import Augment, BatchLoader, Images, Memory, check_picture
+from supsup_lightning.data.images import Augment, BatchLoader, Images, InOrder, Memory, check_picture
 from supsup_lightning.data.sources import Reading
 from supsup_lightning.data.streams import Permuted, Rotated, Split, Stream, Task
 from supsup_lightning.data.tasks import TaskSequence, check_count
@@ -307,18 +307,17 @@ class ContinualDataModule(TaskSequence):
         """The validation images of any task."""
         rank, world_size = self.processes()
         _, images = self._halves(task)
-        order = _batches(torch.arange(len(images))[rank::world_size], _VALIDATION_BATCH)
+        order = InOrder(range(len(images))[rank::world_size], _VALIDATION_BATCH)
         return BatchLoader(images, order, device=self.device, name=f"validation images of task {task}")
 
     def test_loader(self, task: int) -> BatchLoader:
         """The test batches of any task."""
         rank, world_size = self.processes()
         images = self._task(task).test
-        order = _batches(torch.arange(len(images)), self.batch_size)
         # Whole batches go to a process each: how many images decide about a task must not depend on their number. A
         # process without one gets a batch of no images, as Lightning's test would leave it out and the others wait.
-        mine = order[rank::world_size] or [order[0][:0]]
-        return BatchLoader(images, mine, device=self.device, name=f"test images of task {task}")
+        order = InOrder(range(len(images)), self.batch_size, slice(rank, None, world_size))
+        return BatchLoader(images, order, device=self.device, name=f"test images of task {task}")
 
     def _halves(self, task: int) -> tuple[Images, Images]:
         """The task's training and validation images."""
@@ -345,11 +344,3 @@ class ContinualDataModule(TaskSequence):
         for shape in (own, other, wanted):
             check_picture(shape, "data.resize=true")
         return replace(found, **{half: replace(getattr(found, half), input_shape=wanted) for half in ("train", "test")})
-
-
-def _batches(order: Tensor, size: int) -> list[Tensor]:
-    """In order; a single image left over joins the batch before, as alone it has no statistics to be normalised by."""
-    batches = list(order.split(size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches

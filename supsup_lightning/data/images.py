@@ -182,6 +182,39 @@ def check_picture(shape: Sequence[int], option: str) -> None:
     )
 
 
+class InOrder(Sequence[Tensor]):
+    """Places of batches in order, each made when it is asked for; a tensor for each batch of each task would add up.
+
+    A single image left over joins the batch before, as alone it has no statistics to be normalised by.
+
+    Args:
+        places: in the images.
+        size: of a batch.
+        batches: which of them; by default all. Where these are none, there is one without images.
+
+    >>> [batch.tolist() for batch in InOrder(range(7), 3)]
+    [[0, 1, 2], [3, 4, 5, 6]]
+    """
+
+    def __init__(self, places: range, size: int, batches: slice = slice(None)) -> None:
+        self.places = places
+        self.size = size
+        last = max(0, -(-len(places) // size) - 1)
+        self.last = last - 1 if last and len(places) - last * size == 1 else last
+        self.numbers = range(self.last + 1)[batches]
+
+    def __len__(self) -> int:
+        return max(1, len(self.numbers))
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        if not len(self.numbers) and index == 0:
+            return torch.empty(0, dtype=torch.int64)
+        number = self.numbers[index]
+        end = len(self.places) if number == self.last else (number + 1) * self.size
+        batch = self.places[number * self.size : end]
+        return torch.arange(batch.start, batch.stop, batch.step)
+
+
 class BatchLoader:
     """Yields ``(images, labels)`` on a device for each row of an order; what Lightning takes for a DataLoader.
 
