@@ -184,6 +184,8 @@ def test_idx_files_are_checked_before_they_are_believed(tmp_path):
         damaged(lambda at=at, data=data: overwrite(image_file.name, at, data), "begins with .* where 00000803 is due")
     damaged(lambda: overwrite(image_file.name, 4, b"\xff" * 12), "is damaged: 136 bytes where its header announces")
     damaged(lambda: shutil.copy(image_file, label_file), "where 00000801 is due")
+
+
 def test_batches_in_order_are_made_when_asked_for():
     for count in (0, 1, 2, 5, 7, 8, 9):
         for size in (1, 2, 3, 4):
