@@ -35,8 +35,8 @@ class Combinations(nn.Module):
         super().__init__()
         self.register_buffer("tasks", torch.empty(0, dtype=torch.int64))
         self.register_buffer("masks", torch.empty(0, dtype=torch.int64))
-        self.register_buffer("coefficients", torch.empty(0, 0))
-        self.register_buffer("statistics", torch.empty(0, num_statistics))
+        self.register_buffer("coefficients", torch.empty(0, 0, dtype=torch.float32))
+        self.register_buffer("statistics", torch.empty(0, num_statistics, dtype=torch.float32))
 
     def __len__(self) -> int:
         return len(self.tasks)

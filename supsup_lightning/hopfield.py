@@ -55,8 +55,8 @@ class HopfieldMemory(nn.Module):
         self.sizes = tuple(sizes)
         self.rule = rule
         for block, size in enumerate(self.sizes):
-            self.register_buffer(f"weights_{block}", torch.zeros(size, size))
-        self.register_buffer("total", torch.zeros(sum(self.sizes)))
+            self.register_buffer(f"weights_{block}", torch.zeros(size, size, dtype=torch.float32))
+        self.register_buffer("total", torch.zeros(sum(self.sizes), dtype=torch.float32))
         self.register_buffer("num_patterns", torch.tensor(0))
 
     def __len__(self) -> int:

@@ -204,12 +204,16 @@ def fan_in(shape: Shape) -> int:
 
 def kaiming_uniform_scores(shapes: Sequence[Shape], generator: Generator) -> Tensor:
     """Scores of a new task: uniform within ``1 / sqrt(fan_in)``, that is Kaiming-uniform with ``a = sqrt(5)``."""
-    return torch.cat([(torch.rand(prod(s), generator=generator) * 2 - 1) / sqrt(fan_in(s)) for s in shapes])
+    return torch.cat(
+        [(torch.rand(prod(s), generator=generator, dtype=torch.float32) * 2 - 1) / sqrt(fan_in(s)) for s in shapes]
+    )
 
 
 def kaiming_normal_weights(shapes: Sequence[Shape], generator: Generator) -> Tensor:
     """Base weights: normal with standard deviation ``sqrt(2 / fan_in)``."""
-    return torch.cat([torch.randn(prod(s), generator=generator) * sqrt(2 / fan_in(s)) for s in shapes])
+    return torch.cat(
+        [torch.randn(prod(s), generator=generator, dtype=torch.float32) * sqrt(2 / fan_in(s)) for s in shapes]
+    )
 
 
 def signed_constant_weights(shapes: Sequence[Shape], generator: Generator) -> Tensor:

@@ -22,7 +22,9 @@ class Binary(GradientInference):
         while len(active) > self.candidates:
             gain = confidence_gain(method, images, num_classes, self.objective, coefficients, active, self.layers)
             active = active[gain.topk((len(active) + 1) // 2).indices]
-            coefficients = torch.zeros(num_tasks, device=images.device).index_fill(0, active, 1 / len(active))
+            coefficients = torch.zeros(num_tasks, dtype=torch.float32, device=images.device).index_fill(
+                0, active, 1 / len(active)
+            )
         if len(active) == 1:
             return active[0]
         return active[self.judged(method, images, num_classes, active).mean(1).argmin()]

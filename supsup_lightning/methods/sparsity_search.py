@@ -56,8 +56,8 @@ class SparsitySearch(nn.Module):
         self.num_trials = 1 + int(log2(len(self.candidates)))
         self.tried: dict[int, list[tuple[float, float]]] = {}
         # Of the sparsest mask so far that is accurate enough.
-        self.register_buffer("scores", torch.zeros(num_weights))
-        self.register_buffer("statistics", torch.zeros(num_statistics))
+        self.register_buffer("scores", torch.zeros(num_weights, dtype=torch.float32))
+        self.register_buffer("statistics", torch.zeros(num_statistics, dtype=torch.float32))
 
     def begin(self, task: int) -> float:
         """The sparsity to train the task at now."""

@@ -33,7 +33,7 @@ class StartingScores(nn.Module):
         check_choice("mask.init", init, CHOICES)
         self.init = init
         size = num_weights if init in ("transfer", "previous") else 0
-        self.register_buffer("remembered", torch.zeros(size))
+        self.register_buffer("remembered", torch.zeros(size, dtype=torch.float32))
         self.register_buffer("num_tasks", torch.zeros((), dtype=torch.int64))
 
     def forward(self, drawn: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class TrunkMethod(TrainedNetworkMethod):
         self.needs_base = trunk == "random"  # the network's own
         self.shared = shared
         self.row_learning_rate = learning_rate
-        self.register_buffer("trunk_values", torch.zeros(num_shared))
+        self.register_buffer("trunk_values", torch.zeros(num_shared, dtype=torch.float32))
         self.identity["trunk"] = trunk
 
     @property

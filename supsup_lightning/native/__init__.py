@@ -116,7 +116,7 @@ def weighted_sum(packed: Tensor, coefficients: Tensor, *, level: int | None = No
     level = best_level() if level is None else level
     packed, coefficients = packed.contiguous(), coefficients.contiguous()
     masks, num_bytes = packed.shape
-    total = torch.empty(8 * num_bytes)
+    total = torch.empty(8 * num_bytes, dtype=torch.float32)
     call = partial(loaded.packed_weighted_sum, level, packed.data_ptr(), masks, num_bytes)
 
     def some(first: int, last: int) -> None:
@@ -134,7 +134,7 @@ def select(packed: Tensor, vector: Tensor, *, level: int | None = None) -> Tenso
     vector = vector.contiguous()
     packed = packed if packed.stride(1) == 1 else packed.contiguous()  # rows may lie apart
     masks, num_bytes = packed.shape
-    selected = torch.empty(masks, len(vector))
+    selected = torch.empty(masks, len(vector), dtype=torch.float32)
     stride = packed.stride(0)
 
     def some(first: int, last: int) -> None:

@@ -53,7 +53,7 @@ def dot(packed: Tensor, vectors: Tensor) -> Tensor:
     packed, vectors = packed.contiguous(), vectors.contiguous()
     masks, num_bytes = packed.shape
     parts = triton.cdiv(num_bytes, _STRETCH)
-    partial = torch.empty(len(vectors), parts, masks, device=packed.device)
+    partial = torch.empty(len(vectors), parts, masks, dtype=torch.float32, device=packed.device)
     if partial.numel():
         grid = (triton.cdiv(masks, _MASKS), parts, len(vectors))
         with torch.cuda.device_of(packed):
@@ -65,7 +65,7 @@ def weighted_sum(packed: Tensor, coefficients: Tensor) -> Tensor:
     """``(masks, bytes)`` uint8 and ``(masks,)`` float32 to ``(8 * bytes,)`` float32."""
     packed, coefficients = packed.contiguous(), coefficients.contiguous()
     masks, num_bytes = packed.shape
-    total = torch.empty(8 * num_bytes, device=packed.device)
+    total = torch.empty(8 * num_bytes, dtype=torch.float32, device=packed.device)
     if num_bytes:
         grid = (triton.cdiv(num_bytes, _SUM_BYTES),)
         with torch.cuda.device_of(packed):
