@@ -111,6 +111,8 @@ class TaskBoundary(L.Callback):
             method.finish_trial(tasks[0], accuracy=accuracy)
         if data.is_last_trial(trainer.current_epoch):
             method.finish_tasks(tasks)
+            if module.finished_answers is not None:
+                module.finished_answers.check()
             module.current_tasks = ()
 
     def state_dict(self) -> dict[str, Any]:

@@ -91,6 +91,7 @@ class Layout:
         Raises:
             ConfigurationError: no parameter is masked, or the rule names one that does not exist.
         """
+        _check_replaceable(network)
         if isinstance(is_masked, ByName):
             is_masked.check([name for name, _ in network.named_parameters()])
         layout = cls.choosing(network, is_masked)
@@ -114,8 +115,22 @@ class Layout:
 
     @classmethod
     def choosing(cls, network: nn.Module, is_chosen: MaskRule) -> "Layout":
-        """The layout of the parameters for which ``is_chosen(name, parameter)`` holds, perhaps of none."""
-        chosen = {name: tuple(p.shape) for name, p in network.named_parameters() if is_chosen(name, p)}
+        """The layout of the floating point parameters for which ``is_chosen(name, parameter)`` holds, perhaps of none.
+
+        Raises:
+            ConfigurationError: a network whose parameters cannot be replaced, or a chosen one that is complex.
+        """
+        _check_replaceable(network)
+        chosen = {}
+        for name, parameter in network.named_parameters():
+            if (parameter.is_floating_point() or parameter.is_complex()) and is_chosen(name, parameter):
+                if parameter.is_complex():
+                    raise ConfigurationError(
+                        f"The parameter {name} is complex, and tasks are made of real ones. Keep it as two real "
+                        "numbers (torch.view_as_real where it is made, torch.view_as_complex in forward), "
+                        f"or, where tasks are masks, leave it out by mask.exclude=[{name}]."
+                    )
+                chosen[name] = tuple(parameter.shape)
         return cls(tuple(chosen), tuple(chosen.values()))
 
     @classmethod
@@ -152,3 +167,24 @@ class Layout:
         parts = [tensors[name] for name in self.names] if isinstance(tensors, Mapping) else list(tensors)
         # A reshape, as `flatten` would take the last batch dimension for a scalar's.
         return torch.cat([part.reshape(*part.shape[:batch_dims], -1) for part in parts], dim=-1)
+
+
+def _check_replaceable(network: nn.Module) -> None:
+    """Raise `ConfigurationError` for a network whose parameters cannot be replaced for the length of a call."""
+    for name, layer in network.named_modules():
+        where = f"{type(network).__name__}, in {name}," if name else "The network"
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise ConfigurationError(
+                f"{where} is scripted, so that no task can put its parameters in; give the module that it was made of."
+            )
+        if isinstance(layer, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            raise ConfigurationError(
+                f"{where} is wrapped in {type(layer).__name__}, which keeps parameters of its own; give the network "
+                "inside (its .module), and trainer.strategy=ddp for several processes."
+            )
+        tensors = (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
+        if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
+            raise ConfigurationError(
+                f"{where} has parameters whose shapes are not known yet (a lazy layer). Pass a batch through the "
+                "network before it is given to a method: network(torch.zeros(2, *input_shape))."
+            )

@@ -1,20 +1,18 @@
 """The LightningModule: one frozen network, a method that makes tasks of it, and an inference that finds them."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from supsup_lightning import checkpoints, planning, task_table, trainer_checks
+from supsup_lightning import checkpoints, network_trial, planning, task_table, trainer_checks
 from supsup_lightning.checkpoint_checks import check_checkpoint
 from supsup_lightning.data import TaskDataModule, TaskSequence
 from supsup_lightning.errors import ConfigurationError
@@ -26,6 +24,7 @@ from supsup_lightning.metrics import TaskAccuracy
 from supsup_lightning.scenario import GNU, Scenario
 from supsup_lightning.schedules import cosine, inverse_sqrt
 from supsup_lightning.trainer_checks import task_data
+from supsup_lightning.untouched import in_mode
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +82,7 @@ class ContinualModule(L.LightningModule):
         self.true_tasks: dict[int, int] = {}  # where tasks are discovered: whose images each has learned; for reports
         self.validated_tasks: tuple[int, ...] = ()  # those in training, or all where `Trainer.validate` is called
         self.validation_accuracy: TaskAccuracy | None = None  # of the validated tasks, in their order
+        self.finished_answers: network_trial.FinishedAnswers | None = None  # watched in training
         self.test_accuracy: TaskAccuracy | None = None
         self._shows_by_task = False
         # A bank grows between steps, in every process alike: DDP must not broadcast the buffers that it began with.
@@ -114,7 +114,7 @@ class ContinualModule(L.LightningModule):
             self.num_classes = tuple(data.num_classes)
         example = data.example().to(self.device)
         self.inputs = Inputs(tuple(example.shape[1:]), example.dtype, data.normalisation())
-        self.output_size = output_size = self._output_size(example)
+        self.output_size = output_size = network_trial.output_size(self.method, example)
         largest = max(data.num_classes)
         if output_size < largest:
             task = data.num_classes.index(largest)
@@ -126,47 +126,7 @@ class ContinualModule(L.LightningModule):
         self.inference.check(output_size=output_size, num_classes=largest, layers=layers)
         if stage == "fit" and self.trainer.is_global_zero:
             self.method.check_num_tasks(data.num_tasks)
-        self._check_single_images(example[:1])
-
-    def _output_size(self, example: Tensor) -> int:
-        network = self.method.network
-        shape = list(example.shape[1:])
-        kind = "" if example.dtype == torch.float32 else f" and type {example.dtype}"
-        for training in (True, False):
-            try:
-                with torch.no_grad(), torch.random.fork_rng(devices=[]), in_mode(network, training=training):
-                    # Copies of the buffers, as layers in training mode change them.
-                    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-                    output = functional_call(network, buffers, (example,))
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                raise ConfigurationError(
-                    f"{type(network).__name__} does not take inputs of shape {shape}{kind} ({error}). "
-                    f"Give the network the same input_shape as the data, data.input_shape={shape}."
-                ) from error
-            if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(example):
-                got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-                raise ConfigurationError(
-                    f"{type(network).__name__} must return (batch, output_size) in training and in evaluation; "
-                    f"got {got} for {len(example)} inputs of shape {shape}."
-                )
-        return output.shape[1]
-
-    def _check_single_images(self, image: Tensor) -> None:
-        """A single image has no statistics for a layer that has one value a channel and normalises by the batch."""
-        if not self.inference.asks_single_images:
-            return
-        network = self.method.network
-        parameters: dict[str, Tensor] = dict(network.named_parameters())
-        alone = _error_of(network, lambda: network(image))
-        superposed = _error_of(network, lambda: self.method.forward_superposed(parameters, image))
-        error = superposed if self.inference.superimposes else alone
-        if error is not None:
-            exhaustive = ", or inference=exhaustive, which superimposes nothing"
-            raise ConfigurationError(
-                f"{type(network).__name__} normalises by the statistics of the images that decide, and one image has "
-                f"none ({error}). Use inference.images=batch or a number from 2 on"
-                f"{exhaustive if alone is None and Offer.EFFECTIVE in self.method.offers else ''}."
-            ) from error
+        network_trial.check_superposition(self.method, self.inference, example)
 
     def on_fit_start(self) -> None:
         """Check that the network can be trained as it is to be, where it is to be."""
@@ -176,6 +136,14 @@ class ContinualModule(L.LightningModule):
             self.train()
         data = self.trainer.datamodule
         example = data.example().to(self.device)
+        network_trial.try_tasks(
+            self.method,
+            self.inference,
+            example,
+            num_classes=max(self.num_classes),
+            inference_mode=self.trainer.test_loop.inference_mode,
+        )
+        self.finished_answers = network_trial.FinishedAnswers(self.method, example)
         batch_size = getattr(data, "batch_size", len(example)) // self.trainer.world_size
         with in_mode(self.method.network, training=True):
             self.method.check_training_step(example[:1].expand(batch_size, *example.shape[1:]))
@@ -231,7 +199,7 @@ class ContinualModule(L.LightningModule):
                     "the tasks; use one that does (SGD, Adam, RMSprop), or data.tasks_at_once=1."
                 )
             example = torch.zeros(2, *data.input_shape) if data.input_shape is not None else data.example()
-            self._output_size(example)
+            network_trial.output_size(self.method, example)
             batch_size = getattr(data, "batch_size", len(example))
             with in_mode(self.method.network, training=True):
                 bytes_per_task = planning.training_bytes(
@@ -526,28 +494,6 @@ def _check_announcement(scenario: Scenario, data: TaskDataModule) -> None:
             f"In scenario={scenario.name.lower()} nothing tells the task of a training batch, but "
             f"{type(data).__name__} does; wrap it: Unannounced(data)."
         )
-
-
-def _error_of(network: nn.Module, forward: Callable[[], Tensor]) -> ValueError | None:
-    """What a forward pass in evaluation mode raises."""
-    try:
-        with torch.no_grad(), in_mode(network, training=False):
-            forward()
-    except ValueError as error:
-        return error
-    return None
-
-
-@contextmanager
-def in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
-    """The module in training or evaluation mode for a while; each of its parts gets its own mode back."""
-    modes = {part: part.training for part in module.modules()}
-    module.train(training)
-    try:
-        yield
-    finally:
-        for part, was_training in modes.items():
-            part.training = was_training
 
 
 def _check_fit(scenario: Scenario, inference: Inference, method: Method) -> None:

@@ -37,7 +37,8 @@ class BatchEnsemble(TrunkMethod):
         store_weights: bool = False,
         seed: int = 0,
     ) -> None:
-        weighted = {name: tuple(p.shape) for name, p in network.named_parameters() if p.ndim >= 2}
+        layout = Layout.choosing(network, lambda name, parameter: parameter.ndim >= 2)
+        weighted = dict(zip(layout.names, layout.shapes, strict=True))
         # Shapes that broadcast: (out, 1, ...) and (1, in, 1, ...).
         outputs = Layout(tuple(weighted), tuple((s[0], *(1 for _ in s[1:])) for s in weighted.values()))
         inputs = Layout(tuple(weighted), tuple((1, s[1], *(1 for _ in s[2:])) for s in weighted.values()))
@@ -55,7 +56,7 @@ class BatchEnsemble(TrunkMethod):
 
     def _initial_row(self) -> Tensor:
         """Ones, under which a task begins with the trunk as it is."""
-        return torch.ones(self.outputs.num_weights + self.inputs.num_weights, device=self.values.device)
+        return torch.ones_like(self.values[: self.outputs.num_weights + self.inputs.num_weights])
 
     def _combined(self, row: Tensor, trunk: dict[str, Tensor]) -> dict[str, Tensor]:
         s, t = row.split([self.outputs.num_weights, self.inputs.num_weights])

@@ -55,7 +55,7 @@ class FrozenNetworkMethod(NetworkMethod):
             seed=seed,
         )
         self.rule: Rule = make_rule(rule, layout.shapes, sparsity=sparsity, allocation=allocation, budget=budget)
-        self.scores = nn.Parameter(torch.zeros(layout.num_weights))
+        self.scores = nn.Parameter(torch.zeros(layout.num_weights, dtype=torch.float32))
         self.register_buffer("frozen", self._flat_weights(), persistent=False)
         self.identity |= {
             "rule": rule,
@@ -81,8 +81,14 @@ class FrozenNetworkMethod(NetworkMethod):
 
     def _flat_weights(self) -> Tensor:
         parameters = dict(self.network.named_parameters())
-        return self.layout.flatten({name: parameters[name].detach() for name in self.layout.names})
+        return self.layout.flatten({name: parameters[name].detach().float() for name in self.layout.names})
 
     def _follow_network(self) -> None:
         super()._follow_network()
-        self.frozen.copy_(self._flat_weights())
+        weights = self._flat_weights()
+        if self._conventions.types != self._types_at_first:  # rounded: what rounds to the same stays as it was
+            types = self._conventions.types
+            parts = self.layout.split(self.frozen)
+            rounded = {name: part.to(types.get(name, part.dtype)).float() for name, part in parts.items()}
+            weights = torch.where(self.layout.flatten(rounded) == weights, self.frozen, weights)
+        self.frozen.copy_(weights)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.methods.recompute import keep_for_backward, take_out
 
 
 class Offer(StrEnum):
@@ -185,7 +186,7 @@ class Method(nn.Module, ABC):
 
     def forward_superposed(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
         """Logits ``(batch, output_size)`` under parameters from `superposed`, differentiable in them."""
-        return functional_call(self.network, parameters, (images,))
+        return keep_for_backward(self.call_network(parameters, images), self.network, lambda: self.given(parameters))
 
     def check_num_tasks(self, num_tasks: int) -> None:
         """Warn, before training, where so many tasks are more than can be kept."""
@@ -249,11 +250,25 @@ class Method(nn.Module, ABC):
 
     def forward(self, images: Tensor, task: int) -> Tensor:
         """Logits ``(batch, output_size)`` under the effective parameters of ``task``."""
-        return self.call_network(self.effective(task), self.laid_out(images))
+        take_out(self.network)
+        parameters = self.effective(task)
+        logits = self._call(parameters, self.laid_out(images))
+        return keep_for_backward(logits, self.network, lambda: self.given(parameters))
+
+    def _call(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+        return self.call_network(parameters, images)
 
     def call_network(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
         """Logits ``(batch, output_size)`` of the network with these parameters in place of its own."""
-        return functional_call(self.network, parameters, (images,))
+        return functional_call(self.network, self.given(parameters), (self.given_images(images),))
+
+    def given(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """These parameters as the network takes them."""
+        return parameters
+
+    def given_images(self, images: Tensor) -> Tensor:
+        """These images as the network takes them."""
+        return images
 
     def laid_out(self, images: Tensor) -> Tensor:
         """Images with channels last in memory, which is faster, where the network has convolutions and takes them."""

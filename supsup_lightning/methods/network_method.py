@@ -15,6 +15,7 @@ from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
 from supsup_lightning.layout import Layout
 from supsup_lightning.masks import WEIGHT_INITIALISERS
 from supsup_lightning.meaning import meaning
+from supsup_lightning.methods.conventions import Conventions, keep_padding, normalised_by_images, wide
 from supsup_lightning.methods.method import Method
 from supsup_lightning.rows import check_tensor
 from supsup_lightning.seeding import generator
@@ -58,6 +59,12 @@ class NetworkMethod(Method):
     ) -> None:
         super().__init__()
         check_choice("method.weights", weights, (*WEIGHT_INITIALISERS, "keep"))
+        without_values = [name for name, p in network.named_parameters() if p.is_meta]
+        if without_values:
+            raise ConfigurationError(
+                f"{type(network).__name__} has parameters without values, on the device meta ({without_values[0]}); "
+                "make it on another device, or call its to_empty(device='cpu') and initialise it."
+            )
         self.network = network.requires_grad_(False)
         self.layout = layout
         self.base = base
@@ -70,6 +77,9 @@ class NetworkMethod(Method):
         if weights != "keep" and base.names:
             drawn = WEIGHT_INITIALISERS[weights](base.shapes, generator(seed, "weights"))
             self._set_parameters(base.split(drawn))
+            keep_padding(network, {*base.names})
+        self._conventions = Conventions(network)
+        self._types_at_first = self._conventions.types
         self._constants = {name: buffer.clone() for name, buffer in self._constant_buffers()}
         self.identity = {"seed": str(seed), "weights": weights, "network": self._checksum()}
         self._register_state_dict_hook(_leave_out_base_weights)
@@ -87,21 +97,40 @@ class NetworkMethod(Method):
     def _check_buffers(self) -> None:
         """Raise `ConfigurationError` where training changed a buffer of the network that is no running statistic."""
         for name, buffer in self._constant_buffers():
-            if not torch.equal(buffer, self._constants[name].to(buffer.device)):
+            if not torch.equal(buffer, self._constants[name].to(buffer)):
                 raise ConfigurationError(
                     f"Training changed the network's buffer {name}. Tasks would overwrite it for one another: only the "
-                    "running statistics of normalisation layers (running_mean, running_var) are kept for each task."
+                    "running statistics of normalisation layers (running_mean, running_var) are kept for each task. "
+                    "Make it constant, or leave out what changes it (spectral normalisation, say)."
                 )
 
     def forward_superposed(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
         """Logits; a normalisation layer without running statistics takes the batch's, in evaluation as well."""
         without: dict[str, Any] = dict.fromkeys(self.statistics_layout.names)
-        return functional_call(self.network, {**parameters, **without}, (images,))
+        with normalised_by_images(self.network):
+            return super().forward_superposed({**parameters, **without}, images)
+
+    def call_network(self, parameters: dict[str, Any], images: Tensor) -> Tensor:
+        """Logits, in float32 at least; running statistics among the parameters are updated in place in training."""
+        given = self.given(parameters)
+        logits = functional_call(self.network, given, (self.given_images(images),))
+        for name in self._conventions.types:
+            if name in self.statistics_layout.names and parameters.get(name) is not None:
+                parameters[name].copy_(given[name])
+        return wide(logits)
+
+    def given(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """These parameters in the types of the network's own; embeddings may rescale theirs."""
+        return self._conventions.of(self.network, parameters)
+
+    def given_images(self, images: Tensor) -> Tensor:
+        """These images in the type of the network's parameters, where they have one."""
+        return self._conventions.images(images)
 
     def _fresh_statistics(self) -> Tensor:
         """What the network came with: zeros and ones, or a pretrained network's; ``(statistics,)``."""
         if not self.statistics_layout.names:
-            return torch.empty(0, device=next(self.network.parameters()).device)
+            return torch.empty(0, dtype=torch.float32, device=next(self.network.parameters()).device)
         buffers = dict(self.network.named_buffers())
         return self.statistics_layout.flatten({name: buffers[name].float() for name in self.statistics_layout.names})
 
@@ -115,6 +144,13 @@ class NetworkMethod(Method):
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(statistics)
             statistics /= torch.distributed.get_world_size()
+
+    def _apply(self, fn, recurse=True):
+        # `.to()` of the whole module. A type (half, double) is the network's alone: scores and masks stay exact.
+        self.network._apply(fn)
+        super()._apply(lambda t: moved if (moved := fn(t)).dtype == t.dtype else t.to(moved.device), recurse)
+        self._conventions = Conventions(self.network)
+        return self
 
     # What is kept.
 
@@ -282,7 +318,8 @@ class NetworkMethod(Method):
     def _follow_network(self) -> None:
         """What is derived from the network's parameters follows them."""
         self._constants = {name: buffer.clone() for name, buffer in self._constant_buffers()}
-        self.identity["network"] = self._checksum()
+        if self._conventions.types == self._types_at_first:  # else the same weights have other bits
+            self.identity["network"] = self._checksum()
 
 
 def _leave_out_base_weights(

@@ -90,7 +90,7 @@ def _named(network: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 def _last_layer(network: nn.Module) -> list[str]:
     """Names of the parameters beside the last weight."""
-    weights = [name for name, parameter in network.named_parameters() if parameter.ndim >= 2]
+    weights = Layout.choosing(network, lambda name, parameter: parameter.ndim >= 2).names
     if not weights:
         raise ConfigurationError(f"{type(network).__name__} has no weight, and so no head; name one in method.head.")
     layer = weights[-1].rpartition(".")[0]

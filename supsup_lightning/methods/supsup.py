@@ -236,10 +236,8 @@ class SupSup(FrozenNetworkMethod):
             part.copy_(statistics[name])
         return logits
 
-    def forward(self, images: Tensor, task: int) -> Tensor:
-        """Logits ``(batch, output_size)`` under the effective parameters of ``task``."""
-        call = self._call_in_training if self.training else self.call_network
-        return call(self.effective(task), self.laid_out(images))
+    def _call(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+        return (self._call_in_training if self.training else self.call_network)(parameters, images)
 
     def check_training_step(self, images: Tensor) -> None:
         """Raise `ConfigurationError` where the network cannot be compiled, or not be trained on several tasks."""
@@ -252,7 +250,8 @@ class SupSup(FrozenNetworkMethod):
         try:
             with torch.random.fork_rng(devices=[]):
                 images = images.expand(len(self.scores), *images.shape) if together else self.laid_out(images)
-                self._call_in_training(parameters, images, together=together)
+                logits = self._call_in_training(parameters, images, together=together)
+                torch.autograd.grad(logits.sum(), self.scores)
         except RuntimeError as error:
             cause = " ".join(str(error).split("\n")[:2]).strip()
             name = type(self.network).__name__
@@ -262,7 +261,8 @@ class SupSup(FrozenNetworkMethod):
                 ) from error
             raise ConfigurationError(
                 f"{name} cannot be trained on {len(self.scores)} tasks in the same step ({cause}). Layers that draw "
-                "at random (dropout) or look at values cannot be; use data.tasks_at_once=1."
+                "at random (dropout) or look at values cannot be, nor can activation checkpointing; use "
+                "data.tasks_at_once=1."
             ) from error
 
     def _parameters_in_training(self, scores: Tensor, statistics: Tensor) -> dict[str, Tensor]:

@@ -61,7 +61,7 @@ class TrainedNetworkMethod(NetworkMethod):
             seed=seed,
         )
         num_values = everything.num_weights if num_values is None else num_values
-        self.values = nn.Parameter(torch.zeros(num_values))
+        self.values = nn.Parameter(torch.zeros(num_values, dtype=torch.float32))
         self.finished = TaskRows(
             values=(num_values if row_size is None else row_size, torch.float32),
             statistics=(0 if self.shares_statistics else self.statistics_layout.num_weights, torch.float32),

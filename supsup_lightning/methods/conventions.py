@@ -1,0 +1,109 @@
+"""What a network asks of the parameters and images that it is given in place of its own: types, rules of embeddings."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_NARROW = (torch.float16, torch.bfloat16)
+
+
+class Conventions:
+    """The exceptions to float32, and the embeddings that treat their weights in a way of their own.
+
+    Attributes:
+        types: of parameters and buffers that are floating point and not float32, by name.
+        of_images: the type that floating point images are given in; None where it stays as it is, because parameters
+            are float32, or of several types.
+        embeddings: names of weights that a forward pass rescales in place (``max_norm``) or whose gradients are sparse.
+
+    >>> Conventions(nn.Linear(2, 1).double()).of_images, Conventions(nn.Embedding(3, 2, max_norm=1.0)).embeddings
+    (torch.float64, ('weight',))
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        self.types = {
+            name: tensor.dtype
+            for name, tensor in tensors.items()
+            if tensor.is_floating_point() and tensor.dtype != torch.float32
+        }
+        of_parameters = {p.dtype for p in network.parameters() if p.is_floating_point()}
+        self.of_images = of_parameters.pop() if len(of_parameters) == 1 else None
+        if self.of_images == torch.float32:
+            self.of_images = None
+        special = {
+            id(layer.weight)
+            for layer in network.modules()
+            if isinstance(layer, _EMBEDDINGS) and (layer.max_norm is not None or layer.sparse)
+        }
+        self.embeddings = tuple(name for name, p in network.named_parameters() if id(p) in special)
+
+    def of(self, network: nn.Module, parameters: dict[str, Any]) -> dict[str, Any]:
+        """These parameters as the network takes them; None stands for a buffer that is not there."""
+        if not self.types and not self.embeddings:
+            return parameters
+        given = {
+            name: value if value is None or name not in self.types else value.to(self.types[name])
+            for name, value in parameters.items()
+        }
+        own = dict(network.named_parameters()) if self.embeddings else {}
+        return {**given, **{name: _EmbeddingWeight.apply(given.get(name, own[name])) for name in self.embeddings}}
+
+    def images(self, images: Tensor) -> Tensor:
+        """In the type of the parameters, where they all have the same."""
+        return images if self.of_images is None or not images.is_floating_point() else images.to(self.of_images)
+
+
+class _EmbeddingWeight(torch.autograd.Function):
+    """A copy, which may be rescaled in place, with a dense gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor) -> Tensor:
+        return weight.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.to_dense() if gradient.layout == torch.sparse_coo else gradient
+
+
+def wide(values: Tensor) -> Tensor:
+    """At least float32: losses and objectives are not computed in half precision."""
+    return values.float() if values.dtype in _NARROW else values
+
+
+def is_narrow(network: nn.Module) -> bool:
+    """Whether all of the network computes in half precision."""
+    types = {p.dtype for p in network.parameters() if p.is_floating_point()}
+    return bool(types) and types <= {*_NARROW}
+
+
+def keep_padding(network: nn.Module, names: set[str]) -> None:
+    """Set the rows of ``padding_idx`` to the zeros that they stand for, in embeddings with these weights."""
+    drawn = {id(p) for name, p in network.named_parameters() if name in names}
+    for layer in network.modules():
+        if isinstance(layer, _EMBEDDINGS) and layer.padding_idx is not None and id(layer.weight) in drawn:
+            layer.weight.data[layer.padding_idx] = 0
+
+
+@contextmanager
+def normalised_by_images(network: nn.Module) -> Iterator[None]:
+    """Instance normalisation takes no running statistics, as in training; batch normalisation does so by itself."""
+    kinds = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+    layers = [layer for layer in network.modules() if isinstance(layer, kinds) and not layer.training]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False

@@ -1,0 +1,48 @@
+"""Backward passes that run parts of the network again, as activation checkpointing does to save memory.
+
+`functional_call` puts the network's own parameters back as soon as the forward pass ends, so that what runs again in
+the backward pass would compute with those. Here a task's parameters come back for as long as the backward pass lasts.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
+
+_in_place: WeakKeyDictionary[nn.Module, ExitStack] = WeakKeyDictionary()
+
+
+def keep_for_backward(logits: Tensor, network: nn.Module, parameters: Callable[[], dict[str, Any]]) -> Tensor:
+    """The same logits, whose backward pass finds in the network the parameters that they were computed with.
+
+    Buffers are copies, so that layers that run twice update no statistics twice.
+
+    Args:
+        logits: of the network.
+        network: which ran under other parameters than its own.
+        parameters: gives these by name; asked when the backward pass begins.
+    """
+    if logits.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(logits):
+        logits.register_hook(partial(_put_in_place, network, parameters))
+    return logits
+
+
+def _put_in_place(network: nn.Module, parameters: Callable[[], dict[str, Any]], _: Tensor) -> None:
+    take_out(network)
+    stack = _in_place[network] = ExitStack()
+    with torch.enable_grad():  # or casts among them would save less for the backward pass than the first time
+        stack.enter_context(_reparametrize_module(network, parameters(), tie_weights=True))
+    copies = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    stack.enter_context(_reparametrize_module(network, copies, tie_weights=True))
+    torch.autograd.Variable._execution_engine.queue_callback(partial(take_out, network))
+
+
+def take_out(network: nn.Module) -> None:
+    """Give the network its own parameters back, also after a backward pass that failed."""
+    if network in _in_place:
+        _in_place.pop(network).close()

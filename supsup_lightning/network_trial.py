@@ -1,0 +1,328 @@
+"""Before training: does the network work through the parameters that tasks put in place of its own?
+
+Two tasks are begun, trained for two steps, finished and asked for on a copy of the method, which shares the network.
+What does not work is said in one message, and the network is left as it was.
+"""
+
+import copy
+import random
+from collections.abc import Iterator
+from textwrap import shorten
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+from torch.nn.functional import cross_entropy
+
+from supsup_lightning.errors import ConfigurationError, SupSupError
+from supsup_lightning.inference import Inference
+from supsup_lightning.methods import Method, Offer, SupSup
+from supsup_lightning.methods.conventions import is_narrow
+from supsup_lightning.methods.frozen_network import FrozenNetworkMethod
+from supsup_lightning.methods.recompute import keep_for_backward, take_out
+from supsup_lightning.rows import TaskRows
+from supsup_lightning.untouched import Untouched, in_mode
+
+_MOST_NAMES = 4  # in a message
+
+
+def output_size(method: Method, images: Tensor) -> int:
+    """Outputs of the network by itself.
+
+    Raises:
+        ConfigurationError: it does not take these images, or does not return ``(batch, output_size)``.
+    """
+    network = method.network
+    shape = list(images.shape[1:])
+    kind = "" if images.dtype == torch.float32 else f" and type {images.dtype}"
+    for training in (True, False):
+        try:
+            with Untouched(network, images.device), torch.no_grad(), in_mode(network, training=training):
+                output = functional_call(network, {}, (method.given_images(images),))
+        except Exception as error:  # whatever a network raises
+            raise ConfigurationError(
+                f"{type(network).__name__} does not take inputs of shape {shape}{kind} ({_cause(error)}). "
+                f"{_remedy(error, shape)}"
+            ) from error
+        if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(images):
+            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ConfigurationError(
+                f"{type(network).__name__} must return (batch, output_size) in training and in evaluation; "
+                f"got {got} for {len(images)} inputs of shape {shape}."
+            )
+    return output.shape[1]
+
+
+def check_superposition(method: Method, inference: Inference, images: Tensor) -> None:
+    """Whether the network can be asked which task images belong to, as ``inference`` does.
+
+    Raises:
+        ConfigurationError: it computes in half precision; it normalises by a batch, and one image decides; or no
+            gradient can be taken of a superposition.
+    """
+    network = method.network
+    if inference.finds_task and is_narrow(network):
+        raise ConfigurationError(
+            f"{type(network).__name__} computes in half precision, whose rounding hides the differences by which tasks "
+            "are found; use trainer.precision=bf16-mixed in place of bf16-true or 16-true (or network.float()), or "
+            "scenario=gg."
+        )
+    if inference.asks_single_images:
+        images = images[:1]
+    alone: Exception | None = None
+    superposed: Exception | None = None
+    with Untouched(network, images.device), torch.no_grad(), in_mode(network, training=False):
+        try:
+            method.call_network({}, images)
+        except Exception as raised:
+            alone = raised
+        if inference.superimposes and isinstance(method, FrozenNetworkMethod):
+            try:
+                _superposed_gradient(method, images, each=getattr(inference, "images", None) == "each")
+            except Exception as raised:
+                superposed = raised
+    error = superposed if inference.superimposes else alone
+    exhaustive = alone is None and Offer.EFFECTIVE in method.offers
+    if isinstance(error, ValueError) and inference.asks_single_images:  # torch's, of a single value a channel
+        superimposes_nothing = ", or inference=exhaustive, which superimposes nothing"
+        raise ConfigurationError(
+            f"{type(network).__name__} normalises by the statistics of the images that decide, and one image has "
+            f"none ({error}). Use inference.images=batch or a number from 2 on"
+            f"{superimposes_nothing if exhaustive else ''}."
+        ) from error
+    if error is not None:
+        raise ConfigurationError(
+            f"{type(network).__name__} cannot take the gradient of a superposition of tasks ({_cause(error)}). "
+            f"{'Use inference=exhaustive, which superimposes nothing, or scenario=gg' if exhaustive else 'Change it'}"
+            f"{_or_without_checkpoints(method)}."
+        ) from error
+
+
+def _superposed_gradient(method: FrozenNetworkMethod, images: Tensor, *, each: bool) -> None:
+    parameters = method.layout.split(method.frozen)
+
+    def value(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+        return method.forward_superposed(parameters, images).logsumexp(-1).mean()
+
+    if each:
+        vmap(lambda image: grad(value)(parameters, image))(images.unsqueeze(1))
+    else:
+        grad(value)(parameters, images)
+
+
+def try_tasks(
+    method: Method, inference: Inference, images: Tensor, *, num_classes: int, inference_mode: bool = True
+) -> None:
+    """Two tasks in miniature: begun, trained, finished, and found again.
+
+    Args:
+        method: about to be trained.
+        inference: how tasks are found, if they are.
+        images: a few, on the method's device.
+        num_classes: of the task with most of them.
+        inference_mode: the `Trainer` tests in it.
+
+    Raises:
+        ConfigurationError: the network, or the inference, does not work.
+    """
+    network, device = method.network, images.device
+    with Untouched(network, device) as untouched, in_mode(network, training=True), torch.enable_grad():
+        trial = _copy(method).train()
+        first = max([-1, *method.tasks.tolist()]) + 1
+        together = trial.tasks_at_once > 1
+        snapshot: dict[str, Tensor] = {}
+        before = torch.empty(0)
+        for tasks in [(first, first + 1)] if together else [(first,), (first + 1,)]:
+            for _ in range(trial.trials_per_task):
+                trial.begin_tasks(tasks)
+                if not snapshot:
+                    snapshot = {name: value.detach().clone() for name, value in trial.effective(first).items()}
+                    before = _answers(trial, snapshot, images)
+                _train(trial, tasks[0], images)
+                if trial.trials_per_task > 1:
+                    trial.finish_trial(tasks[0], accuracy=0.0)
+            trial.finish_tasks(tasks)
+        if not _equal(before, _answers(trial, snapshot, images)):
+            raise ConfigurationError(_state_message(network, untouched.changed()))
+        if inference.finds_task:
+            with in_mode(trial, training=False), torch.inference_mode() if inference_mode else torch.no_grad():
+                _find(trial, copy.deepcopy(inference), images, num_classes, size=before.shape[1])
+
+
+def _copy(method: Method) -> Method:
+    """A method of its own over the same network; tables of finished tasks, which are only ever replaced, are shared."""
+    memo: dict[int, object] = {id(method.network): method.network}
+    for rows in method.modules():
+        if isinstance(rows, TaskRows):
+            memo |= {id(table): table for table in (rows.tasks, *map(rows.get_buffer, rows.columns))}
+    trial = copy.deepcopy(method, memo)
+    if isinstance(trial, SupSup):
+        trial.compile_network = False
+    return trial
+
+
+def _train(trial: Method, task: int, images: Tensor) -> None:
+    """Two steps without an optimizer: what a network keeps of the first shows in the second."""
+    name = type(trial.network).__name__
+    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    for _ in range(2):
+        for parameter in trial.trainable():
+            parameter.grad = None
+        try:
+            cross_entropy(trial(images, task), labels).backward()
+        except SupSupError:
+            raise
+        except Exception as error:
+            raise ConfigurationError(
+                f"{name} works by itself, but cannot be trained through the parameters of a task. Activation "
+                f"checkpointing has to be use_reentrant=False{_or_without_checkpoints(trial)}; a forward pass may "
+                f"keep no tensor for later ones, nor change a parameter in place. ({_cause(error)})"
+            ) from error
+        finally:
+            take_out(trial.network)
+    if isinstance(trial, FrozenNetworkMethod):
+        _check_gradient(trial, task, images)
+
+
+def _check_gradient(trial: FrozenNetworkMethod, task: int, images: Tensor) -> None:
+    """Raise `ConfigurationError` where logits depend on a masked parameter whose mask gets no gradient."""
+    (scores,) = trial.trainable()
+    gradients = torch.zeros_like(scores) if scores.grad is None else scores.grad
+    if gradients.ndim > 1:
+        gradients = gradients[0]
+    without = [name for name, part in trial.layout.split(gradients).items() if not part.any()]
+    if not without:
+        return
+    parameters = {name: value.detach().clone() for name, value in trial.effective(task).items()}
+    leaves = {name: parameters[name].requires_grad_() for name in trial.layout.names}
+    with in_mode(trial, training=True):
+        logits = _logits(trial, {**parameters, **leaves}, images)
+        if logits.requires_grad:
+            logits.sum().backward()
+        blocked = []
+        for name in without:
+            if leaves[name].grad is None:
+                other = {**parameters, **{key: leaf.detach() for key, leaf in leaves.items()}, name: -leaves[name]}
+                if not _equal(logits, _logits(trial, other, images)):
+                    blocked.append(name)
+    if blocked:
+        names = ",".join(blocked)
+        raise ConfigurationError(
+            f"No gradient reaches {_some(blocked)} of {type(trial.network).__name__}, although its outputs depend on "
+            f"them: their masks would stay random. Leave them out by mask.exclude=[{names}], or let the gradient "
+            "through: no torch.no_grad or detach there, and activation checkpointing with "
+            f"use_reentrant=False{_or_without_checkpoints(trial)}."
+        )
+
+
+def _logits(trial: Method, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+    """With the same random numbers each time; running statistics among the parameters are copied."""
+    buffers = {name for name, _ in trial.network.named_buffers()}
+    given = {name: value.clone() if name in buffers else value for name, value in parameters.items()}
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(0)
+    logits = trial.call_network(given, images)
+    return keep_for_backward(logits, trial.network, lambda: trial.given(given))
+
+
+@torch.no_grad()
+def _answers(trial: Method, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+    with in_mode(trial, training=False):
+        return _logits(trial, parameters, images)
+
+
+def _find(trial: Method, inference: Inference, images: Tensor, num_classes: int, *, size: int) -> None:
+    """Ask which task images belong to. Raises `ConfigurationError` where the answer is none."""
+    name, known = type(inference).__name__, trial.tasks.tolist()
+    try:
+        found = inference.predict(trial, images, num_classes)
+    except SupSupError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(
+            f"{name} failed when it was tried on {len(images)} images of shape {list(images.shape[1:])} and "
+            f"{len(known)} tasks ({_cause(error)})."
+        ) from error
+    wanted = f"tasks ({len(images)},) of an integer type, each a finished one, and logits ({len(images)}, {size})"
+    got = f"{type(found).__name__}"
+    if isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found):
+        tasks, logits = found
+        got = f"{tuple(tasks.shape)} {tasks.dtype} and {tuple(logits.shape)} {logits.dtype}"
+        integer = not (tasks.is_floating_point() or tasks.is_complex() or tasks.dtype == torch.bool)
+        if integer and tasks.shape == (len(images),) and logits.is_floating_point():
+            unknown = sorted({*tasks.tolist()} - {*known, *(() if inference.numbers_tasks else (-1,))})
+            if not unknown and tuple(logits.shape) == (len(images), size):
+                return
+            if unknown:
+                got = f"task {unknown[0]}, where {known} are finished"
+    raise ConfigurationError(f"{name}.predict must return {wanted}; tried before training, it returned {got}.")
+
+
+class FinishedAnswers:
+    """The logits of the first finished task, which no later task may change.
+
+    Masks do not; what a network keeps in plain attributes may.
+
+    Args:
+        method: in training.
+        images: to ask for, on the method's device.
+    """
+
+    def __init__(self, method: Method, images: Tensor) -> None:
+        self.method, self.images = method, images
+        self._first: tuple[int, Tensor] | None = None
+
+    def check(self) -> None:
+        """Raise `ConfigurationError` where the answer is another one than the last time."""
+        method, network = self.method, self.method.network
+        if not method.begins_anew or Offer.EFFECTIVE not in method.offers or not len(method.tasks):
+            return
+        task = int(method.tasks[0])
+        with Untouched(network, self.images.device), torch.no_grad(), in_mode(method, training=False):
+            logits = _logits(method, method.effective(task), self.images)
+        if self._first is not None and self._first[0] == task and not _equal(self._first[1], logits):
+            raise ConfigurationError(_state_message(network, []))
+        self._first = task, logits
+
+
+def _state_message(network: torch.nn.Module, names: list[str]) -> str:
+    where = f"in the attributes {_some(names)}" if names else "outside of parameters and buffers"
+    return (
+        f"{type(network).__name__} keeps state {where}, by which training changes what a finished task answers: its "
+        "logits for the same images are other ones now. Make it constant, or compute it anew in each forward pass."
+    )
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """To the bit on a CPU; elsewhere kernels may add in any order."""
+    tolerance = 0.0 if one.device.type == "cpu" else 1e-3
+    return one.shape == other.shape and torch.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def _cause(error: Exception) -> str:
+    """Its beginning; the type where it has no words."""
+    return shorten(str(error), 200) or type(error).__name__
+
+
+def _remedy(error: Exception, shape: list[int]) -> str:
+    if "dtype" in str(error):
+        return "Give images of the type of the network's parameters, or cast them in its forward."
+    return f"Give the network the same input_shape as the data, data.input_shape={shape}."
+
+
+def _or_without_checkpoints(method: Method) -> str:
+    """The switches of activation checkpointing that are on, as a remedy."""
+    switches = [*_switches(method.network)]
+    return f", or without it: switch off {_some(switches)}" if switches else ""
+
+
+def _switches(network: torch.nn.Module) -> Iterator[str]:
+    for layer, module in network.named_modules():
+        for name, value in vars(module).items():
+            if value is True and ("checkpoint" in name or name == "memory_efficient"):
+                yield f"{layer}.{name}" if layer else name
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")

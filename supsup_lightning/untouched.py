@@ -1,0 +1,131 @@
+"""Networks that are tried out and left as they were."""
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_OF_MODULES = frozenset(vars(nn.Module()))
+_PLAIN = (int, float, complex, str, bytes, type(None))
+
+
+class Untouched:
+    """A ``with`` block after which a network's buffers and plain attributes, and all random states, are as before.
+
+    Args:
+        network: which may be called in the block; what of it is in training or evaluation mode is left to `in_mode`.
+        device: of the images, whose random state counts besides the CPU's.
+
+    >>> layer = nn.BatchNorm1d(2)
+    >>> with Untouched(layer, torch.device("cpu")):
+    ...     _ = layer(torch.randn(4, 2))
+    >>> layer.running_mean.tolist()
+    [0.0, 0.0]
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        self.network = network
+        self.device = device
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Untouched":
+        self._modules = dict(self.network.named_modules())
+        self._buffers = [
+            (module, name, buffer, buffer.clone())
+            for module in self._modules.values()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        self._attributes = {name: _copied(_plain(module)) for name, module in self._modules.items()}
+        self._stack.enter_context(_same_random_numbers(self.device))
+        return self
+
+    def changed(self) -> list[str]:
+        """Names of the plain attributes that are other ones than at the beginning of the block."""
+        return [name for name, _, _ in self._changes()]
+
+    def _changes(self) -> Iterator[tuple[str, nn.Module, str]]:
+        for layer, module in self._modules.items():
+            before, now = self._attributes[layer], _plain(module)
+            for name in {**before, **now}:
+                if name not in now or name not in before or not _same(before[name], now[name]):
+                    yield (f"{layer}.{name}" if layer else name), module, name
+
+    def __exit__(self, *raised: object) -> None:
+        self._stack.close()
+        for owner, key, buffer, value in self._buffers:
+            if not torch.equal(buffer, value):
+                buffer.data.copy_(value)
+            owner._buffers[key] = buffer
+        layers = {id(module): layer for layer, module in self._modules.items()}
+        for _, module, name in [*self._changes()]:
+            before = self._attributes[layers[id(module)]]
+            if name in before:
+                module.__dict__[name] = before[name]
+            else:
+                del module.__dict__[name]
+
+
+@contextmanager
+def in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """The module in training or evaluation mode for a while; each of its parts gets its own mode back."""
+    modes = {part: part.training for part in module.modules()}
+    module.train(training)
+    try:
+        yield
+    finally:
+        for part, was_training in modes.items():
+            part.training = was_training
+
+
+@contextmanager
+def _same_random_numbers(device: torch.device) -> Iterator[None]:
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (what networks use)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """What a module keeps beside parameters, buffers and submodules."""
+    return {name: value for name, value in vars(module).items() if name not in _OF_MODULES}
+
+
+def _copied(value: Any) -> Any:
+    """Tensors, arrays and collections as copies; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if type(value) is tuple:
+        return tuple(map(_copied, value))
+    if not isinstance(value, (list, dict, set)):
+        return value
+    other = copy.copy(value)
+    if isinstance(other, list):
+        other[:] = map(_copied, other)
+    elif isinstance(other, dict):
+        other.update({key: _copied(part) for key, part in other.items()})
+    return other
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other.to(one.device))
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    return one is other or (isinstance(one, (*_PLAIN, set)) and one == other)
