@@ -203,23 +203,27 @@ class CIFAR10(_Torchvision):
 
     def files(self, root: Path) -> list[Path]:
         """As torchvision lists them."""
-        return [*self._checksums(root, train=True), *self._checksums(root, train=False)]
+        return list(self._checksums(root))
 
-    def read(self, root: Path, *, train: bool) -> tuple[Tensor, Tensor]:
-        """Three channels; checked by torchvision's MD5 sums."""
-        for path, checksum in self._checksums(root, train=train).items():
+    def load(self, root: Path, reading: Reading) -> tuple[Images, Images]:
+        """Training and test images; all files are checked first, as torchvision names none."""
+        for path, checksum in self._checksums(root).items():
             if not check_integrity(path, checksum):
                 raise DataError(
                     f"The data file {path} is damaged: its MD5 sum is not {checksum}. Delete it and run again to "
                     "download it, or copy it anew."
                 )
+        return super().load(root, reading)
+
+    def read(self, root: Path, *, train: bool) -> tuple[Tensor, Tensor]:
+        """Three channels."""
         dataset = self.dataset(root, train=train)
         return torch.from_numpy(dataset.data).movedim(-1, 1).contiguous(), torch.as_tensor(dataset.targets)
 
-    def _checksums(self, root: Path, *, train: bool) -> dict[Path, str]:
+    def _checksums(self, root: Path) -> dict[Path, str]:
         dataset: Any = self.dataset
         folder = root / dataset.base_folder
-        listed = {folder / name: checksum for name, checksum in (dataset.train_list if train else dataset.test_list)}
+        listed = {folder / name: checksum for name, checksum in (*dataset.train_list, *dataset.test_list)}
         return {**listed, folder / dataset.meta["filename"]: dataset.meta["md5"]}
 
 
