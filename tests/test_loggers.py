@@ -249,5 +249,6 @@ def test_wandb_without_an_account_is_an_error_and_without_a_server_is_not(tmp_pa
         assert (tmp_path / "run" / "results.json").exists() == (code == 0)
         assert ("add logger.offline=true" in said) == (code == 1)
     assert "W&B does not answer" in said
-    (run,) = wandb_runs(tmp_path / "run")
+    (kept,) = (tmp_path / "run" / "wandb").glob("offline-run-*")  # beside what began online
+    (run,) = wandb_runs(kept)
     assert run["accuracy"] == results(tmp_path / "run")["average_accuracy"]
