@@ -27,6 +27,8 @@ class RecordRun(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """From here on, what lies in the directory is this run's."""
+        if trainer.world_size > 1:  # Lightning's handler waits for the other processes, which wait for this one's step
+            stopping.take_over(lambda: _note_sigterm(trainer))
         if trainer.ckpt_path is None or not (self.folder / run_identity.FILE).exists():
             self._write(trainer, pl_module)
 
@@ -46,6 +48,12 @@ class RecordRun(L.Callback):
                 files=trainer.datamodule.files(),
                 depends_on_processes=_depends_on_processes(module.method),
             )
+
+
+def _note_sigterm(trainer: L.Trainer) -> None:
+    """Lightning's loop tells the other processes what the first has noted, before each step."""
+    if trainer.is_global_zero:
+        trainer._signal_connector.received_sigterm = True
 
 
 def _depends_on_processes(module: nn.Module) -> bool:

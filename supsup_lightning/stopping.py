@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -60,6 +60,17 @@ def raise_if_asked() -> None:
     """Raise `Terminated` if SIGTERM came while it had to wait."""
     if _State.asked:
         raise Terminated
+
+
+def take_over(note: Callable[[], None]) -> None:
+    """Have SIGTERM call ``note`` in place of a handler that was put before this one."""
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        note()
+        _handle(signum, frame)
+
+    if _State.waits and _State.process == os.getpid():
+        signal.signal(signal.SIGTERM, handle)
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
