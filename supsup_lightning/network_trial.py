@@ -217,9 +217,9 @@ def _check_gradient(trial: FrozenNetworkMethod, task: int, images: Tensor) -> No
 
 
 def _logits(trial: Method, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-    """With the same random numbers each time; running statistics among the parameters are copied."""
-    buffers = {name for name, _ in trial.network.named_buffers()}
-    given = {name: value.clone() if name in buffers else value for name, value in parameters.items()}
+    """With the same random numbers each time; buffers, running statistics among them, are copies."""
+    buffers = {name: parameters.get(name, buffer).clone() for name, buffer in trial.network.named_buffers()}
+    given = {**parameters, **buffers}
     for seed in (torch.manual_seed, random.seed, np.random.seed):
         seed(0)
     logits = trial.call_network(given, images)
