@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from supsup_lightning.data import ImageCSV, ImageFolder, Reading, tree
+from supsup_lightning.data import ImageCSV, ImageFolder, Reading, listing, tree
 from supsup_lightning.errors import DataError
 
 
@@ -213,6 +213,44 @@ def test_copies_of_held_out_images_are_held_out(tmp_path, caplog):
     assert len(train.paths) + len(test.paths) == 22
     assert (train.labels.count(1), test.labels.count(1)) == (8, 2)  # not to be told apart: as without copies
     assert "copies of images that are held out for the test are held out as well: 1, first" in caplog.text
+
+
+def test_copies_are_not_looked_for_among_very_many_files(tmp_path, caplog, monkeypatch):
+    folder = files(tmp_path / "tree", *grid("train/a", "train/b", "test/a"))
+    for path in folder.rglob("*.png"):
+        path.write_text("all the same")
+    monkeypatch.setattr(listing, "_MOST_COMPARED", 14)
+    with caplog.at_level(logging.INFO):
+        ImageFolder().listings(folder)
+    assert "are not looked for: 15 files" in caplog.text
+    assert "byte by byte" not in caplog.text
+
+
+def test_a_start_looks_at_each_file_once(tmp_path, monkeypatch):
+    folder = files(tmp_path / "tree", *grid("train/a", "train/b", "test/a", "test/b"))
+    ImageFolder().listings(folder)
+    looks = []
+    for name in ("stat", "lstat"):
+        look = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda path, *args, look=look, **options: looks.append(str(path)) or look(path, *args, **options)
+        )
+    source = ImageFolder()
+    train, test = source.listings(folder)
+    source.digest(folder)
+    source._existing(train, "raise")
+    assert sorted(path for path in looks if path.endswith(".png")) == sorted(map(str, [*train.paths, *test.paths]))
+
+
+def test_halves_in_folders_of_their_own_name_are_found(tmp_path):
+    names_of = ("training_set/training_set", "test_set/test_set")
+    folder = files(tmp_path / "cats and dogs", *(f"{half}/{name}/{half}.png" for half in names_of for name in "cd"))
+    train, test = ImageFolder().listings(folder)
+    assert train.classes == ["c", "d"]
+    assert names(train, folder / names_of[0]) == {(f"{name}/{names_of[0]}.png", name) for name in "cd"}
+    assert len(test.paths) == 2
+    with pytest.raises(DataError, match=r"have halves in them \(test, train\)"):
+        ImageFolder().listings(files(tmp_path / "deep", *grid("data/train/a", "data/test/a")))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 from math import prod
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from supsup_lightning.data.listing import (
     half_named,
     hold_out,
     warn_of_alike,
-    warn_of_copies,
 )
 from supsup_lightning.data.sources import Reading
 from supsup_lightning.data.table import Line, located, read_table
@@ -86,7 +84,6 @@ class _Files:
                 "size are brought to it, [3, 64, 64] for example."
             )
         train, test = (self._existing(listing, reading.on_error) for listing in self.listings(root))
-        warn_of_copies(train, test)
         in_memory = reading.in_memory
         if in_memory == "auto":
             size = prod(reading.input_shape) * (len(train.paths) + len(test.paths))
@@ -108,7 +105,7 @@ class _Files:
         )
 
     def _existing(self, listing: Listing, on_error: str) -> Listing:
-        missing = [path for path in listing.paths if not os.path.isfile(path)]
+        missing = [path for path, size in zip(listing.paths, listing.sizes, strict=True) if size is None]
         if not missing:
             return listing
         what = f"{len(missing)} image{'s are' if len(missing) > 1 else ' is'} missing, {missing[0]} first."
@@ -116,8 +113,7 @@ class _Files:
             raise DataError(f"{what} Put it there, or leave missing images out with data.on_error=skip.")
         logger.warning("%s Missing images are skipped.", what)
         self._unread += len(missing)
-        absent = set(missing)
-        return listing.select(number for number, path in enumerate(listing.paths) if path not in absent)
+        return listing.select(number for number, size in enumerate(listing.sizes) if size is not None)
 
     def _by_workers(self, listing: Listing, reading: Reading) -> Images:
         store = _store(listing, reading)
@@ -184,14 +180,14 @@ class ImageFolder(_Files):
         if unknown:
             raise DataError(f"{test_folder} has the class {min(unknown)}, which {train_folder} has not.")
         labels = [train.classes.index(test.classes[label]) for label in test.labels]
-        return apart(train, Listing(train.classes, test.paths, labels), folder)
+        return apart(train, test._replace(classes=train.classes, labels=labels), folder)
 
 
 def _halves_in(folder: Path) -> tuple[Path | None, Path | None]:
     """The folders of training and of the test, where a tree has them; what is not used of it is named."""
     names = folders_in(folder)
     halves = {name: half for name in names if (half := half_named(name))}
-    classes = {name: set(folders_in(folder / name)) for name in halves}
+    classes = {name: set(folders_in(_inner(folder / name))) for name in halves}
     if list(halves.values()) == ["train"] and len(names) > 1 and not any(classes.values()):
         return None, None  # among vehicles, the class of trains
     trains = [name for name, half in halves.items() if half == "train"]
@@ -209,7 +205,13 @@ def _halves_in(folder: Path) -> tuple[Path | None, Path | None]:
     if unused:
         taken = f"a share of {train}" if test is None else test
         logger.warning("%s: tests take the images of %s; %s is not used.", folder, taken, ", ".join(unused))
-    return (None if train is None else folder / train), (None if test is None else folder / test)
+    return (None if train is None else _inner(folder / train)), (None if test is None else _inner(folder / test))
+
+
+def _inner(half: Path) -> Path:
+    """The folder that lies alone in that of a half and has its name, as archives make it; else the half's own."""
+    names = folders_in(half)
+    return half / names[0] if names == [half.name] else half
 
 
 class ImageCSV(_Files):
@@ -257,7 +259,7 @@ class ImageCSV(_Files):
                         "take it.",
                         *(name, path, name),
                     )
-            return hold_out(each_once(_listed(table.lines, path), path), self.test_share, path)
+            return hold_out(each_once(_listed(table.lines, path).ordered(), path), self.test_share, path)
         halves = [half_named(line.half) for line in table.lines]
         for line, half in zip(table.lines, halves, strict=True):
             if half is None:
@@ -285,7 +287,7 @@ def _listed(lines: list[Line], table: Path) -> Listing:
     warn_of_alike(classes, table)
     number = {name: place for place, name in enumerate(classes)}
     paths = [located(table.parent, line.path) for line in lines]
-    return Listing(classes, paths, [number[line.label] for line in lines])
+    return Listing.of(classes, paths, [number[line.label] for line in lines])
 
 
 def _is_number(label: str) -> bool:

@@ -5,11 +5,12 @@ import json
 import logging
 import os
 import re
+import stat
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,35 +19,73 @@ from supsup_lightning.seeding import generator
 
 logger = logging.getLogger(__name__)
 
-_MOST_BYTES_COMPARED = 2**30  # of training and test files of the same size, to find copies
+# To find copies, at each start: files of a size that both halves have.
+_MOST_COMPARED, _MOST_BYTES_COMPARED = 20_000, 2**29
 _HALF = re.compile(r"(?:(train|training)|(test|testing)|(val|valid|validation))[ _-]?(?:set|images|imgs|data)?")
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+(\.0*)?")
 
 
 class Listing(NamedTuple):
-    """Image files and the place of each one's class in `classes`."""
+    """Image files and their classes. Made by `Listing.of`.
+
+    Attributes:
+        classes: their names.
+        paths: of the images.
+        labels: of each path, the place of its class in ``classes``.
+        files: of each path, the file without links.
+        sizes: of each file in bytes; None if it is missing.
+    """
 
     classes: list[str]
     paths: list[Path]
     labels: list[int]
+    files: list[str]
+    sizes: list[int | None]
+
+    @classmethod
+    def of(cls, classes: list[str], paths: list[Path], labels: list[int]) -> "Listing":
+        """Look up each path, once: a data set may have a million of them, on a slow file system."""
+        real_folder = cache(lambda folder: os.path.join(os.path.realpath(folder), ""))
+        files: list[str] = []
+        sizes: list[int | None] = []
+        for path in map(str, paths):
+            name = path.rfind(os.sep) + 1
+            file = real_folder(path[:name]) + path[name:]
+            try:
+                status = os.lstat(path)
+                if stat.S_ISLNK(status.st_mode):
+                    file = os.path.realpath(path)
+                    status = os.stat(path)
+                size = status.st_size if stat.S_ISREG(status.st_mode) else None
+            except OSError:
+                size = None
+            files.append(file)
+            sizes.append(size)
+        return cls(classes, paths, labels, files, sizes)
 
     def digest(self, folder: Path) -> str:
         """SHA-256 of the class names, and of each file's path below ``folder``, its label and its size in bytes.
 
         The same wherever the folder lies; another if an image is added, removed, renamed, relabelled, or replaced by
-        one of another size. A file that is missing has no size.
+        one of another size.
         """
+        below = cache(lambda directory: Path(os.path.relpath(directory or ".", folder)).as_posix())
         hashed = hashlib.sha256(json.dumps(self.classes).encode())
-        for path, label in zip(self.paths, self.labels, strict=True):
-            size = os.path.getsize(path) if os.path.isfile(path) else None
-            name = Path(os.path.relpath(path, folder)).as_posix()
-            hashed.update(json.dumps([name, label, size]).encode())
+        for path, label, size in zip(map(str, self.paths), self.labels, self.sizes, strict=True):
+            directory, name = os.path.split(path)
+            hashed.update(os.fsencode(f"{below(directory)}/{name}\0{label} {size}\0"))
         return hashed.hexdigest()
 
     def select(self, numbers: Iterable[int]) -> "Listing":
         """Some lines of it."""
         numbers = list(numbers)
-        return Listing(self.classes, [self.paths[n] for n in numbers], [self.labels[n] for n in numbers])
+        chosen: Any = ([column[n] for n in numbers] for column in self[1:])
+        return Listing(self.classes, *chosen)
+
+    def ordered(self) -> "Listing":
+        """By class, folder and name, as trees are listed."""
+        names = [os.path.split(os.path.normpath(path)) for path in self.paths]
+        return self.select(sorted(range(len(names)), key=lambda number: (self.labels[number], names[number])))
 
 
 def half_named(name: str) -> str | None:
@@ -85,14 +124,12 @@ def warn_of_alike(classes: Sequence[str], place: Path) -> None:
 def hold_out(listing: Listing, share: float, place: Path) -> tuple[Listing, Listing]:
     """A share of each class is kept for the test.
 
-    The same images whatever the seed of a run, and whatever the order in which they are listed. Copies of a held-out
-    image are held out as well, as long as an image of their class is left for training.
+    The same images whatever the seed of a run. Copies of a held-out image are held out as well, as long as an image of
+    their class is left for training.
 
     Raises:
         DataError: a class of one image.
     """
-    names = [os.path.split(os.path.normpath(path)) for path in listing.paths]
-    listing = listing.select(sorted(range(len(names)), key=lambda number: (listing.labels[number], names[number])))
     test: list[int] = []
     labels = torch.tensor(listing.labels)
     for label in range(len(listing.classes)):
@@ -106,16 +143,18 @@ def hold_out(listing: Listing, share: float, place: Path) -> tuple[Listing, List
         test += members[order[: max(1, round(len(members) * share))]].tolist()
     held = set(test)
     train = [number for number in range(len(labels)) if number not in held]
-    found = _copies(listing.select(train), listing.select(test))
-    copies = [train[place] for place, other in found.items() if listing.labels[train[place]] == labels[test[other]]]
-    left = {listing.labels[number] for number in set(train).difference(copies)}
-    if moved := [number for number in copies if listing.labels[number] in left]:
+    copies = {train[one]: test[other] for one, other in _copies(listing.select(train), listing.select(test)).items()}
+    alike = [number for number, other in copies.items() if listing.labels[number] == listing.labels[other]]
+    left = {listing.labels[number] for number in set(train).difference(alike)}
+    moved = [number for number in alike if listing.labels[number] in left]
+    if moved:
         logger.warning(
             "%s: copies of images that are held out for the test are held out as well: %d, first %s.",
             *(place, len(moved), listing.paths[moved[0]]),
         )
         held.update(moved)
-        train = [number for number in train if number not in held]
+    _warn_of_copies([(listing.paths[n], listing.paths[other]) for n, other in copies.items() if n not in held])
+    train = [number for number in train if number not in held]
     return _both(listing.select(train), listing.select(sorted(held)), place)
 
 
@@ -127,7 +166,7 @@ def each_once(listing: Listing, place: Path) -> Listing:
     """
     first: dict[str, int] = {}
     repeated = []
-    for number, file in enumerate(_real_paths(listing.paths)):
+    for number, file in enumerate(listing.files):
         other = first.setdefault(file, number)
         if other == number:
             continue
@@ -149,14 +188,15 @@ def each_once(listing: Listing, place: Path) -> Listing:
 
 
 def apart(train: Listing, test: Listing, place: Path) -> tuple[Listing, Listing]:
-    """Both halves. Raises `DataError` if one has no image, or if a file is in both."""
-    training = dict(zip(_real_paths(train.paths), train.paths, strict=True))
-    for path, file in zip(test.paths, _real_paths(test.paths), strict=True):
+    """Both halves, with a warning of copies. Raises `DataError` if one has no image, or if a file is in both."""
+    training = dict(zip(train.files, train.paths, strict=True))
+    for path, file in zip(test.paths, test.files, strict=True):
         if file in training:
             raise DataError(
                 f"{place}: the image {path} is for training and for the test{_as_well(training[file], path)}. "
                 "Remove it from one of them."
             )
+    _warn_of_copies([(train.paths[one], test.paths[other]) for one, other in _copies(train, test).items()])
     return _both(train, test, place)
 
 
@@ -166,24 +206,26 @@ def _both(train: Listing, test: Listing, place: Path) -> tuple[Listing, Listing]
     return train, test
 
 
-def warn_of_copies(train: Listing, test: Listing) -> None:
-    """Say how many training images are, byte by byte, the same as a test image."""
-    if copies := _copies(train, test):
-        place, other = next(iter(copies.items()))
+def _warn_of_copies(copies: list[tuple[Path, Path]]) -> None:
+    if copies:
         logger.warning(
             "Training images that are copies of test images, byte by byte: %d, first %s (%s).",
-            *(len(copies), train.paths[place], test.paths[other]),
+            *(len(copies), *copies[0]),
         )
 
 
 def _copies(train: Listing, test: Listing) -> dict[int, int]:
-    """Places of training images that are copies of test images, and the places of these."""
-    sizes = [[os.path.getsize(path) if os.path.isfile(path) else 0 for path in half.paths] for half in (train, test)]
-    shared = {*sizes[0]} & {*sizes[1]} - {0}
-    candidates = [[place for place, size in enumerate(half) if size in shared] for half in sizes]
-    total = sum(half[place] for half, places in zip(sizes, candidates, strict=True) for place in places)
-    if total > _MOST_BYTES_COMPARED:
-        logger.info("Training and test images are not searched for copies: %.1f GB are too much.", total / 2**30)
+    """Places of training images that are copies of test images, and the places of these; none in large data sets."""
+    halves = train, test
+    shared = {*train.sizes} & {*test.sizes} - {0, None}
+    candidates = [[place for place, size in enumerate(half.sizes) if size in shared] for half in halves]
+    number = sum(map(len, candidates))
+    total = sum(half.sizes[place] or 0 for half, places in zip(halves, candidates, strict=True) for place in places)
+    if number > _MOST_COMPARED or total > _MOST_BYTES_COMPARED:
+        logger.info(
+            "Copies of test images among those of training are not looked for: %d files (%.1f GB) would be read.",
+            *(number, total / 2**30),
+        )
         return {}
     contents = {_content(test.paths[place]): place for place in candidates[1]}
     found = {place: contents.get(_content(train.paths[place])) for place in candidates[0]}
@@ -200,11 +242,3 @@ def _content(path: Path) -> bytes:
 
 def _as_well(one: Path, two: Path) -> str:
     return "" if one == two else f" ({one} is the same file)"
-
-
-def _real_paths(paths: Iterable[Path]) -> Iterable[str]:
-    """Each path without links; a folder is looked up once, as a data set has many files in few folders."""
-    real_folder = cache(os.path.realpath)
-    for path in map(str, paths):
-        folder, name = os.path.split(path)
-        yield os.path.realpath(path) if os.path.islink(path) else os.path.join(real_folder(folder), name)

@@ -79,12 +79,12 @@ def list_tree(folder: Path) -> Listing:
     _check_layout(tree, folder)
     paths = [folder / name for label in classes for name in tree.files[label]]
     labels = [number for number, label in enumerate(classes) for _ in tree.files[label]]
-    return each_once(Listing(classes, paths, labels), folder)
+    return each_once(Listing.of(classes, paths, labels), folder)
 
 
 def _check_layout(tree: _Tree, folder: Path) -> None:
     """Halves that would be taken for classes, or mixed in them, are an error; other doubts are said."""
-    below = {label: [Path(name).parts[1:-1] for name in files] for label, files in tree.files.items()}
+    below = {label: [name.split(os.sep)[1:-1] for name in files] for label, files in tree.files.items()}
     deep = [label for label, folders in below.items() if all(folders)]
     words = {label: {half_named(word) for word in _WORD.findall(label)} - {None} for label in deep}
     halves = [label for label in deep if words[label]]
@@ -94,17 +94,18 @@ def _check_layout(tree: _Tree, folder: Path) -> None:
             "train and test, each with a folder a class directly in it."
         )
     (first, *others) = {frozenset(folders[0] for folders in files if folders) for files in below.values()}
-    if others or len(first) < 2 or len(below) < 2:
+    if others or len(first) < 2:
         return
     if {"train"} < {half_named(name) for name in first} - {None}:
         raise DataError(
             f"The folders of the classes of {folder} have halves in them ({', '.join(sorted(first))}); expected are "
             f"{folder}/train/<class>/<image> and {folder}/test/<class>/<image>."
         )
-    logger.warning(
-        "The classes of %s are its folders %s; each of them has the folders %s, whose images count to it.",
-        *(folder, ", ".join(sorted(below)[:_MOST_NAMED]), ", ".join(sorted(first)[:_MOST_NAMED])),
-    )
+    if len(below) > 1:
+        logger.warning(
+            "The classes of %s are its folders %s; each of them has the folders %s, whose images count to it.",
+            *(folder, ", ".join(sorted(below)[:_MOST_NAMED]), ", ".join(sorted(first)[:_MOST_NAMED])),
+        )
 
 
 def _cached_tree(folder: Path) -> _Tree:
@@ -177,6 +178,7 @@ def _walk(folder: str) -> _Tree:
 
 def _images_below(top: str, folder: str, tree: _Tree) -> list[str]:
     """Images of a class, at any depth; links to folders are followed once every other folder was seen."""
+    root = os.path.join(folder, "")
     found: list[tuple[str, list[str]]] = []
     folders, seen = [top], set()
     links: list[str] = []
@@ -190,7 +192,7 @@ def _images_below(top: str, folder: str, tree: _Tree) -> list[str]:
         tree.stamps[directory] = _stamp(directory)
         names = []
         for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
-            name = os.path.relpath(entry.path, folder)
+            name = entry.path[len(root) :]
             if is_hidden(entry.name):
                 tree.left_out.append(f"{name} (hidden)")
             elif not _is_folder(entry):
