@@ -115,6 +115,8 @@ class ContinualModule(L.LightningModule):
         example = data.example().to(self.device)
         self.inputs = Inputs(tuple(example.shape[1:]), example.dtype, data.normalisation())
         self.output_size = output_size = network_trial.output_size(self.method, example)
+        for task, images in data.other_examples().items():
+            network_trial.output_size(self.method, images.to(self.device), task=task)
         largest = max(data.num_classes)
         if output_size < largest:
             task = data.num_classes.index(largest)

@@ -27,8 +27,13 @@ from supsup_lightning.untouched import Untouched, in_mode
 _MOST_NAMES = 4  # in a message
 
 
-def output_size(method: Method, images: Tensor) -> int:
+def output_size(method: Method, images: Tensor, *, task: int = 0) -> int:
     """Outputs of the network by itself.
+
+    Args:
+        method: whose network it is.
+        images: two or more.
+        task: whose images they are, for messages.
 
     Raises:
         ConfigurationError: it does not take these images, or does not return ``(batch, output_size)``.
@@ -36,6 +41,7 @@ def output_size(method: Method, images: Tensor) -> int:
     network = method.network
     shape = list(images.shape[1:])
     kind = "" if images.dtype == torch.float32 else f" and type {images.dtype}"
+    kind += f", as task {task} has them" if task else ""
     for training in (True, False):
         try:
             with Untouched(network, images.device), torch.no_grad(), in_mode(network, training=training):
@@ -43,13 +49,13 @@ def output_size(method: Method, images: Tensor) -> int:
         except Exception as error:  # whatever a network raises
             raise ConfigurationError(
                 f"{type(network).__name__} does not take inputs of shape {shape}{kind} ({_cause(error)}). "
-                f"{_remedy(error, shape)}"
+                f"{_remedy(error, shape, task)}"
             ) from error
         if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(images):
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ConfigurationError(
                 f"{type(network).__name__} must return (batch, output_size) in training and in evaluation; "
-                f"got {got} for {len(images)} inputs of shape {shape}."
+                f"got {got} for {len(images)} inputs of shape {shape}{kind}."
             )
     return output.shape[1]
 
@@ -305,7 +311,9 @@ def _cause(error: Exception) -> str:
     return shorten(str(error), 200) or type(error).__name__
 
 
-def _remedy(error: Exception, shape: list[int]) -> str:
+def _remedy(error: Exception, shape: list[int], task: int) -> str:
+    if task:
+        return "Bring the images of all tasks to one shape and type, in the data sets or by data.resize=true."
     if "dtype" in str(error):
         return "Give images of the type of the network's parameters, or cast them in its forward."
     return f"Give the network the same input_shape as the data, data.input_shape={shape}."

@@ -1,6 +1,7 @@
 import lightning as L
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from supsup_lightning import (
     GG,
@@ -16,7 +17,7 @@ from supsup_lightning import (
     SupSup,
 )
 from supsup_lightning.callbacks import TaskBoundary
-from supsup_lightning.data import Digits, Split
+from supsup_lightning.data import DataModuleSequence, Datasets, Digits, Mixed, Split, Whole
 from supsup_lightning.errors import ConfigurationError, DataError, TrainingDiverged
 from supsup_lightning.metrics import TaskAccuracy
 from tests.conftest import digits_lenet, first_losses, fit, random_images, random_method
@@ -193,6 +194,22 @@ def test_a_network_that_does_not_fit_is_refused_before_training(method, inferenc
     data = PermutedDigits(num_tasks=1, steps_per_task=1)
     with pytest.raises(ConfigurationError, match=message):
         fit(method(), data, folder=tmp_path, inference=inference)
+
+
+@pytest.mark.parametrize("change", [lambda images: images[..., :7], lambda images: (images * 9).long()])
+def test_inputs_of_another_kind_in_a_later_task_are_refused_before_training(change, tmp_path):
+    labels = torch.arange(40) % 2
+    images = torch.rand(40, 1, 8, 8)
+    sets = [TensorDataset(part, labels) for part in (images, change(images))]
+    modules = [L.LightningDataModule.from_datasets(part, test_dataset=part, batch_size=8) for part in sets]
+    for data in (
+        ContinualDataModule(Mixed([Whole(Datasets(part, part)) for part in sets]), steps_per_task=1, batch_size=8),
+        DataModuleSequence(modules, num_classes=2, steps_per_task=1),
+    ):
+        method = SupSup(LeNet(output_size=20, input_shape=(1, 8, 8)))
+        with pytest.raises(ConfigurationError, match="as task 1 has them .*Bring the images of all tasks to one"):
+            fit(method, data, folder=tmp_path)
+        assert not len(method.bank)
 
 
 def test_output_size_equal_to_the_classes_is_fine_with_entropy(tmp_path):

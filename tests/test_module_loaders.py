@@ -127,6 +127,8 @@ REFUSED = {
     "drop_last": (lambda: plain(IMAGES[:10], LABELS[:10], drop_last=True), "There is no batch .* with drop_last=True"),
     "no image": (lambda: plain(IMAGES[:0], LABELS[:0]), "There is no batch in the (training|test) loader of task 0"),
     "no list": (lambda: [], "There is no batch in the"),
+    "None": (lambda: None, "_dataloader returns NoneType; it has to return a DataLoader"),
+    "empty batches": (lambda: [(IMAGES[:0], LABELS[:0])], "There is no image in the first batches of the"),
     "an iterator": (lambda: iter(plain()), r"_dataloader returns an iterator \(_SingleProcess"),
     "two loaders": (lambda: [plain(), plain()], "_dataloader returns 2 loaders; a task has one"),
     "named loaders": (lambda: {"a": plain()}, "_dataloader returns 1 loaders; a task has one"),

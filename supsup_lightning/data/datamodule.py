@@ -124,6 +124,7 @@ class ContinualDataModule(TaskSequence):
         self._num_classes: tuple[int, ...] = ()
         self._augment_name = name_of(augment)
         self._digest = ""
+        self._first_tasks: list[int] = []  # over each data set
         self._loaded = False
 
     # From a pair of torch data sets, in one line.
@@ -184,9 +185,15 @@ class ContinualDataModule(TaskSequence):
 
     def example(self) -> Tensor:
         """The first training image of task 0 that can be read, twice."""
-        images = self._task(0).train
-        first = next(iter(images.store.batches([images.positions[:8]], seeds=None, device=torch.device("cpu"))))
-        return images.prepare(first.pixels[:1].repeat_interleave(2, 0))
+        return _example(self._task(0).train)
+
+    def other_examples(self) -> dict[int, Tensor]:
+        """From the first task over each data set."""
+        examples = {task: _example(self._task(task).train) for task in self._first_tasks}
+        kinds: dict[tuple[torch.Size, torch.dtype], int] = {}
+        for task, images in examples.items():
+            kinds.setdefault((images.shape, images.dtype), task)
+        return {task: examples[task] for task in kinds.values() if task}
 
     def normalisation(self) -> tuple[Tensor, Tensor] | None:
         """Of the training images, where it is the same for all tasks, and no task transforms or resizes images."""
@@ -232,6 +239,7 @@ class ContinualDataModule(TaskSequence):
     def _examine(self) -> None:
         """See that every task can be learned and tested; note classes and digest."""
         digest, classes = hashlib.sha256(), []
+        self._first_tasks = []
         before: tuple[Tensor | None, ...] = (None,) * 3
         examined: set[int] = set()
         for number in range(self.num_tasks):
@@ -242,6 +250,8 @@ class ContinualDataModule(TaskSequence):
             parts = task.train.positions, task.train.labels, task.test.labels
             if not all(map(operator.is_, parts, before)):  # streams that only transform images share them
                 before = parts
+                if id(task.train.store) not in examined:
+                    self._first_tasks.append(number)
                 examine(task, number, examined)
                 self._check_training_half(number)
                 for part in (task.train.positions, task.train.labels):
@@ -344,3 +354,9 @@ class ContinualDataModule(TaskSequence):
         for shape in (own, other, wanted):
             check_picture(shape, "data.resize=true")
         return replace(found, **{half: replace(getattr(found, half), input_shape=wanted) for half in ("train", "test")})
+
+
+def _example(images: Images) -> Tensor:
+    """The first of the images that can be read, as the network gets it, twice."""
+    first = next(iter(images.store.batches([images.positions[:8]], seeds=None, device=torch.device("cpu"))))
+    return images.prepare(first.pixels[:1].repeat_interleave(2, 0))

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
@@ -146,10 +146,11 @@ def only_loader(loader: Any, whose: str) -> Any:
     """
     if isinstance(loader, (list, tuple)) and len(loader) == 1 and not isinstance(loader[0], (list, tuple, Mapping)):
         loader = loader[0]
-    several = isinstance(loader, Mapping) or (
+    if not isinstance(loader, Iterable):
+        raise ConfigurationError(f"{whose} returns {type(loader).__name__}; it has to return a DataLoader.")
+    if isinstance(loader, Mapping) or (
         isinstance(loader, (list, tuple)) and not all(isinstance(batch, (list, tuple, Mapping)) for batch in loader)
-    )
-    if several:
+    ):
         raise ConfigurationError(f"{whose} returns {len(loader)} loaders; a task has one.")
     if isinstance(loader, Iterator):
         raise ConfigurationError(

@@ -93,6 +93,7 @@ class DataModuleSequence(TaskSequence):
         self.input_shape = None if input_shape is None else tuple(map(int, input_shape))
         self.types: dict[int, torch.dtype] = {}  # of each task's images; filled as batches come
         self.said = False  # that batches have more parts than two
+        self._examples: dict[tuple[tuple[int, ...], torch.dtype], tuple[int, Tensor]] = {}  # by shape and type
         self._lengths: dict[int, int] = {}
         self._ready: set[int] = set()
         self._examined: set[int] = set()
@@ -132,6 +133,10 @@ class DataModuleSequence(TaskSequence):
                 f"{list(images.shape[1:])}."
             )
         return images[:1].repeat_interleave(2, 0).cpu()
+
+    def other_examples(self) -> dict[int, Tensor]:
+        """From the training batches that were looked at."""
+        return {task: images for task, images in self._examples.values() if task}
 
     def prepare_data(self) -> None:
         """Each module's own."""
@@ -192,6 +197,7 @@ class DataModuleSequence(TaskSequence):
         """See that each half has batches as they have to be, and that all halves are of one kind."""
         with seeded(0):  # whatever the loaders draw, training begins as if they had not
             train = _sample(self.train_loader(task))
+            self._examples.setdefault((tuple(train.shape[1:]), train.dtype), (task, train[:1].repeat_interleave(2, 0)))
             others = {"validation": self.val_loader(task), "test": self.test_loader(task)}
             samples = {half: _sample(loader) for half, loader in others.items() if isinstance(loader, ModuleLoader)}
         whose = f"task {task} ({type(self.modules[task]).__name__})"
@@ -212,4 +218,7 @@ def _sample(loader: ModuleLoader) -> Tensor:
         batches.append(images.cpu())
         if sum(map(len, batches)) >= _IMAGES:
             break
-    return torch.cat(batches)
+    images = torch.cat(batches)
+    if not len(images):
+        raise DataError(f"There is no image in the first batches of {loader.name}.")
+    return images

@@ -65,6 +65,10 @@ class TaskDataModule(L.LightningDataModule, ABC):
     def example(self) -> Tensor:
         """Two inputs as the network gets them, ``(2, *shape)``."""
 
+    def other_examples(self) -> dict[int, Tensor]:
+        """Two inputs of each task that has another shape or type of inputs than all before it; task 0 has `example`."""
+        return {}
+
     @abstractmethod
     def test_loader(self, task: int) -> Iterable:
         """The test batches of any task."""

@@ -256,6 +256,10 @@ class Unannounced(TaskDataModule):
         """Two inputs as the network gets them."""
         return self.tasks.example()
 
+    def other_examples(self) -> dict[int, Tensor]:
+        """Those of the tasks."""
+        return self.tasks.other_examples()
+
     def test_loader(self, task: int) -> Iterable:
         """The test batches of any task."""
         return self.tasks.test_loader(task)
