@@ -65,8 +65,10 @@ def _of_type(images: Tensor, inputs: Inputs, network: nn.Module) -> Tensor:
     if images.dtype == inputs.dtype:
         return images
     own = {parameter.dtype for parameter in network.parameters()} & {inputs.dtype, torch.float64, *_HALF}
-    if inputs.dtype.is_floating_point and images.dtype in (*own, *_HALF):  # as precision plugins make them
+    if inputs.dtype.is_floating_point and images.dtype in own:  # as precision plugins make them
         return images
+    if inputs.dtype.is_floating_point and images.dtype in _HALF:
+        return images.to(inputs.dtype)
     if images.dtype == torch.uint8 and inputs.normalisation is not None:
         mean, std = (part.to(images.device) for part in inputs.normalisation)
         return images.float().sub_(mean).div_(std)

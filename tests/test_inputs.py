@@ -45,6 +45,13 @@ def test_bytes_are_normalised_where_that_is_all_that_the_data_module_does(traine
         module.infer(BYTES)
 
 
+def test_half_precision_becomes_what_the_network_was_trained_on(trained):
+    module, data = trained["split"]
+    images, _ = next(iter(data.test_loader(0)))
+    images = images.half()
+    assert all(torch.equal(*pair) for pair in zip(module.infer(images), module.infer(images.float()), strict=True))
+
+
 def _with_a_nan(images):
     images[2, 0, 3, 4] = torch.nan
     return images

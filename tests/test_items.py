@@ -183,6 +183,17 @@ def test_items_of_no_use_are_refused(item, message):
         ContinualDataModule.permuted([item] * 4, [item] * 4, num_tasks=1).setup()
 
 
+def test_a_subset_by_a_mask_is_refused_and_messages_stay_short():
+    items = [(image, int(label)) for image, label in zip(IMAGES, LABELS, strict=True)]  # [True] is the second
+    mask = (LABELS < 5).tolist()
+    for masked in (Subset(items, mask), Subset(TensorDataset(IMAGES, LABELS), torch.tensor(mask))):
+        with pytest.raises(DataError, match="training data set is a Subset by a mask"):
+            labels_of(masked, "training")
+    with pytest.raises(DataError, match="not integers") as error:
+        labels_of([(1, IMAGES[0])], "training")
+    assert len(str(error.value)) < 300
+
+
 def test_a_label_that_is_drawn_is_refused():
     class Turned(Digits):  # the label says how an image was turned, anew each time
         def __getitem__(self, position):

@@ -120,6 +120,8 @@ def test_classes_that_do_not_divide_leave_a_smaller_last_task(caplog):
         (lambda: Split(Random(), classes_per_task=1), "classes_per_task=1 must be a whole number from 2 on"),
         (lambda: Split(Random(), classes_per_task=8).length(Path()), "classes_per_task=8 is more than the 7 classes"),
         (lambda: Split(Random(), classes_per_task=2, class_order="sorted"), "choose one of random, fixed"),
+        (lambda: Split(Random(), classes_per_task=2, class_order=[1.7, 0]), "class_order=1.7 must be a whole number"),
+        (lambda: Split(Random(), classes_per_task=2, class_order=["cat"]), "class_order='cat' must be a whole number"),
         (
             lambda: Split(Random(), classes_per_task=2, class_order=[1, 1]).length(Path()),
             "must name classes from 0 to 6, each once",
@@ -294,7 +296,7 @@ def test_a_checkpoint_of_another_stream_is_refused(one, two):
     for module in (data, same, other):
         module.setup()
     same.load_state_dict(data.state_dict())
-    with pytest.raises(MismatchError, match="other data options"):
+    with pytest.raises(MismatchError, match="made with other options: data"):
         other.load_state_dict(data.state_dict())
 
 

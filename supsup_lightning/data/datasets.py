@@ -166,6 +166,11 @@ def labels_of(dataset: Any, half: str) -> Tensor:
         )
     if not len(dataset):
         raise DataError(f"The {half} data set is empty.")
+    if isinstance(dataset, Subset) and torch.as_tensor(dataset.indices[:1]).dtype == torch.bool:
+        raise DataError(
+            f"The {half} data set is a Subset by a mask, and takes whole numbers: Subset(dataset, "
+            "torch.as_tensor(mask).nonzero().flatten())."
+        )
     known = _known_labels(dataset)
     if known is None or len(known) != len(dataset):
         return torch.tensor(_read_labels(dataset, half))
@@ -194,11 +199,7 @@ def _known_labels(dataset: Any) -> Sequence[Any] | None:
     reads = type(dataset).__getitem__
     if reads is Subset.__getitem__:
         inner = _known_labels(dataset.dataset)
-        return (
-            None
-            if inner is None or torch.as_tensor(dataset.indices).dtype == torch.bool
-            else [inner[index] for index in dataset.indices]
-        )
+        return None if inner is None else [inner[index] for index in dataset.indices]
     if reads is ConcatDataset.__getitem__:
         parts = [_known_labels(part) for part in dataset.datasets]
         return None if any(part is None for part in parts) else [label for part in parts for label in part or ()]

@@ -1,6 +1,7 @@
 """What an item of a data set says, or a batch of a loader: an image and its label, in any of the usual forms."""
 
 from collections.abc import Mapping
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,8 @@ def label_of(label: Any, whose: str) -> int:
         return int(value)
     shape = f" of shape {tuple(np.shape(label))}" if isinstance(value, (list, tuple)) else ""
     remedy = "One-hot labels become numbers with argmax." if shape else "Number the classes."
-    raise DataError(f"The labels of {whose} are not integers, one an image: {value!r}{shape}. {remedy}")
+    shown = shorten(repr(value), 60, placeholder=" ...")
+    raise DataError(f"The labels of {whose} are not integers, one an image: {shown}{shape}. {remedy}")
 
 
 def labels_of_batch(labels: Any, num_images: int, whose: str) -> Tensor:

@@ -206,7 +206,9 @@ class Split(_OneSource):
         self.classes_per_task = check_whole("data.stream.classes_per_task", classes_per_task, least=2, more=alone)
         if isinstance(class_order, str):
             check_choice("data.stream.class_order", class_order, ("random", "fixed"))
-        self.class_order = class_order if isinstance(class_order, str) else [int(label) for label in class_order]
+        else:
+            class_order = [check_whole("data.stream.class_order", label, least=0) for label in class_order]
+        self.class_order = class_order
         self.relabel = relabel
 
     def length(self, root: Path) -> int | None:
