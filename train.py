@@ -37,6 +37,7 @@ def run(config: DictConfig, folder: Path) -> float | None:
     from supsup_lightning.callbacks.run_record import RecordRun
     from supsup_lightning.loggers import listening
     from supsup_lightning.report import masked_table
+    from supsup_lightning.trainer_checks import check_strategy
 
     if config.print_masked:
         L.seed_everything(config.seed, workers=True, verbose=False)
@@ -57,6 +58,7 @@ def run(config: DictConfig, folder: Path) -> float | None:
             enable_progress_bar="progress" in config.callbacks,
             enable_checkpointing="checkpoint" in config.callbacks,
         )
+        check_strategy(trainer)  # while there is one process
         with stopping.between_batches():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         command_line.check_finished(trainer, data)

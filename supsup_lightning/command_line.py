@@ -99,6 +99,7 @@ def check_options(config: DictConfig) -> None:
             raise ConfigurationError(f"{group} has an effect in scenario=nns alone; add that, or leave {group} out.")
     if config.unannounced is None and "task_discovery" in config.callbacks:
         raise ConfigurationError("callbacks=discovery is for scenario=nns alone; add that, or leave it out.")
+    _check_callbacks(config)
     _check_mask_options(config)
     if config.method.get("trunk") == "random" and config.method.get("learning_rate") is not None:
         typed = _typed("optimizer.lr")
@@ -118,6 +119,20 @@ def check_options(config: DictConfig) -> None:
             f"trainer.strategy={config.trainer.strategy} starts processes by running the command line again, "
             "which a sweep (-m) cannot take. Start one command for each job instead, or sweep with one device a job."
         )
+
+
+def _check_callbacks(config: DictConfig) -> None:
+    """Raise `ConfigurationError` for a callback of this package that is there twice: each keeps one state."""
+    names: dict[str, str] = {}
+    for name, node in config.callbacks.items():
+        target = str(node.get("_target_")) if isinstance(node, DictConfig) else ""
+        kind = target.rpartition(".")[2] if target.startswith("supsup_lightning.") else name
+        if kind in names:
+            raise ConfigurationError(
+                f"callbacks.{name} is a second {kind} beside callbacks.{names[kind]}; leave it out, and set the "
+                f"options of callbacks.{names[kind]} instead."
+            )
+        names[kind] = name
 
 
 def _typed(pattern: str) -> list[str]:

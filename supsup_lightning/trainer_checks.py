@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch import strategies
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
@@ -59,11 +60,7 @@ def check_run(trainer: Any, stage: str) -> None:
     """Raise `ConfigurationError` for callbacks and strategies that do not go with tasks, and data that know none."""
     trainer._checkpoint_connector._loaded_checkpoint = {}  # one that was refused would be loaded now
     check_callbacks(trainer)
-    if isinstance(trainer.strategy, _SHARDED):
-        raise ConfigurationError(
-            f"Trainer(strategy={type(trainer.strategy).__name__}) cuts parameters into pieces, and a mask lies over "
-            "whole ones; use strategy=ddp."
-        )
+    check_strategy(trainer)
     if stage == "predict":
         return
     task_data(trainer, stage)
@@ -75,6 +72,22 @@ def check_run(trainer: Any, stage: str) -> None:
             f"{'No callback begins' if not begin else f'{len(begin)} callbacks begin'} and finish tasks: give the "
             "Trainer the callbacks of `model.task_callbacks(data)`, once "
             "(or supsup_lightning.callbacks.TaskBoundary, in scenario NNs TaskDiscovery)."
+        )
+
+
+def check_strategy(trainer: Any) -> None:
+    """Raise `ConfigurationError` for strategies that cut masks into pieces, or do not bring back what was learned."""
+    strategy = trainer.strategy
+    if isinstance(strategy, _SHARDED):
+        raise ConfigurationError(
+            f"Trainer(strategy={type(strategy).__name__}) cuts parameters into pieces, and a mask lies over whole "
+            "ones; use strategy=ddp."
+        )
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        raise ConfigurationError(
+            f"Trainer(strategy=ddp_{strategy.launcher._start_method}) trains in copies of this process, of which the "
+            "weights alone come back: not the epoch that was reached, nor accuracies, nor what callbacks hold. Use "
+            "trainer.strategy=ddp, which starts whole programs, or one device (in a notebook, devices=1)."
         )
 
 

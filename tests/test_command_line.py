@@ -155,6 +155,11 @@ def _epochs_done(checkpoint) -> int:
         (["optimizer.lr=-1"], "Invalid learning rate"),
         (["lr=0.1"], "Did you mean optimizer.lr"),
         (["optimizer=sgd", "optimizer.momentm=0.5"], "Did you mean optimizer.momentum"),
+        (["trainer.strategy=ddp_spawn", "trainer.devices=2"], "Use trainer.strategy=ddp"),
+        (
+            ["+callbacks.mine._target_=supsup_lightning.callbacks.EvaluateSeenTasks"],
+            "callbacks.mine is a second EvaluateSeenTasks beside callbacks.evaluation",
+        ),
         (
             ["optimizer=sgd", "optimizer.lr=1e38", "optimizer.weight_decay=9", "data.steps_per_task=60"],
             "The scores became NaN or infinite in task 0 at its step 49",
