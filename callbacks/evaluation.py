@@ -83,6 +83,11 @@ class EvaluateSeenTasks(L.Callback):
         self.matrix[len(tasks) - 1] = accuracy.cpu()
         self.seconds += perf_counter() - started
 
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Where the first tasks of a checkpoint are tested by themselves, their part of its matrix."""
+        num_tasks = task_data(trainer, "test").num_tasks
+        self.matrix = self.matrix[:num_tasks, :num_tasks]
+
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """The final test is the last row."""
         assert pl_module.test_accuracy is not None

@@ -20,7 +20,11 @@ _TRAINING_OPTIONS = (
     "accumulate_grad_batches",
     "gradient_clip_val",
     "gradient_clip_algorithm",
+    "precision",
 )
+# What no mask that is there depends on, when it is tested.
+_TRAINING_LENGTH = ("steps_per_task", "epochs_per_task", "patience", "tasks_at_once")
+_OF_EACH_TASK = ("num_classes", "modules")
 
 
 class TaskDataModule(L.LightningDataModule, ABC):
@@ -221,6 +225,16 @@ class TaskSequence(TaskDataModule):
     @abstractmethod
     def val_loader(self, task: int) -> Iterable:
         """The validation batches of any task."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raise `MismatchError` for a checkpoint of other tasks; its first ones can be tested by themselves."""
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            here = self.identity()
+            state_dict = {**state_dict, **{name: here[name] for name in _TRAINING_LENGTH}}
+            if self.num_tasks < state_dict.get("num_tasks", 0):
+                first = {name: state_dict[name][: self.num_tasks] for name in _OF_EACH_TASK if name in state_dict}
+                state_dict |= {"num_tasks": self.num_tasks, **first}
+        super().load_state_dict(state_dict)
 
     def limited_steps(self, task: int) -> int:
         """`steps_per_epoch` within the trainer's limits."""
