@@ -29,6 +29,11 @@ def check_checkpoint(trainer: Any, method: Method, checkpoint: dict[str, Any]) -
         )
     if isinstance(data, TaskDataModule):
         data.load_state_dict(checkpoint[type(data).__qualname__])  # Lightning asks once the model was overwritten
+    if fitting and "optimizer_states" not in checkpoint:
+        raise ConfigurationError(
+            "The checkpoint holds the masks alone (ModelCheckpoint(save_weights_only=True)), from which training "
+            "cannot go on; resume from a checkpoint that was written without it."
+        )
     if not fitting:
         _check_tasks(method, checkpoint)
     elif isinstance(data, TaskSequence) and "loops" in checkpoint:

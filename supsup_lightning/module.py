@@ -1,45 +1,37 @@
 """The LightningModule: one frozen network, a method that makes tasks of it, and an inference that finds them."""
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from supsup_lightning import checkpoints, network_trial, planning, task_table, trainer_checks
+from supsup_lightning import checkpoints, checks, network_trial, planning, task_table, trainer_checks
 from supsup_lightning.checkpoint_checks import check_checkpoint
-from supsup_lightning.data import TaskDataModule, TaskSequence
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference import Discovery, HopfieldRecovery, Inference, OneShot
 from supsup_lightning.inputs import Inputs, prepared
 from supsup_lightning.loggers import keep_going
-from supsup_lightning.methods import Method, Offer, SupSup
+from supsup_lightning.methods import Method, SupSup
 from supsup_lightning.metrics import TaskAccuracy
+from supsup_lightning.optimization import (
+    MakeOptimizer,
+    MakeSchedule,
+    check_same,
+    checked,
+    default_coefficient_optimizer,
+    default_optimizer,
+    described,
+)
 from supsup_lightning.scenario import GNU, Scenario
 from supsup_lightning.schedules import cosine, inverse_sqrt
 from supsup_lightning.trainer_checks import task_data
 from supsup_lightning.untouched import in_mode
 
 logger = logging.getLogger(__name__)
-
-MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
-MakeSchedule = Callable[[Optimizer, int | None], LRScheduler]
-
-
-def default_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
-    """The most accurate of those measured whose masks are still told apart by one gradient (docs/optimizers.md)."""
-    return Adam(parameters, lr=1e-3, betas=(0.9, 0.99), fused=True)
-
-
-def default_coefficient_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
-    """Coefficients of a combination are a few numbers near 1: they want larger steps than scores."""
-    return Adam(parameters, lr=0.05)
 
 
 class ContinualModule(L.LightningModule):
@@ -84,12 +76,13 @@ class ContinualModule(L.LightningModule):
         self.validation_accuracy: TaskAccuracy | None = None  # of the validated tasks, in their order
         self.finished_answers: network_trial.FinishedAnswers | None = None  # watched in training
         self.test_accuracy: TaskAccuracy | None = None
+        self.described_training: dict[str, Any] | None = None  # optimizer and schedule, for checkpoints
         self._shows_by_task = False
         # A bank grows between steps, in every process alike: DDP must not broadcast the buffers that it began with.
         self._ddp_params_and_buffers_to_ignore = [
             f"method.{name}" for name, _ in method.named_buffers() if not name.startswith("network.")
         ]
-        _check_fit(self.scenario, self.inference, self.method)
+        checks.check_parts(self.scenario, self.inference, self.method)
 
     # Set-up: everything that can be wrong is found before the first step.
 
@@ -107,7 +100,7 @@ class ContinualModule(L.LightningModule):
         if stage == "predict":
             return
         data = task_data(self.trainer, stage)
-        _check_announcement(self.scenario, data)
+        checks.check_announcement(self.scenario, data)
         if stage == "validate":
             trainer_checks.check_validate(data, self.method)
         if stage == "fit" or len(data.num_classes) > len(self.num_classes):  # tested on some of its tasks, it keeps all
@@ -136,6 +129,7 @@ class ContinualModule(L.LightningModule):
         if not self.training:
             logger.warning("The model was in evaluation mode, where a test that broke off has left it; it trains now.")
             self.train()
+        self.described_training = self._described()
         data = self.trainer.datamodule
         example = data.example().to(self.device)
         network_trial.try_tasks(
@@ -154,7 +148,7 @@ class ContinualModule(L.LightningModule):
         """A fresh optimizer and schedule over one task."""
         data = self.trainer.datamodule
         make = self.make_coefficient_optimizer if self.method.combining else self.make_optimizer
-        optimizer = _checked(make)(self.method.trainable())
+        optimizer = checked(make)(self.method.trainable())
         fused = any(group.get("fused") for group in optimizer.param_groups)
         if fused and self.trainer.gradient_clip_val and isinstance(self.trainer.precision_plugin, MixedPrecision):
             raise ConfigurationError(
@@ -165,15 +159,23 @@ class ContinualModule(L.LightningModule):
         if self.method.learning_rate is not None:
             for group in optimizer.param_groups:
                 group["lr"] = self.method.learning_rate
-        steps = None
-        if self.scenario.task_known_in_training:
-            # Others that are trained with it last as long. After the last epoch, a checkpoint is about to be restored.
-            task = data.tasks_of_epoch(min(self.trainer.current_epoch, data.num_epochs - 1))[0]
-            steps_per_epoch = -(-data.limited_steps(task) // self.trainer.accumulate_grad_batches)
-            steps = steps_per_epoch * data.epochs_per_task
-        schedule = _checked(self.make_schedule, "schedule")(optimizer, steps)
+        # After the last epoch, a checkpoint is about to be restored.
+        steps = self._steps_of_epoch(min(self.trainer.current_epoch, data.num_epochs - 1))
+        schedule = checked(self.make_schedule, "schedule")(optimizer, steps)
         trainer_checks.check_schedule(schedule, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _steps_of_epoch(self, epoch: int) -> int | None:
+        """Optimizer steps of a training of the epoch's tasks, all of which last as long; None where nobody knows."""
+        data = self.trainer.datamodule
+        if not self.scenario.task_known_in_training:
+            return None
+        batches = data.limited_steps(data.tasks_of_epoch(epoch)[0])
+        return -(-batches // self.trainer.accumulate_grad_batches) * data.epochs_per_task
+
+    def _described(self) -> dict[str, Any]:
+        parameters, steps = self.method.trainable(), self._steps_of_epoch(0)
+        return described(self.make_optimizer, self.make_schedule, parameters, steps=steps)
 
     def plan_training(self, data: L.LightningDataModule, *, accelerator: str = "auto") -> None:
         """Agree with the data on how tasks are trained: how often each, and how many at once; before the `Trainer` is.
@@ -187,38 +189,7 @@ class ContinualModule(L.LightningModule):
         Raises:
             ConfigurationError: several tasks at once where the method or the scenario has one after another.
         """
-        data.trials_per_task = self.method.trials_per_task
-        at_once = getattr(data, "tasks_at_once", 1)
-        if at_once == "auto" and not self.method.trains_together:
-            at_once = data.tasks_at_once = 1
-        if at_once != 1:
-            self.method.train_at_once(2 if at_once == "auto" else at_once)
-            assert isinstance(self.method, SupSup)
-            make_optimizer = _checked(self.make_optimizer)
-            if not planning.is_elementwise(make_optimizer):
-                raise ConfigurationError(
-                    f"The optimizer does not treat each weight by itself, so data.tasks_at_once={at_once} would mix "
-                    "the tasks; use one that does (SGD, Adam, RMSprop), or data.tasks_at_once=1."
-                )
-            example = torch.zeros(2, *data.input_shape) if data.input_shape is not None else data.example()
-            network_trial.output_size(self.method, example)
-            batch_size = getattr(data, "batch_size", len(example))
-            with in_mode(self.method.network, training=True):
-                bytes_per_task = planning.training_bytes(
-                    self.method, example, batch_size=batch_size, make_optimizer=make_optimizer
-                )
-            if at_once == "auto":
-                on_accelerator = accelerator not in ("cpu", "mps") and torch.cuda.is_available()
-                fitting = planning.fitting(self.method, bytes_per_task, on_accelerator=on_accelerator)
-                at_once = min(data.num_tasks, fitting)
-            data.tasks_at_once = at_once
-            logger.info(
-                "data.tasks_at_once=%d: about %.1f MB in training, %.1f MB for each of these tasks",
-                at_once,
-                at_once * bytes_per_task / 1e6,
-                bytes_per_task / 1e6,
-            )
-        self.method.train_at_once(at_once)
+        planning.plan(self.method, data, make_optimizer=checked(self.make_optimizer), accelerator=accelerator)
 
     def task_callbacks(self, data: L.LightningDataModule, *, discovery: Discovery | None = None) -> list[L.Callback]:
         """The callbacks that a `Trainer` needs for this module, and the evaluation of tasks seen so far.
@@ -451,10 +422,18 @@ class ContinualModule(L.LightningModule):
         with checkpoints.reading(checkpoint_path):
             return super().load_from_checkpoint(checkpoint_path, *args, **{"weights_only": True, **kwargs})
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep with which optimizer and schedule it was made."""
+        if self.described_training is not None:
+            checkpoint["training"] = self.described_training
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what the trainer cannot go on from, or test, before any of it is loaded."""
-        if self._trainer is not None:
-            check_checkpoint(self._trainer, self.method, checkpoint)
+        if self._trainer is None:
+            return
+        check_checkpoint(self._trainer, self.method, checkpoint)
+        if self._trainer.state.fn == "fit" and "training" in checkpoint:  # older ones have none
+            check_same(checkpoint["training"], self._described())
 
     # What is needed to infer, and no tensor holds.
 
@@ -468,59 +447,3 @@ class ContinualModule(L.LightningModule):
         self.num_classes = state["num_classes"]
         if state.get("inputs") is not None:  # older checkpoints have none
             self.inputs = Inputs.of(state["inputs"])
-
-
-def _checked(make: Callable[..., Any], what: str = "optimizer") -> Callable[..., Any]:
-    """The same, with a `ConfigurationError` where its options do not work."""
-
-    def checked(*arguments: Any) -> Any:
-        try:
-            return make(*arguments)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, ConfigurationError):
-                raise
-            raise ConfigurationError(f"The {what}'s options do not work: {error}.") from error
-
-    return checked
-
-
-def _check_announcement(scenario: Scenario, data: TaskDataModule) -> None:
-    announced = isinstance(data, TaskSequence)
-    if scenario.task_known_in_training and not announced:
-        raise ConfigurationError(
-            f"In scenario={scenario.name.lower()} each training batch comes with its task, which {type(data).__name__} "
-            "does not tell; use scenario=nns, or the tasks without it."
-        )
-    if not scenario.task_known_in_training and announced:
-        raise ConfigurationError(
-            f"In scenario={scenario.name.lower()} nothing tells the task of a training batch, but "
-            f"{type(data).__name__} does; wrap it: Unannounced(data)."
-        )
-
-
-def _check_fit(scenario: Scenario, inference: Inference, method: Method) -> None:
-    if scenario.task_known_at_inference and Offer.EFFECTIVE not in method.offers:
-        raise ConfigurationError(
-            f"In scenario={scenario.name.lower()} the task is given by its number, and {type(method).__name__} does "
-            f"not offer {Offer.EFFECTIVE}; use {method.usual_inference}, or another method."
-        )
-    if inference.needs not in method.offers:
-        raise ConfigurationError(
-            f"{type(inference).__name__} needs {inference.needs}, which {type(method).__name__} does not offer; use "
-            f"{method.usual_inference}, or another method."
-        )
-    if scenario.task_known_at_inference and inference.finds_task:
-        raise ConfigurationError(
-            f"In scenario={scenario.name.lower()} the task is known at inference, so there is nothing for "
-            f"{type(inference).__name__} to find; use inference=given, or scenario=gns or gnu."
-        )
-    if not scenario.task_known_at_inference and not inference.finds_task:
-        raise ConfigurationError(
-            f"In scenario={scenario.name.lower()} the task is hidden at inference, so inference=given cannot be; "
-            "use inference=one_shot, binary or exhaustive, or scenario=gg."
-        )
-    if not scenario.task_known_at_inference and not scenario.labels_shared and not inference.numbers_tasks:
-        raise ConfigurationError(
-            f"In scenario={scenario.name.lower()} the number of the task has to be right, which "
-            f"{type(inference).__name__} does not tell; use scenario=gns."
-        )

@@ -1,6 +1,8 @@
 """How many tasks are trained at once: whether they can be, what that takes, and what is fast."""
 
+import logging
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 import torch
@@ -8,8 +10,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from supsup_lightning.methods import SupSup
+from supsup_lightning import network_trial
+from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.methods import Method, SupSup
 from supsup_lightning.methods.method import has_convolutions
+from supsup_lightning.untouched import in_mode
+
+logger = logging.getLogger(__name__)
 
 _SHARE = 0.7  # of the memory, for `fitting`: the rest is left to what is not predicted
 
@@ -18,6 +25,40 @@ _SHARE = 0.7  # of the memory, for `fitting`: the rest is left to what is not pr
 _MOST_ON_CPU = 8
 _MOST_WEIGHTS_ON_CPU = 2_500_000
 _MOST_ON_ACCELERATOR = 256
+
+
+def plan(
+    method: Method, data: Any, *, make_optimizer: Callable[[list[nn.Parameter]], Optimizer], accelerator: str
+) -> None:
+    """Agree on how often each task is trained, and how many at once: `ContinualModule.plan_training`."""
+    data.trials_per_task = method.trials_per_task
+    at_once = getattr(data, "tasks_at_once", 1)
+    if at_once == "auto" and not method.trains_together:
+        at_once = data.tasks_at_once = 1
+    if at_once != 1:
+        method.train_at_once(2 if at_once == "auto" else at_once)
+        assert isinstance(method, SupSup)
+        if not is_elementwise(make_optimizer):
+            raise ConfigurationError(
+                f"The optimizer does not treat each weight by itself, so data.tasks_at_once={at_once} would mix "
+                "the tasks; use one that does (SGD, Adam, RMSprop), or data.tasks_at_once=1."
+            )
+        example = torch.zeros(2, *data.input_shape) if data.input_shape is not None else data.example()
+        network_trial.output_size(method, example)
+        batch_size = getattr(data, "batch_size", len(example))
+        with in_mode(method.network, training=True):
+            bytes_per_task = training_bytes(method, example, batch_size=batch_size, make_optimizer=make_optimizer)
+        if at_once == "auto":
+            on_accelerator = accelerator not in ("cpu", "mps") and torch.cuda.is_available()
+            at_once = min(data.num_tasks, fitting(method, bytes_per_task, on_accelerator=on_accelerator))
+        data.tasks_at_once = at_once
+        logger.info(
+            "data.tasks_at_once=%d: about %.1f MB in training, %.1f MB for each of these tasks",
+            at_once,
+            at_once * bytes_per_task / 1e6,
+            bytes_per_task / 1e6,
+        )
+    method.train_at_once(at_once)
 
 
 def training_bytes(

@@ -1,15 +1,18 @@
 """What a user's Trainer may do to tasks: it works in their sense, or is refused before the first step."""
 
 import logging
+from math import cos, pi
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.tuner import Tuner
 from torch import nn
-from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from supsup_lightning import (
@@ -30,7 +33,8 @@ from supsup_lightning.callbacks import EvaluateSeenTasks
 from supsup_lightning.data import CropFlip, Digits, Split
 from supsup_lightning.data.augment import name_of
 from supsup_lightning.errors import ConfigurationError, MismatchError
-from supsup_lightning.trainer_checks import shortened
+from supsup_lightning.schedules import constant
+from supsup_lightning.trainer_checks import check_run, shortened
 
 
 def make_data(num_tasks=2, steps=5, **options) -> ContinualDataModule:
@@ -119,6 +123,26 @@ def test_the_cosine_ends_at_0_at_the_length_that_the_trainer_leaves(options, ste
     assert rates.rates[batches:] == rates.rates[:batches]
 
 
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_of_scores_are_clipped_as_torch_clips_them(algorithm, tmp_path):
+    class Clip(L.Callback):
+        """The same by hand."""
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            scores = pl_module.method.trainable()
+            if algorithm == "norm":
+                nn.utils.clip_grad_norm_(scores, 1e-3)
+            else:
+                nn.utils.clip_grad_value_(scores, 1e-5)
+
+    by_hand, _ = trained(make_data(), Clip(), folder=tmp_path)
+    options = {"gradient_clip_val": 1e-3 if algorithm == "norm" else 1e-5, "gradient_clip_algorithm": algorithm}
+    model, _ = trained(make_data(), folder=tmp_path, **options)
+    assert torch.equal(model.method.scores, by_hand.method.scores)
+    unclipped, _ = trained(make_data(), folder=tmp_path)
+    assert not torch.equal(model.method.scores, unclipped.method.scores)
+
+
 def test_overfitting_repeats_the_same_batches(tmp_path):
     class Batches(L.Callback):
         def __init__(self):
@@ -195,6 +219,17 @@ def test_callbacks_that_do_not_go_with_tasks_are_refused(callback, message, tmp_
     model.lr = 1e-3
     with pytest.raises(ConfigurationError, match=message):
         make_trainer(model, data, callback(), folder=tmp_path).fit(model, data)
+
+
+@pytest.mark.parametrize(
+    "strategy", ["ddp_spawn", "ddp_fork_find_unused_parameters_true", DDPStrategy(start_method="fork")]
+)
+def test_copies_of_the_process_are_refused(strategy, tmp_path):
+    """Of them the weights alone come back. Asked of one process, as the command line does."""
+    data, model = make_data(), make_model()
+    trainer = make_trainer(model, data, folder=tmp_path, strategy=strategy, devices=2)
+    with pytest.raises(ConfigurationError, match=r"strategy=ddp_(spawn|fork)\) .* trainer.strategy=ddp"):
+        check_run(trainer, "fit")
 
 
 @pytest.mark.parametrize("search", ["lr_find", "scale_batch_size"])
@@ -469,15 +504,60 @@ def test_a_run_goes_on_with_the_options_that_it_began_with(tmp_path):
     for options, message in (
         ({"limit_train_batches": 3}, "trainer.limit_train_batches=1.0 there, 3 batches here"),
         ({"gradient_clip_val": 1.0}, "trainer.gradient_clip_val=None there, 1.0 here"),
+        ({"precision": "bf16-mixed"}, "trainer.precision=32-true there, bf16-mixed here"),
     ):
         data, model = make_data(), make_model()
         trainer = make_trainer(model, data, folder=tmp_path, **options)
         with pytest.raises(MismatchError, match=message):
             trainer.fit(model, data, ckpt_path=str(tmp_path / "last.ckpt"))
+    for training, message in (
+        ({"optimizer": lambda scores: Adam(scores, lr=1e-2, betas=(0.9, 0.99))}, "optimizer.lr=0.001 there, 0.01 here"),
+        ({"optimizer": lambda scores: SGD(scores, lr=0.1)}, "optimizer.kind=Adam there, SGD here"),
+        ({"schedule": constant}, "schedule at step 1 0.9045 of the learning rate there, 1 here"),
+    ):
+        data, model = make_data(), make_model(**training)
+        with pytest.raises(MismatchError, match=message):
+            make_trainer(model, data, folder=tmp_path).fit(model, data, ckpt_path=str(tmp_path / "last.ckpt"))
+        assert not len(model.method.tasks)
     other = ContinualDataModule(Split(Digits(), classes_per_task=5), steps_per_task=5, batch_size=32)
     other_model = make_model()
     with pytest.raises(MismatchError, match="data.stream=Permuted there, Split here"):
         make_trainer(other_model, other, folder=tmp_path).fit(other_model, other, ckpt_path=str(tmp_path / "last.ckpt"))
+
+
+def test_masks_alone_are_tested_and_not_trained_on(tmp_path, reference):
+    trained(make_data(), ModelCheckpoint(tmp_path, filename="x", save_weights_only=True), folder=tmp_path)
+    data, model = make_data(), make_model()
+    trainer = make_trainer(model, data, folder=tmp_path)
+    with pytest.raises(ConfigurationError, match="holds the masks alone .*save_weights_only=True"):
+        trainer.fit(model, data, ckpt_path=str(tmp_path / "x.ckpt"))
+    assert not len(model.method.tasks)
+    trainer.test(model, data, ckpt_path=str(tmp_path / "x.ckpt"), verbose=False)
+    assert torch.equal(model.method.bank.packed, reference.method.bank.packed)
+
+
+def test_an_optimizer_is_compared_by_what_it_does(tmp_path, reference):
+    trained(make_data(), Stop(2), ModelCheckpoint(tmp_path, filename="last"), folder=tmp_path)
+    data = make_data()
+    model = make_model(
+        optimizer=lambda scores: Adam(scores, lr=0.001, betas=[0.9, 0.99], fused=True),
+        schedule=lambda optimizer, steps: LambdaLR(optimizer, lambda step: 0.5 * (1 + cos(pi * step / steps))),
+    )
+    make_trainer(model, data, folder=tmp_path).fit(model, data, ckpt_path=str(tmp_path / "last.ckpt"))
+    assert torch.equal(model.method.bank.packed, reference.method.bank.packed)
+
+
+def test_the_first_tasks_of_a_run_that_broke_off_are_tested_by_themselves(tmp_path, reference):
+    trained(make_data(3), Stop(7), ModelCheckpoint(tmp_path, filename="last"), folder=tmp_path)
+    data, model = make_data(2), make_model()
+    trainer = make_trainer(model, data, folder=tmp_path)
+    tested = trainer.test(model, data, ckpt_path=str(tmp_path / "last.ckpt"), verbose=False)
+    assert tested == make_trainer(reference, data, folder=tmp_path).test(reference, data, verbose=False)
+    other = make_data(2, seed=1)
+    with pytest.raises(MismatchError, match="data.seed=0 there, 1 here"):
+        trainer.test(model, other, ckpt_path=str(tmp_path / "last.ckpt"))
+    with pytest.raises(MismatchError, match="data.num_tasks=3 there, 2 here"):  # to train on is another run
+        trainer.fit(make_model(), data, ckpt_path=str(tmp_path / "last.ckpt"))
 
 
 def test_options_are_compared_by_what_they_mean(tmp_path):

@@ -1,0 +1,51 @@
+"""Do scenario, data, method and inference fit one another? Asked before the first step."""
+
+from supsup_lightning.data import TaskDataModule, TaskSequence
+from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.inference import Inference
+from supsup_lightning.methods import Method, Offer
+from supsup_lightning.scenario import Scenario
+
+
+def check_announcement(scenario: Scenario, data: TaskDataModule) -> None:
+    """Raise `ConfigurationError` for data that tell tasks where they are hidden, or do not where they are known."""
+    announced = isinstance(data, TaskSequence)
+    if scenario.task_known_in_training and not announced:
+        raise ConfigurationError(
+            f"In scenario={scenario.name.lower()} each training batch comes with its task, which {type(data).__name__} "
+            "does not tell; use scenario=nns, or the tasks without it."
+        )
+    if not scenario.task_known_in_training and announced:
+        raise ConfigurationError(
+            f"In scenario={scenario.name.lower()} nothing tells the task of a training batch, but "
+            f"{type(data).__name__} does; wrap it: Unannounced(data)."
+        )
+
+
+def check_parts(scenario: Scenario, inference: Inference, method: Method) -> None:
+    """Raise `ConfigurationError` for an inference of no use in the scenario, or that the method cannot answer."""
+    if scenario.task_known_at_inference and Offer.EFFECTIVE not in method.offers:
+        raise ConfigurationError(
+            f"In scenario={scenario.name.lower()} the task is given by its number, and {type(method).__name__} does "
+            f"not offer {Offer.EFFECTIVE}; use {method.usual_inference}, or another method."
+        )
+    if inference.needs not in method.offers:
+        raise ConfigurationError(
+            f"{type(inference).__name__} needs {inference.needs}, which {type(method).__name__} does not offer; use "
+            f"{method.usual_inference}, or another method."
+        )
+    if scenario.task_known_at_inference and inference.finds_task:
+        raise ConfigurationError(
+            f"In scenario={scenario.name.lower()} the task is known at inference, so there is nothing for "
+            f"{type(inference).__name__} to find; use inference=given, or scenario=gns or gnu."
+        )
+    if not scenario.task_known_at_inference and not inference.finds_task:
+        raise ConfigurationError(
+            f"In scenario={scenario.name.lower()} the task is hidden at inference, so inference=given cannot be; "
+            "use inference=one_shot, binary or exhaustive, or scenario=gg."
+        )
+    if not scenario.task_known_at_inference and not scenario.labels_shared and not inference.numbers_tasks:
+        raise ConfigurationError(
+            f"In scenario={scenario.name.lower()} the number of the task has to be right, which "
+            f"{type(inference).__name__} does not tell; use scenario=gns."
+        )

@@ -1,0 +1,87 @@
+"""Optimizers and schedules of a task: by default, where their options do not work, and as checkpoints tell them."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from math import isclose
+from typing import Any
+
+from torch import nn
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from supsup_lightning.errors import ConfigurationError, MismatchError
+from supsup_lightning.meaning import differences, plain
+
+_SAME_RESULT = ("fused", "foreach", "capturable", "differentiable")  # up to rounding
+_NUM_RATES = 100
+
+MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
+MakeSchedule = Callable[[Optimizer, int | None], LRScheduler]
+
+
+def default_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
+    """The most accurate of those measured whose masks are still told apart by one gradient (docs/optimizers.md)."""
+    return Adam(parameters, lr=1e-3, betas=(0.9, 0.99), fused=True)
+
+
+def default_coefficient_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
+    """Coefficients of a combination are a few numbers near 1: they want larger steps than scores."""
+    return Adam(parameters, lr=0.05)
+
+
+def checked(make: Callable[..., Any], what: str = "optimizer") -> Callable[..., Any]:
+    """The same, with a `ConfigurationError` where its options do not work."""
+
+    def checked_make(*arguments: Any) -> Any:
+        try:
+            return make(*arguments)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, ConfigurationError):
+                raise
+            raise ConfigurationError(f"The {what}'s options do not work: {error}.") from error
+
+    return checked_make
+
+
+def described(
+    make_optimizer: MakeOptimizer, make_schedule: MakeSchedule, parameters: list[nn.Parameter], *, steps: int | None
+) -> dict[str, Any]:
+    """What masks depend on in an optimizer and a schedule, however they are written; nothing is trained.
+
+    Args:
+        make_optimizer: of the module.
+        make_schedule: of the module.
+        parameters: to be trained.
+        steps: of a task, None where they are not known.
+
+    Returns:
+        The optimizer's class and options, and the schedule's first rates, as shares of ``lr``.
+    """
+    optimizer = checked(make_optimizer)(parameters)
+    group = optimizer.param_groups[0]
+    options = {name: value for name, value in group.items() if name not in ("params", "initial_lr", *_SAME_RESULT)}
+    schedule = checked(make_schedule, "schedule")(optimizer, steps)
+    step, rates = checked(schedule.step, "schedule"), []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*before `optimizer.step", category=UserWarning)
+        for _ in range(min(_NUM_RATES, steps or _NUM_RATES)):
+            rates.append(float(group["lr"]) / float(group["initial_lr"]))
+            step()
+    return {"optimizer": plain({"kind": type(optimizer).__name__, **options}), "rates": rates}
+
+
+def check_same(stored: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raise `MismatchError` where `described` says something else in a checkpoint than here."""
+    kinds = [{"kind": each["optimizer"]["kind"]} for each in (stored, here)]
+    different = differences(*kinds, group="optimizer") or differences(
+        stored["optimizer"], here["optimizer"], group="optimizer"
+    )
+    rates = zip(stored["rates"], here["rates"], strict=False)
+    step = next((step for step, pair in enumerate(rates) if not isclose(*pair, rel_tol=1e-6, abs_tol=1e-9)), None)
+    if step is not None:
+        before, now = stored["rates"][step], here["rates"][step]
+        different.append(f"schedule at step {step} {before:.4g} of the learning rate there, {now:.4g} here")
+    if different:
+        raise MismatchError(
+            f"The checkpoint was made with other options: {'; '.join(different)}. Use the same, or start afresh."
+        )
