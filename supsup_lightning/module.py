@@ -82,6 +82,7 @@ class ContinualModule(L.LightningModule):
         self._ddp_params_and_buffers_to_ignore = [
             f"method.{name}" for name, _ in method.named_buffers() if not name.startswith("network.")
         ]
+        self._trained_on: dict[str, Any] = {}  # options of the data of the last fit
         checks.check_parts(self.scenario, self.inference, self.method)
 
     # Set-up: everything that can be wrong is found before the first step.
@@ -131,6 +132,9 @@ class ContinualModule(L.LightningModule):
             self.train()
         self.described_training = self._described()
         data = self.trainer.datamodule
+        if self._trained_on and self.trainer.current_epoch and self.trainer.ckpt_path is None:  # in the same Trainer
+            data.check_trained_on(self._trained_on, "What this Trainer has trained so far")
+        self._trained_on = data.state_dict()
         example = data.example().to(self.device)
         network_trial.try_tasks(
             self.method,

@@ -321,6 +321,16 @@ def test_whoever_asks_to_stop_waits_for_the_end_of_the_epoch(tmp_path, reference
     assert torch.equal(model.method.bank.packed, reference.method.bank.packed)
 
 
+def test_the_same_trainer_goes_on_with_the_same_data_alone(tmp_path):
+    """Tasks of another seed would join those there are, as one model of no seed."""
+    model, trainer = trained(make_data(3), Stop(5), folder=tmp_path)
+    assert model.method.tasks.tolist() == [0]
+    with pytest.raises(MismatchError, match=r"What this Trainer has trained so far .* data\.seed=0 there, 1 here"):
+        trainer.fit(model, make_data(3, seed=1))
+    trainer.fit(model, make_data(3))
+    assert model.method.tasks.tolist() == [0, 1, 2]
+
+
 def test_time_that_is_over_leaves_whole_tasks_and_a_checkpoint_that_goes_on(tmp_path, reference):
     data = make_data()
     checkpoints = ModelCheckpoint(tmp_path, filename="last", save_on_train_epoch_end=True)

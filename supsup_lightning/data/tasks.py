@@ -137,13 +137,17 @@ class TaskDataModule(L.LightningDataModule, ABC):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raise `MismatchError` if a checkpoint was made with other options."""
+        self.check_trained_on(state_dict, "The checkpoint")
+
+    def check_trained_on(self, state_dict: dict[str, Any], source: str) -> None:
+        """Raise `MismatchError` if ``source`` was made with other options than these, as `state_dict` gives them."""
         stored = {"tasks_at_once": 1, **state_dict}  # of checkpoints that are older than the option
         different = differences(stored, self.identity(), group="data")
         if self.trainer is not None and self.trainer.training and "trainer" in stored:
             different += differences(stored["trainer"], self._training_options(), group="trainer")
         if different:
             raise MismatchError(
-                f"The checkpoint was made with other options: {'; '.join(different)}. Use the same, or start afresh."
+                f"{source} was made with other options: {'; '.join(different)}. Use the same, or start afresh."
             )
 
     def _training_options(self) -> dict[str, Any]:
