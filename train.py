@@ -53,7 +53,7 @@ def run(config: DictConfig, folder: Path) -> float | None:
         trainer = instantiate(
             config.trainer,
             max_epochs=data.num_epochs,
-            callbacks=[*map(instantiate, config.callbacks.values()), RecordRun(identity, folder=folder)],
+            callbacks=[*map(instantiate, config.callbacks.values()), RecordRun(identity, config=config, folder=folder)],
             logger=loggers or False,
             enable_progress_bar="progress" in config.callbacks,
             enable_checkpointing="checkpoint" in config.callbacks,

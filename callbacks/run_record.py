@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from supsup_lightning import run_identity, stopping
+from supsup_lightning.files import replacing
 from supsup_lightning.module import ContinualModule
 from supsup_lightning.run_identity import Identity
 
@@ -16,13 +19,17 @@ from supsup_lightning.run_identity import Identity
 class RecordRun(L.Callback):
     """Writes run.json, by which ``resume=true`` knows the run again; ends a test between two batches on SIGTERM.
 
+    It also writes .hydra, where Hydra would: a call that is refused leaves that of an earlier run as it is.
+
     Args:
         identity: of the run.
+        config: of the run.
         folder: the output directory.
     """
 
-    def __init__(self, identity: Identity, *, folder: Path) -> None:
+    def __init__(self, identity: Identity, *, config: DictConfig, folder: Path) -> None:
         self.identity = identity
+        self.config = config
         self.folder = folder
 
     def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
@@ -48,6 +55,12 @@ class RecordRun(L.Callback):
                 files=trainer.datamodule.files(),
                 depends_on_processes=_depends_on_processes(module.method),
             )
+            hydra = HydraConfig.get()
+            written = {"config": self.config, "hydra": {"hydra": hydra}, "overrides": hydra.overrides.task}
+            (self.folder / ".hydra").mkdir(exist_ok=True)
+            for name, values in written.items():
+                with replacing(self.folder / ".hydra" / f"{name}.yaml") as temporary:
+                    OmegaConf.save(values, temporary)
 
 
 def _note_sigterm(trainer: L.Trainer) -> None:

@@ -22,6 +22,7 @@ from hydra.core.object_type import ObjectType
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from supsup_lightning import effects, optimized_metric, stopping
 from supsup_lightning.errors import ConfigurationError, SupSupError
@@ -200,9 +201,15 @@ def _explain(error: BaseException) -> str | None:
     if isinstance(error, ConfigCompositionException):
         unknown = _unknown(str(error))
         return (unknown and effects.decided(unknown)) or f"{error}{_suggestion(str(error))}"
+    if isinstance(error, OmegaConfBaseException):  # a value that cannot be, or that refers to what is not there
+        return " ".join(str(error).split())
     if isinstance(error, HydraException):
         message = str(error).replace(", set env var HYDRA_FULL_ERROR=1 to see chained exception.", "")
         return f"{message}{_origin(error)}"
+    fault = next((cause for cause in _causes(error) if isinstance(cause, OSError)), None)
+    begun = any(frame.name == "train" for frame in traceback.extract_tb(error.__traceback__))
+    if fault is not None and not begun:  # Hydra makes the output directory and opens the log
+        return f"{fault}: no run can write there; use another directory (hydra.run.dir or hydra.sweep.dir)."
     return None
 
 

@@ -22,6 +22,9 @@ _DECIDED = {
     "fast_dev_run": "to try a run, use data.num_tasks=2 data.steps_per_task=5",
 }
 
+# Options of train.yaml that belong to no group.
+OWN = ("seed", "resume", "print_masked", "unannounced", "optimized_metric", "eval_at", "module")
+
 _IN_MEMORY = ("Digits", "MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100")
 
 
@@ -46,6 +49,17 @@ def _option(path: str, default: Any = None) -> Callable[[DictConfig], Any]:
 def _without_entropy(config: DictConfig) -> bool:
     inference = config.inference
     return inference.get("objective") != "entropy"
+
+
+def _check_added(config: DictConfig) -> None:
+    """Raise `ConfigurationError` for an option at the top that was added and that nothing reads."""
+    hydra = HydraConfig.get()
+    written = OmegaConf.to_yaml(config)  # not resolved: another option may refer to it
+    for override in hydra.overrides.task:
+        name = re.split(r"[.=@]", override.lstrip("+"))[0]
+        group = name in hydra.runtime.choices or "/" in name
+        if override.startswith("+") and not (group or name in OWN or re.search(rf"\$\{{{name}[.}}]", written)):
+            raise ConfigurationError(f"{override} has no effect: nothing reads {name}, and no option refers to it.")
 
 
 # Pattern of the option, where it has no effect, what would give it one.
@@ -88,6 +102,7 @@ _RULES: tuple[tuple[str, Callable[[DictConfig], bool], str], ...] = (
 
 def check(config: DictConfig) -> None:
     """Raise `ConfigurationError` for an option that is typed, or set in the trainer, and changes nothing."""
+    _check_added(config)
     for name in config.trainer:
         if (message := decided(f"trainer.{name}")) is not None:
             raise ConfigurationError(message)

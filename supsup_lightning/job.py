@@ -37,8 +37,14 @@ def alone_in(folder: Path) -> Iterator[None]:
     if fcntl is None or not is_first_process():
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise ConfigurationError(
+            f"{error}: nothing can be written there; use another directory (hydra.run.dir)."
+        ) from error
+    with file:
         try:
             # Record locks, which forked workers do not inherit: they may outlive a killed run by seconds.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

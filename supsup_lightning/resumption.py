@@ -54,6 +54,9 @@ def finished(folder: Path, identity: Identity, *, files: Files, num_tasks: int |
         result = json.loads(path.read_text())
         if not {"average_accuracy", "num_tasks"} <= set(result):
             raise ValueError("it is not whole")
+        stored = result.get("identity")
+        if stored is not None and not (isinstance(stored, dict) and {"digest", "files"} <= set(stored)):
+            raise ValueError("its identity is not whole")
     except (OSError, ValueError, TypeError) as error:
         if not _has_checkpoint(folder):
             raise DataError(
@@ -62,7 +65,6 @@ def finished(folder: Path, identity: Identity, *, files: Files, num_tasks: int |
             ) from error
         logger.warning("%s is damaged (%s): it is made again from the checkpoint beside it.", path, error)
         return None
-    stored = result.get("identity")
     if stored is None:
         _compare_older(path, result, identity, num_tasks)
     else:

@@ -23,6 +23,12 @@ SHORT += ["~callbacks.progress", "~callbacks.figures"]
 OFFLINE = [*SHORT, "logger=wandb", "logger.offline=true"]
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """W&B's service has 30 seconds to start, which a busy machine may not give it."""
+    monkeypatch.setenv("WANDB_X_SERVICE_WAIT", "300")
+
+
 class Deaf(Logger):
     """Raises in every call."""
 

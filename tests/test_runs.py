@@ -11,7 +11,9 @@ import time
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from supsup_lightning import effects
 from supsup_lightning.job import alone_in
 from supsup_lightning.output_name import run_name
 from tests.conftest import QUIET, ROOT, two_classes_of_images
@@ -74,6 +76,10 @@ def test_a_finished_run_is_found_again_and_another_is_refused_by_name(finished, 
         assert status == 1
         assert differs in said
     assert results(tmp_path / "run") == before
+    for name in ("config", "hydra", "overrides"):  # what refused calls leave as it was
+        assert (tmp_path / "run" / ".hydra" / f"{name}.yaml").read_bytes() == (
+            finished / ".hydra" / f"{name}.yaml"
+        ).read_bytes()
 
 
 def test_a_begun_run_of_another_configuration_is_refused_by_name(finished, tmp_path, train):
@@ -104,7 +110,7 @@ def test_older_results_are_compared_by_what_they_hold(finished, tmp_path, train)
 def test_damaged_results_are_made_again_or_refused(finished, tmp_path, train):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    for damaged in (b"", b'{"average_accuracy": 0.5', b"[]", b"\xff\xfe"):
+    for damaged in (b"", b'{"average_accuracy": 0.5, "num_tasks": 2, "identity": "another"}', b"\xff\xfe"):
         (run / "results.json").write_bytes(damaged)
         status, said = train(*SMALL, "hydra.run.dir=run", "resume=true")
         assert (status, "results.json is damaged" in said) == (0, True)
@@ -173,6 +179,8 @@ def test_an_edited_file_of_a_users_own_is_noticed(tmp_path, train):
         (["scenario=nns", "discovery.trial_steps=5"], "it needs discovery.on_unknown=combine or auto"),
         (["optimized_metric=accuracy"], "choose one of validation_accuracy, average_accuracy"),
         (["scenario=gg", "optimized_metric=task_inference_accuracy"], "is no number of this run's results.json"),
+        (["+foo=1"], "+foo=1 has no effect: nothing reads foo"),
+        (["~mask"], "Interpolation key 'mask.rule' not found"),
         (["scenario=nns", "optimized_metric=validation_accuracy"], "not known in scenario=nns"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
@@ -181,6 +189,27 @@ def test_an_option_without_effect_is_refused(overrides, message, train):
     status, said = train(*overrides)
     assert (status, said.count("error: ")) == (1, 1)
     assert message in said
+
+
+def test_options_that_belong_to_no_group_are_those_of_train_yaml():
+    own = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "train.yaml"))
+    assert set(effects.OWN) == set(own) - {"defaults", "hydra"}
+
+
+def test_an_added_option_to_which_another_refers_is_taken(tmp_path, train):
+    status, _ = train(*SMALL, "+my_seed=3", "seed=${my_seed}", "hydra.run.dir=run")
+    assert (status, results(tmp_path / "run")["seed"]) == (0, 3)
+
+
+def test_a_directory_that_takes_no_run_is_named(tmp_path, train):
+    (tmp_path / "file").touch()
+    (tmp_path / "locked" / ".lock").mkdir(parents=True)
+    (tmp_path / "logged" / "train.log").mkdir(parents=True)
+    for folder in ("file/run", "locked", "logged"):
+        status, said = train(*SMALL, f"hydra.run.dir={folder}")
+        assert (status, said.count("error: ")) == (1, 1)
+        assert f"{folder.partition('/')[0]}/" in said
+        assert "use another directory (hydra.run.dir" in said
 
 
 def test_a_second_process_in_a_directory_is_refused(tmp_path, train):
@@ -241,7 +270,7 @@ class Stopper(Callback):
     sys.modules.pop("stopper", None)
     status, _ = train("-m", *SMALL, "seed=0,1", "+callbacks.stopper._target_=stopper.Stopper")
     assert status == 143
-    assert len(list((tmp_path / "outputs").glob("*/.hydra"))) == 1
+    assert len(list((tmp_path / "outputs").glob("*/train.log"))) == 1
 
 
 def test_the_log_of_a_failed_job_says_why(tmp_path, train):
