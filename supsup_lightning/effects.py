@@ -25,6 +25,8 @@ _DECIDED = {
 # Options of train.yaml that belong to no group.
 OWN = ("seed", "resume", "print_masked", "unannounced", "optimized_metric", "eval_at", "module")
 
+_SAID_OF_RUN = r"callbacks\.results\.(folder|optimized_metric|run(\.(scenario|data|network|method|seed))?)"
+
 _IN_MEMORY = ("Digits", "MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100")
 
 
@@ -115,6 +117,8 @@ def check(config: DictConfig) -> None:
         option = override.lstrip("+")
         if option.startswith("~"):
             continue
+        if re.match(rf"{_SAID_OF_RUN}=", option):
+            raise ConfigurationError(f"{option} would make results.json say what the run is not; leave it out.")
         for pattern, idle, needed in _RULES:
             if re.match(rf"{pattern}=", option) and idle(config):
                 raise ConfigurationError(f"{option} has no effect here: it needs {needed}. Leave it out, or add that.")

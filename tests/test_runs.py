@@ -177,6 +177,7 @@ def test_an_edited_file_of_a_users_own_is_noticed(tmp_path, train):
         (["+trainer.gradient_clip_algorithm=value"], "it needs +trainer.gradient_clip_val"),
         (["~callbacks.evaluation", "eval_at=all"], "it needs callbacks.evaluation"),
         (["scenario=nns", "discovery.trial_steps=5"], "it needs discovery.on_unknown=combine or auto"),
+        (["callbacks.results.run.seed=5"], "would make results.json say what the run is not"),
         (["optimized_metric=accuracy"], "choose one of validation_accuracy, average_accuracy"),
         (["scenario=gg", "optimized_metric=task_inference_accuracy"], "is no number of this run's results.json"),
         (["+foo=1"], "+foo=1 has no effect: nothing reads foo"),
