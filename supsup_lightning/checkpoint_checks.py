@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from supsup_lightning.data import TaskDataModule, TaskSequence
-from supsup_lightning.errors import ConfigurationError, MismatchError
+from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
 from supsup_lightning.methods import Method
 from supsup_lightning.trainer_checks import named
 
@@ -20,7 +20,11 @@ def check_checkpoint(trainer: Any, method: Method, checkpoint: dict[str, Any]) -
     Raises:
         MismatchError: it was made with data of another kind.
         ConfigurationError: it does not have tasks that the model has, or lies where training cannot go on.
+        DataError: it is no checkpoint of a model.
     """
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise DataError("The checkpoint holds no state_dict of a model; take one that a Trainer has written.")
     data, fitting = trainer.datamodule, trainer.state.fn == "fit"
     if isinstance(data, TaskDataModule) and type(data).__qualname__ not in checkpoint:
         raise MismatchError(

@@ -8,9 +8,10 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from glob import escape
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+from torch import Tensor
 
 from supsup_lightning.digests import digest
 from supsup_lightning.errors import DataError, SaveError, SupSupError
@@ -38,7 +40,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write and read back, then put it in its place. Raises `SaveError`, with the one before in its place."""
-        if _is_remote(path) or storage_options is not None:
+        if not is_local(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
@@ -79,17 +81,18 @@ class WholeCheckpoints(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Read tensors, numbers and text. Raises `DataError` where the file is damaged or holds anything else."""
         weights_only = True if weights_only is None else weights_only
-        if not Path(path).is_file():
+        if not is_local(path) or not Path(path).is_file():
             return super().load_checkpoint(path, map_location, weights_only=weights_only)
         with reading(path):
             checkpoint = super().load_checkpoint(path, map_location, weights_only=weights_only)
+            _check_sizes(checkpoint, Path(path).stat().st_size)
             check_digest(checkpoint)
         return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
         """With its backup."""
         super().remove_checkpoint(path)
-        if not _is_remote(path):
+        if is_local(path):
             backup_of(Path(path)).unlink(missing_ok=True)
 
 
@@ -107,7 +110,7 @@ def prepare(trainer: L.Trainer, stage: str) -> None:
     if stage == "fit" and trainer.is_global_zero:
         for callback in trainer.checkpoint_callbacks:
             folder = getattr(callback, "dirpath", None)
-            if folder is not None and not _is_remote(folder):
+            if folder is not None and is_local(folder):
                 check_writable(Path(folder), "checkpoints")
 
 
@@ -194,6 +197,18 @@ def check_digest(checkpoint: Any) -> None:
         raise ValueError("its tensors are not those that were written")
 
 
+def _check_sizes(checkpoint: Any, file_size: int) -> None:
+    """Raise `ValueError` for a tensor that is larger than its file, as a single value can stand for any number."""
+    left, seen = [checkpoint], set()
+    while left:
+        value = left.pop()
+        if isinstance(value, Tensor) and value.nbytes > file_size:
+            raise ValueError(f"a tensor of shape {tuple(value.shape)} is larger than the file")
+        if isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            left.extend(value.values() if isinstance(value, Mapping) else value)
+
+
 def _write(checkpoint: dict[str, Any], path: Path) -> None:
     """Raises `OSError` where the file system does not take it."""
     try:
@@ -220,5 +235,6 @@ def _other(path: Path) -> str:
     return f" The one before it is whole: ckpt_path={str(backup)!r}." if damage(backup) is None else ""
 
 
-def _is_remote(path: Any) -> bool:
-    return "://" in str(path)
+def is_local(path: Any) -> bool:
+    """Whether this is a path, and of no other machine."""
+    return isinstance(path, str | PathLike) and "://" not in str(path)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from supsup_lightning import entropy_coding
 from supsup_lightning.digests import digest
-from supsup_lightning.errors import DataError
+from supsup_lightning.errors import DataError, SaveError
 from supsup_lightning.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ MASK_BANK = "supsup-mask-bank-1"
 CODED_MASK_BANK = "supsup-mask-bank-2"
 HOPFIELD_MEMORY = "supsup-hopfield-memory-1"
 TRAINED_NETWORK = "supsup-trained-network-1"
+
+_MOST_HEADER = 2**20  # bytes, which ten thousand tensors take; of a longer one, reading alone takes seconds
 
 # Larger elements first, so that every tensor lies at a multiple of its element's size.
 _DTYPES = {
@@ -94,6 +96,8 @@ def write(
         place = ends[1]
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > _MOST_HEADER:
+        raise SaveError(f"{path} cannot be written: {len(contents)} tensors are more than a file of this kind holds.")
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for value in contents.values():
@@ -122,10 +126,12 @@ def read(
     found = identity.pop("format", None)
     identity.pop("checked_by", None)
     if found not in (MASK_BANK, CODED_MASK_BANK, HOPFIELD_MEMORY, TRAINED_NETWORK):
-        raise DataError(f"{path} is no file that this package wrote (its format: {found}).")
+        raise DataError(f"{path} is no file that this package wrote (its format: {found!s:.60}).")
     if found == CODED_MASK_BANK and file_format == MASK_BANK:
         try:
             coded = {name: tensors.pop(name) for name in ("coded", "coded_lengths", "ones", "layer_sizes")}
+            if tensors["tasks"].numel() != len(coded["coded_lengths"]):
+                raise ValueError("there are not as many coded masks as tasks")
             tensors["packed"] = entropy_coding.decode(**coded, sizes=mask_sizes)
         except (KeyError, ValueError) as error:
             raise DataError(f"The file {path} is damaged: {error}.") from error
@@ -138,6 +144,9 @@ def read(
 def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors and the metadata of a safetensors file."""
     try:
+        with path.open("rb") as opened:
+            if int.from_bytes(opened.read(8), "little") > _MOST_HEADER:
+                raise ValueError("its header is too long, or it is no safetensors file")
         with safe_open(path, "pt") as file:  # which checks all sizes against that of the file
             metadata = dict(file.metadata() or {})
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 (not a dict)

@@ -1,7 +1,8 @@
 """One digest of many tensors, by which a file or a checkpoint shows that it is what was written."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,23 +20,24 @@ def digest(value: Any) -> str:
     False
     """
     hashed = hashlib.sha256()
-    _add(hashed, value)
+    _add(hashed, value, {})
     return hashed.hexdigest()
 
 
-def _add(hashed: Any, value: Any) -> None:
+def _add(hashed: Any, value: Any, known: dict[int, tuple[Any, bytes]]) -> None:
+    """Each collection once, by its own digest: ones that hold the same one twice, and so on, would take for ever."""
     if isinstance(value, Tensor) and value.layout == torch.strided:
         hashed.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
         hashed.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    elif isinstance(value, Mapping):
-        hashed.update(f"mapping {len(value)};".encode())
-        for key, item in value.items():
-            _add(hashed, key)
-            _add(hashed, item)
-    elif isinstance(value, (list, tuple)):
-        hashed.update(f"sequence {len(value)};".encode())
-        for item in value:
-            _add(hashed, item)
+    elif isinstance(value, (Mapping, list, tuple)):
+        if id(value) not in known:
+            parts: Iterable[Any] = chain(*value.items()) if isinstance(value, Mapping) else value
+            name = "mapping" if isinstance(value, Mapping) else "sequence"
+            inside = hashlib.sha256(f"{name} {len(value)};".encode())
+            for part in parts:
+                _add(inside, part, known)
+            known[id(value)] = value, inside.digest()  # with the value itself, as ids of what is gone are used again
+        hashed.update(known[id(value)][1])
     elif isinstance(value, str):
         hashed.update(f"text {len(value)} {value};".encode(errors="surrogatepass"))
     elif isinstance(value, (int, float)):  # 1, 1.0 and True are told apart; a NumPy number is the number that it is

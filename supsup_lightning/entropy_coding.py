@@ -100,9 +100,10 @@ def decode(
     sizes = layer_sizes.tolist() if sizes is None else sizes
     _check(coded, coded_lengths, ones, layer_sizes, sizes)
     packed = torch.empty(len(ones), -(-sum(sizes) // 8), dtype=torch.uint8)
-    masks = zip(packed.numpy(), coded.split(coded_lengths.tolist()), ones.tolist(), strict=True)
-    for number, (row, words, counts) in enumerate(masks):
-        on = np.concatenate(list(_layers(words, counts, sizes, number)))
+    lengths = coded_lengths.numpy()
+    masks = zip(packed.numpy(), lengths.cumsum(), lengths, ones.numpy(), strict=True)
+    for number, (row, end, length, counts) in enumerate(masks):
+        on = np.concatenate(list(_layers(coded[end - length : end], counts, sizes, number)))
         row[:] = np.packbits(on, bitorder="little")
     return packed
 

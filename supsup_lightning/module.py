@@ -78,6 +78,8 @@ class ContinualModule(L.LightningModule):
         self.test_accuracy: TaskAccuracy | None = None
         self.described_training: dict[str, Any] | None = None  # optimizer and schedule, for checkpoints
         self._shows_by_task = False
+        self._loaded: dict[str, Any] = {}  # a state, until the method has taken its own
+        self.register_load_state_dict_post_hook(_take_loaded)
         # A bank grows between steps, in every process alike: DDP must not broadcast the buffers that it began with.
         self._ddp_params_and_buffers_to_ignore = [
             f"method.{name}" for name, _ in method.named_buffers() if not name.startswith("network.")
@@ -423,8 +425,12 @@ class ContinualModule(L.LightningModule):
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "ContinualModule":
         """Lightning's, of a file that is checked first, and of which tensors, numbers and text alone are read."""
+        options = {"weights_only": True, **kwargs}
+        if not checkpoints.is_local(checkpoint_path):
+            return super().load_from_checkpoint(checkpoint_path, *args, **options)
         with checkpoints.reading(checkpoint_path):
-            return super().load_from_checkpoint(checkpoint_path, *args, **{"weights_only": True, **kwargs})
+            checkpoints.WholeCheckpoints().load_checkpoint(checkpoint_path, weights_only=options["weights_only"])
+            return super().load_from_checkpoint(checkpoint_path, *args, **options)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep with which optimizer and schedule it was made."""
@@ -447,7 +453,13 @@ class ContinualModule(L.LightningModule):
         return {"num_classes": self.num_classes, "inputs": inputs}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """From `state_dict`."""
-        self.num_classes = state["num_classes"]
-        if state.get("inputs") is not None:  # older checkpoints have none
-            self.inputs = Inputs.of(state["inputs"])
+        """From `state_dict`, once the method has not refused the rest of it."""
+        self._loaded = state
+
+
+def _take_loaded(module: ContinualModule, _: Any) -> None:
+    if module._loaded:
+        module.num_classes = module._loaded["num_classes"]
+        if module._loaded.get("inputs") is not None:  # older checkpoints have none
+            module.inputs = Inputs.of(module._loaded["inputs"])
+    module._loaded = {}

@@ -113,14 +113,19 @@ def check_tensor(stored: Mapping[str, Any], name: str, own: Tensor, kind: str) -
     value = stored.get(name)
     if not isinstance(value, Tensor):
         raise DataError(f"What is stored of each {kind} is damaged: {name} is missing.")
-    same_type = value.is_floating_point() if own.is_floating_point() else value.dtype == own.dtype
-    if not same_type or value.ndim != own.ndim:
+    if not same_kind(value, own) or value.ndim != own.ndim:
         raise DataError(
             f"What is stored of each {kind} is damaged: {name} is {value.dtype} of shape {tuple(value.shape)}."
         )
     if value.is_floating_point() and not value.isfinite().all():
         raise DataError(f"What is stored of each {kind} is damaged: {name} has values that are NaN or infinite.")
     return value
+
+
+def same_kind(value: Tensor, own: Tensor) -> bool:
+    """Whether ``value`` has its numbers in memory, and they can take the place of those of ``own``."""
+    same_type = value.is_floating_point() if own.is_floating_point() else value.dtype == own.dtype
+    return same_type and value.layout == torch.strided and not value.is_meta
 
 
 def check_tasks(stored: Mapping[str, Any], kind: str, name: str = "tasks") -> None:

@@ -1,7 +1,12 @@
 """Files and checkpoints with damaged bytes, or made up: refused with one clear error, or read as they were written."""
 
+import io
 import json
 import logging
+import multiprocessing
+import pickle
+import resource
+import zipfile
 from functools import partial
 
 import pytest
@@ -11,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from supsup_lightning import SupSup, bits, codec, entropy_coding
-from supsup_lightning.checkpoints import WholeCheckpoints
+from supsup_lightning import ContinualModule, SupSup, bits, codec, entropy_coding
+from supsup_lightning.checkpoints import DIGEST, WholeCheckpoints
 from supsup_lightning.errors import DataError, MismatchError, SupSupError
 from supsup_lightning.methods import BatchEnsemble, HopSupSup, LowerBound, UpperBound
 
@@ -195,17 +200,169 @@ def test_equal_banks_make_equal_files(tmp_path):
         assert list(header["__metadata__"]) == sorted(header["__metadata__"])
 
 
-def test_a_layer_of_four_thousand_million_weights_is_refused_before_there_is_room_for_it(tmp_path):
-    method, path = learned("coded"), tmp_path / "bank.safetensors"
-    method.save(path)
+def written(tensors: dict, metadata: dict) -> bytes:
+    """A file without a digest."""
+    kept = {name: value for name, value in metadata.items() if name not in ("sha256", "checked_by")}
+    return safetensors.torch.save(tensors, kept)
+
+
+def made_up_file(header: dict | bytes, data: bytes = b"", *, length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+def made_up_checkpoint(**contents) -> bytes:
+    file = io.BytesIO()
+    torch.save({"state_dict": {}, **contents}, file)
+    return file.getvalue()
+
+
+def doubled(times: int) -> list:
+    """A list that stands for two to so many numbers, in a few bytes of a file."""
+    value = [1]
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
+def unpacking_to_much() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("archive/data.pkl", bytes(150_000_000))
+    return file.getvalue()
+
+
+def hostile_files(path) -> dict[str, bytes]:
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    tensors["layer_sizes"] = torch.tensor([2**32])
-    del metadata["sha256"], metadata["checked_by"]
-    safetensors.torch.save_file(tensors, path, metadata)
-    with pytest.raises(DataError, match="over other layers than those of this network"):
-        MAKE["coded"]().load(path)
+    many = 100_000
+    one = {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}
+    return {
+        "a layer of 2^32 weights": written({**tensors, "layer_sizes": torch.tensor([2**32])}, metadata),
+        "more ones than weights": written(
+            {**tensors, "ones": torch.full((3, 1), 2**31 - 1, dtype=torch.int32)}, metadata
+        ),
+        "more masks than tasks": written(
+            {
+                **tensors,
+                "coded": torch.empty(0, dtype=torch.uint8),
+                "coded_lengths": torch.zeros(many, dtype=torch.int64),
+                "ones": torch.zeros(many, 1, dtype=torch.int32),
+            },
+            metadata,
+        ),
+        "a header of 2^60 bytes": made_up_file(b"{}", length=2**60),
+        "two hundred thousand keys": made_up_file({"__metadata__": dict.fromkeys(map(str, range(200_000)), "")}),
+        "twenty thousand tensors": made_up_file({f"t{i}": {**one, "data_offsets": [0, 0]} for i in range(20_000)}),
+        "deep brackets": made_up_file(b"[" * 900_000),
+        "tensors over one another": made_up_file({"a": one, "b": one}, bytes(4)),
+        "a product that overflows": made_up_file({"a": {**one, "shape": [2**33, 2**33]}}, bytes(4)),
+        "a long format": made_up_file({"__metadata__": {"format": "x" * 900_000}}),
+    }
+
+
+HOSTILE_CHECKPOINTS = {
+    "one value for 2^30": lambda: made_up_checkpoint(rows=torch.zeros(1).expand(2**30)),
+    "one value for 2^30, with a digest": lambda: made_up_checkpoint(rows=torch.zeros(1).expand(2**30), **{DIGEST: "0"}),
+    "lists of lists": lambda: made_up_checkpoint(rows=doubled(60), **{DIGEST: "0"}),
+    "what unpacks to much": unpacking_to_much,
+    "a pickle": lambda: pickle.dumps({"state_dict": {}}),
+    "nothing": lambda: b"",
+}
+
+
+def refused_in_a_process_of_its_own(read) -> tuple[str, float]:
+    """The error of a call, and the MB by which its process grew; of one that goes on and on, nothing."""
+
+    def call(sender) -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            read()
+        except Exception as error:
+            kind = "refused" if isinstance(error, SupSupError) else type(error).__name__
+            sender.send((f"{kind}: {error}", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024))
+
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+    process = fork.Process(target=call, args=(sender,))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        return "nothing", 0.0
+    finally:
+        process.join()
+
+
+def test_what_is_hostile_is_refused_in_little_memory(tmp_path):
+    path = tmp_path / "hostile"
+    learned("coded").save(path)
+    method = MAKE["coded"]()
+    cases = [(name, content, method.load) for name, content in hostile_files(path).items()]
+    cases += [(name, make(), WholeCheckpoints().load_checkpoint) for name, make in HOSTILE_CHECKPOINTS.items()]
+    for name, content, read in cases:
+        path.write_bytes(content)
+        message, grown = refused_in_a_process_of_its_own(partial(read, path))
+        assert message.startswith("refused"), (name, message)
+        assert len(message) < 1000, name
+        assert grown < 100, name
+
+
+def test_a_refused_state_leaves_the_module_as_it_was():
+    module, other = ContinualModule(learned("packed")), ContinualModule(learned("packed"))
+    module.num_classes, other.num_classes = (2, 2), (5, 5, 5)
+    state = other.state_dict()
+    with pytest.raises(DataError):
+        module.load_state_dict({**state, "method.bank.tasks": torch.tensor([0, 0, 2])})
+    assert module.num_classes == (2, 2)
+    module.load_state_dict(state)
+    assert module.num_classes == (5, 5, 5)
+
+
+def test_a_refused_merge_leaves_the_bank_as_it_was(tmp_path):
+    method, other = finish(MAKE["packed"](), 2), MAKE["packed"]()
+    for task in (5, 1):  # the first would fit
+        other.begin_task(task)
+        with torch.no_grad():
+            other.scores.neg_()
+        other.finish_task(task)
+    path = tmp_path / "bank.safetensors"
+    other.save(path)
+    before = snapshot(method)
+    with pytest.raises(KeyError, match=r"\[1\] have different masks"):
+        method.merge(path)
+    assert same(snapshot(method), before)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError):
+        method.merge(path)
+    assert same(snapshot(method), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("combined", {"combinations.masks": torch.tensor([0, 7])}, "does not fit the masks"),
+        ("combined", {"combinations.tasks": torch.tensor([1])}, "does not fit the masks"),
+        ("combined", {"combinations.coefficients": torch.zeros(1, 2)}, "does not fit the masks"),
+        ("packed", {"bank.packed": torch.zeros(3, 16, dtype=torch.uint8, device="meta")}, "packed is"),
+        ("packed", {"scores": torch.zeros(121).to_sparse()}, "scores is no tensor"),
+        ("packed", {"_extra_state": None}, "does not say what it was made with"),
+        ("hopfield", {"memory.num_patterns": torch.tensor(-1)}, "no sum of patterns"),
+        ("hopfield", {"memory.weights_0": torch.arange(81.0).view(9, 9)}, "no sum of patterns"),
+        ("own_networks", {"finished.tasks": torch.tensor([0, 0, 1])}, "numbers from 0 on, each once"),
+        ("one_network", {"values": torch.zeros(7)}, "of another network"),
+        ("trunk", {"trunk_values": torch.zeros(7)}, "of another network"),
+    ],
+)
+def test_a_refused_state_leaves_the_method_as_it_was(name, change, message):
+    method = learned(name)
+    before = snapshot(method)
+    with pytest.raises((DataError, MismatchError), match=message):
+        method.load_state_dict({**learned(name).state_dict(), **change})
+    assert same(snapshot(method), before)
 
 
 @pytest.mark.parametrize(

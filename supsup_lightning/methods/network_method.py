@@ -17,7 +17,7 @@ from supsup_lightning.masks import WEIGHT_INITIALISERS
 from supsup_lightning.meaning import meaning
 from supsup_lightning.methods.conventions import Conventions, keep_padding, normalised_by_images, wide
 from supsup_lightning.methods.method import Method
-from supsup_lightning.rows import check_tensor
+from supsup_lightning.rows import check_tensor, same_kind
 from supsup_lightning.seeding import generator
 
 
@@ -306,10 +306,11 @@ class NetworkMethod(Method):
             if stored is None or not isinstance(value, Tensor) or name.startswith(tuple(growing)):
                 continue
             start = -1 if name in self.row_each else 0
-            if not isinstance(stored, Tensor) or stored.shape[start:] != value.shape[start:]:
-                shape = tuple(stored.shape) if isinstance(stored, Tensor) else type(stored).__name__
+            if not isinstance(stored, Tensor) or not same_kind(stored, value):
+                raise DataError(f"What is stored is damaged: {name} is no tensor of {value.dtype}.")
+            if stored.shape[start:] != value.shape[start:]:
                 raise MismatchError(
-                    f"What is stored is of another network: {name} is {shape}, not {tuple(value.shape)}."
+                    f"What is stored is of another network: {name} is {tuple(stored.shape)}, not {tuple(value.shape)}."
                 )
 
     def _make_room_for(self, state: dict[str, Any]) -> None:
@@ -339,9 +340,14 @@ def _check_and_fill_in(
     own = module.network.state_dict()
     parameters = {name: state_dict[network + name] for name in own if network + name in state_dict}
     module._fill_in(state_dict, prefix)
-    extra = state_dict.get(f"{prefix}_extra_state")
-    if extra is not None:
-        if not isinstance(extra, Mapping) or not {"identity", "task_in_training"} <= extra.keys():
+    if f"{prefix}_extra_state" in state_dict:
+        extra = state_dict[f"{prefix}_extra_state"]
+        if not (
+            isinstance(extra, Mapping)
+            and isinstance(extra.get("identity"), Mapping)
+            and isinstance(extra.get("task_in_training", ""), int | None)
+            and isinstance(extra.get("together", ()), list | tuple)
+        ):
             raise DataError("What is stored of the method is damaged: it does not say what it was made with.")
         module._check_identity(extra["identity"], "The checkpoint", parameters)
     for name, value in own.items():

@@ -595,10 +595,11 @@ class SupSup(FrozenNetworkMethod):
 
 
 def _check_combined(bank: dict[str, Tensor], combined: dict[str, Tensor]) -> None:
-    """Raise `DataError` where combinations rest on masks that are not there, or have a mask of their own."""
+    """Raise `DataError` where combinations rest on no masks or on absent ones, or have a mask of their own."""
     if not combined or not bank:
         return
     own = {*bank["tasks"].tolist()}
     used = combined["masks"][combined["coefficients"].any(0)]
-    if own & {*combined["tasks"].tolist()} or not {*used.tolist()} <= own:
+    without_masks = ~combined["coefficients"].any(1)
+    if own & {*combined["tasks"].tolist()} or not {*used.tolist()} <= own or without_masks.any():
         raise DataError("What is stored of each combination is damaged: it does not fit the masks.")
