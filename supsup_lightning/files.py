@@ -71,7 +71,7 @@ def keep_backup(path: Path) -> None:
     if not path.exists():
         return
     backup = backup_of(path)
-    second = backup.with_name(f".{backup.name}.{os.getpid()}")
+    second = backup.with_name(f".{backup.stem}.{os.getpid()}{backup.suffix}")  # as that of `replacing`
     try:
         second.unlink(missing_ok=True)
         os.link(path, second)

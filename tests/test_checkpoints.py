@@ -56,6 +56,11 @@ def test_a_kill_while_a_checkpoint_is_written_loses_nothing(tmp_path, monkeypatc
         last = load(whole(path))
         assert last in (begun - 1, begun)
         assert load(backup_of(path)) in (last - 1, last)
+    for leftover in (
+        ".last.77.ckpt",
+        ".last.backup.77.ckpt",
+    ):  # of kills while one is written, or given its second name
+        (tmp_path / leftover).touch()
     save(path, 1)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["last.backup.ckpt", "last.ckpt"]  # no leftovers
 
