@@ -59,7 +59,7 @@ def test_a_kill_while_a_checkpoint_is_written_loses_nothing(tmp_path, monkeypatc
     for leftover in (
         ".last.77.ckpt",
         ".last.backup.77.ckpt",
-    ):  # of kills while one is written, or given its second name
+    ):  # of kills
         (tmp_path / leftover).touch()
     save(path, 1)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["last.backup.ckpt", "last.ckpt"]  # no leftovers
