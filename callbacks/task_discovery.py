@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.optim import Optimizer
 
 from supsup_lightning.callbacks.task_boundary import TaskBoundary, stop_between_epochs
@@ -266,7 +265,7 @@ class TaskDiscovery(L.Callback):
         with in_mode(module.method, training=live):
             effective = module.method.effective(module.task_in_training)
         with in_mode(module.method, training=False):
-            logits = functional_call(module.method.network, effective, (images,))
+            logits = module.method.call_network(effective, images)
         return _accuracy(module, logits, labels)
 
     def _begin_unknown(self, trainer: L.Trainer, module: ContinualModule, decision: Decision) -> None:

@@ -36,27 +36,40 @@ def output_size(method: Method, images: Tensor, *, task: int = 0) -> int:
         task: whose images they are, for messages.
 
     Raises:
-        ConfigurationError: it does not take these images, or does not return ``(batch, output_size)``.
+        ConfigurationError: it does not take these images, does not return ``(batch, output_size)``, or makes parameters
+            in its forward pass.
     """
     network = method.network
     shape = list(images.shape[1:])
     kind = "" if images.dtype == torch.float32 else f" and type {images.dtype}"
     kind += f", as task {task} has them" if task else ""
+    names = network.state_dict().keys()
+    sizes = set()
     for training in (True, False):
         try:
             with Untouched(network, images.device), torch.no_grad(), in_mode(network, training=training):
-                output = functional_call(network, {}, (method.given_images(images),))
+                output = functional_call(network, method.given({}), (method.given_images(images),), tie_weights=False)
+                made = sorted(network.state_dict().keys() - names)
         except Exception as error:  # whatever a network raises
             raise ConfigurationError(
                 f"{type(network).__name__} does not take inputs of shape {shape}{kind} ({_cause(error)}). "
                 f"{_remedy(error, shape, task)}"
             ) from error
-        if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(images):
-            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if made:
             raise ConfigurationError(
-                f"{type(network).__name__} must return (batch, output_size) in training and in evaluation; "
-                f"got {got} for {len(images)} inputs of shape {shape}{kind}."
+                f"{type(network).__name__} makes {_some(made)} in its forward pass, too late for masks and files. Make "
+                "them in __init__, buffers with persistent=False, or pass a batch through the network before it is "
+                "given to a method."
             )
+        logits = isinstance(output, Tensor) and output.is_floating_point()
+        if not logits or output.ndim != 2 or len(output) != len(images) or len(sizes | {output.shape[1]}) > 1:
+            got = f"{tuple(output.shape)} {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
+            raise ConfigurationError(
+                f"{type(network).__name__} must return logits (batch, output_size), the same in training and in "
+                f"evaluation; got {got} in {'training' if training else 'evaluation'} for {len(images)} inputs of "
+                f"shape {shape}{kind}."
+            )
+        sizes.add(output.shape[1])
     return output.shape[1]
 
 
@@ -149,6 +162,11 @@ def try_tasks(
                 if trial.trials_per_task > 1:
                     trial.finish_trial(tasks[0], accuracy=0.0)
             trial.finish_tasks(tasks)
+        if changed := untouched.changed_parameters():
+            raise ConfigurationError(
+                f"{type(network).__name__} changes its own {_some(changed)} in its forward pass, for all tasks, "
+                "finished ones among them. Make it constant, or compute it anew in each forward pass."
+            )
         if not _equal(before, _answers(trial, snapshot, images)):
             raise ConfigurationError(_state_message(network, untouched.changed()))
         if inference.finds_task:

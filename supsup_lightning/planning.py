@@ -7,7 +7,6 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import Optimizer
 
 from supsup_lightning import network_trial
@@ -104,7 +103,7 @@ def _saved_bytes(method: SupSup, images: Tensor) -> int:
     buffers = {name: buffer.clone() for name, buffer in method.network.named_buffers()}
     keep = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]), keep:
-        functional_call(method.network, {**buffers, **method.layout.split(weights)}, (images,))
+        method.call_network({**buffers, **method.layout.split(weights)}, images)
     for tensor in (weights, images, *method.network.parameters()):
         saved.pop(tensor.untyped_storage().data_ptr(), None)
     return sum(saved.values())

@@ -15,7 +15,9 @@ _PLAIN = (int, float, complex, str, bytes, type(None))
 
 
 class Untouched:
-    """A ``with`` block after which a network's buffers and plain attributes, and all random states, are as before.
+    """A ``with`` block after which a network and all random states are as before.
+
+    Parameters, buffers and submodules are the same ones, of the same values, and plain attributes are equal.
 
     Args:
         network: which may be called in the block; what of it is in training or evaluation mode is left to `in_mode`.
@@ -35,12 +37,13 @@ class Untouched:
 
     def __enter__(self) -> "Untouched":
         self._modules = dict(self.network.named_modules())
-        self._buffers = [
-            (module, name, buffer, buffer.clone())
+        self._registered = [
+            (registry, dict(registry))
             for module in self._modules.values()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
+            for registry in (module._parameters, module._buffers, module._modules)
         ]
+        self._parameters = {name: (p, p.detach().clone()) for name, p in self.network.named_parameters()}
+        self._buffers = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
         self._attributes = {name: _copied(_plain(module)) for name, module in self._modules.items()}
         self._stack.enter_context(_same_random_numbers(self.device))
         return self
@@ -48,6 +51,10 @@ class Untouched:
     def changed(self) -> list[str]:
         """Names of the plain attributes that are other ones than at the beginning of the block."""
         return [name for name, _, _ in self._changes()]
+
+    def changed_parameters(self) -> list[str]:
+        """Names of the parameters that are of other values than at the beginning of the block."""
+        return [name for name, (p, value) in self._parameters.items() if not _same(p.detach(), value)]
 
     def _changes(self) -> Iterator[tuple[str, nn.Module, str]]:
         for layer, module in self._modules.items():
@@ -58,10 +65,12 @@ class Untouched:
 
     def __exit__(self, *raised: object) -> None:
         self._stack.close()
-        for owner, key, buffer, value in self._buffers:
-            if not torch.equal(buffer, value):
-                buffer.data.copy_(value)
-            owner._buffers[key] = buffer
+        for registry, before in self._registered:
+            registry.clear()  # type: ignore[attr-defined]
+            registry.update(before)  # type: ignore[attr-defined]
+        for tensor, value in (*self._parameters.values(), *self._buffers):
+            if not _same(tensor.detach(), value):
+                tensor.data = value
         layers = {id(module): layer for layer, module in self._modules.items()}
         for _, module, name in [*self._changes()]:
             before = self._attributes[layers[id(module)]]

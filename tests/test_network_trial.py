@@ -359,6 +359,112 @@ def test_kernels_do_not_depend_on_the_default_type():
             torch.set_default_dtype(torch.float32)
 
 
+# Layers and tensors in several places.
+
+
+@pytest.mark.parametrize("make_method", [SupSup, BatchEnsemble, SeparateHeads, UpperBound])
+def test_a_layer_that_is_used_twice_keeps_its_own_weights(make_method):
+    twice = nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), twice, nn.ReLU(), twice, nn.Linear(32, 20))
+    method = make_method(network)
+    own = {name: (value, value.clone()) for name, value in network.state_dict(keep_vars=True).items()}
+    for task in range(2):
+        method.begin_task(task)
+        cross_entropy(method(random_images(8), task), torch.arange(8)).backward()
+        method.finish_task(task)
+    method.load_state_dict(method.state_dict())
+    for name, value in network.state_dict(keep_vars=True).items():
+        assert value is own[name][0]
+        assert torch.equal(value, own[name][1])
+
+
+def test_a_decoder_tied_to_an_embedding_with_bounded_norms_is_masked_with_it(tmp_path):
+    network = Words(max_norm=0.5, padding_idx=0)
+    network.head = nn.Linear(8, 17, bias=False)
+    network.head.weight = network.embedding.weight
+    weight = network.embedding.weight
+    module, _, _ = trained(network, folder=tmp_path)
+    assert module.method.layout.names == ("embedding.weight",)
+    assert network.head.weight is network.embedding.weight is weight
+    norms = module.method.frozen.view(17, 8).norm(dim=1)
+    assert (norms[1:] > 0.5).all()  # the network's own, which no trial has rescaled
+    assert torch.equal(weight.flatten(), module.method.frozen)
+
+
+# Outputs, and what a forward pass makes.
+
+
+class Returns(nn.Linear):
+    """What ``change`` makes of the logits in training or not."""
+
+    def __init__(self, change):
+        super().__init__(64, 20)
+        self.change = change
+
+    def forward(self, images):
+        return self.change(super().forward(images.flatten(1)), self.training)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda logits, training: logits.long(), r"got \(2, 20\) torch.int64 in training"),
+        (lambda logits, training: logits if training else logits[:, :10], r"got \(2, 10\) .* in evaluation"),
+        (lambda logits, training: {"logits": logits}, "got dict in training"),
+    ],
+)
+def test_outputs_that_are_no_logits_are_refused(change, message, tmp_path):
+    with pytest.raises(ConfigurationError, match=message):
+        trained(Returns(change), folder=tmp_path)
+
+
+class Late(nn.Module):
+    """Makes a layer, or a buffer, when it is first called."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make, self.head = make, nn.Linear(64, 20)
+
+    def forward(self, images):
+        if not hasattr(self, "late"):
+            self.make(self)
+        return self.head(images.flatten(1) * self.late)
+
+
+def test_parameters_that_a_forward_pass_makes_are_refused_and_left_out(tmp_path):
+    network = Late(lambda network: network.register_parameter("late", nn.Parameter(torch.ones(64))))
+    with pytest.raises(ConfigurationError, match=r"makes late in its forward pass.* pass a batch through"):
+        trained(network, folder=tmp_path)
+    assert not hasattr(network, "late")
+    network(random_images(2))
+    trained(network, folder=tmp_path)
+
+
+def test_a_buffer_that_a_forward_pass_makes_may_stay_if_it_is_not_stored(tmp_path):
+    trained(Late(lambda network: network.register_buffer("late", torch.ones(64), persistent=False)), folder=tmp_path)
+
+
+class Centred(nn.Module):
+    """Keeps a running mean in a parameter, which is no mask's."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.mean = nn.Linear(64, 20), nn.Parameter(torch.zeros(64), requires_grad=False)
+
+    def forward(self, images):
+        images = images.flatten(1)
+        if self.training:
+            self.mean.data = 0.9 * self.mean + 0.1 * images.mean(0)
+        return self.head(images - self.mean)
+
+
+def test_parameters_that_keep_state_are_refused(tmp_path):
+    network = Centred()
+    with pytest.raises(ConfigurationError, match="changes its own mean in its forward pass"):
+        trained(network, folder=tmp_path)
+    assert not network.mean.any()
+
+
 # State beside parameters and buffers.
 
 

@@ -1,4 +1,4 @@
-"""What a network asks of the parameters and images that it is given in place of its own: types, rules of embeddings."""
+"""What a network asks of what it is given in place of its own: types, rules of embeddings, places of tied tensors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +19,7 @@ class Conventions:
         of_images: the type that floating point images are given in; None where it stays as it is, because parameters
             are float32, or of several types.
         embeddings: names of weights that a forward pass rescales in place (``max_norm``) or whose gradients are sparse.
+        places: as by `other_places`.
 
     >>> Conventions(nn.Linear(2, 1).double()).of_images, Conventions(nn.Embedding(3, 2, max_norm=1.0)).embeddings
     (torch.float64, ('weight',))
@@ -26,6 +27,7 @@ class Conventions:
 
     def __init__(self, network: nn.Module) -> None:
         tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        self.places = other_places(network)
         self.types = {
             name: tensor.dtype
             for name, tensor in tensors.items()
@@ -44,14 +46,15 @@ class Conventions:
 
     def of(self, network: nn.Module, parameters: dict[str, Any]) -> dict[str, Any]:
         """These parameters as the network takes them; None stands for a buffer that is not there."""
-        if not self.types and not self.embeddings:
+        if not self.types and not self.embeddings and not self.places:
             return parameters
         given = {
             name: value if value is None or name not in self.types else value.to(self.types[name])
             for name, value in parameters.items()
         }
         own = dict(network.named_parameters()) if self.embeddings else {}
-        return {**given, **{name: _EmbeddingWeight.apply(given.get(name, own[name])) for name in self.embeddings}}
+        given |= {name: _EmbeddingWeight.apply(given.get(name, own[name])) for name in self.embeddings}
+        return {**given, **{place: given[name] for place, name in self.places.items() if name in given}}
 
     def images(self, images: Tensor) -> Tensor:
         """In the type of the parameters, where they all have the same."""
@@ -74,6 +77,28 @@ class _EmbeddingWeight(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient.to_dense() if gradient.layout == torch.sparse_coo else gradient
+
+
+def other_places(network: nn.Module) -> dict[str, str]:
+    """Where else a tied parameter or buffer stands than under its first name; a layer that is used twice is one place.
+
+    `functional_call` with ``tie_weights=True`` would fill a place once for each of its names, and leave what it put in
+    first where the network's own belongs.
+
+    >>> tied = nn.Linear(2, 2, bias=False)
+    >>> other = nn.Linear(2, 2, bias=False)
+    >>> other.weight = tied.weight
+    >>> other_places(nn.Sequential(tied, tied, other))
+    {'2.weight': '0.weight'}
+    """
+    first: dict[Tensor, str] = {}
+    places = {}
+    for layer, module in network.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            place = f"{layer}.{name}" if layer else name
+            if tensor is not None and first.setdefault(tensor, place) != place:
+                places[place] = first[tensor]
+    return places
 
 
 def wide(values: Tensor) -> Tensor:

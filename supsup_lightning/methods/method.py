@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.methods.conventions import Conventions
 from supsup_lightning.methods.recompute import keep_for_backward, take_out
 
 
@@ -260,11 +261,11 @@ class Method(nn.Module, ABC):
 
     def call_network(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
         """Logits ``(batch, output_size)`` of the network with these parameters in place of its own."""
-        return functional_call(self.network, self.given(parameters), (self.given_images(images),))
+        return functional_call(self.network, self.given(parameters), (self.given_images(images),), tie_weights=False)
 
     def given(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """These parameters as the network takes them."""
-        return parameters
+        """These parameters as the network takes them, tied ones under all of their names."""
+        return Conventions(self.network).of(self.network, parameters)
 
     def given_images(self, images: Tensor) -> Tensor:
         """These images as the network takes them."""

@@ -97,7 +97,7 @@ class NetworkMethod(Method):
     def _check_buffers(self) -> None:
         """Raise `ConfigurationError` where training changed a buffer of the network that is no running statistic."""
         for name, buffer in self._constant_buffers():
-            if not torch.equal(buffer, self._constants[name].to(buffer)):
+            if not torch.equal(buffer, self._constants.setdefault(name, buffer.clone()).to(buffer)):
                 raise ConfigurationError(
                     f"Training changed the network's buffer {name}. Tasks would overwrite it for one another: only the "
                     "running statistics of normalisation layers (running_mean, running_var) are kept for each task. "
@@ -113,14 +113,14 @@ class NetworkMethod(Method):
     def call_network(self, parameters: dict[str, Any], images: Tensor) -> Tensor:
         """Logits, in float32 at least; running statistics among the parameters are updated in place in training."""
         given = self.given(parameters)
-        logits = functional_call(self.network, given, (self.given_images(images),))
+        logits = functional_call(self.network, given, (self.given_images(images),), tie_weights=False)
         for name in self._conventions.types:
             if name in self.statistics_layout.names and parameters.get(name) is not None:
                 parameters[name].copy_(given[name])
         return wide(logits)
 
     def given(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """These parameters in the types of the network's own; embeddings may rescale theirs."""
+        """These parameters in the types and places of the network's own; embeddings may rescale theirs."""
         return self._conventions.of(self.network, parameters)
 
     def given_images(self, images: Tensor) -> Tensor:

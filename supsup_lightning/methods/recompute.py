@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
+from supsup_lightning.methods.conventions import other_places
+
 _in_place: WeakKeyDictionary[nn.Module, ExitStack] = WeakKeyDictionary()
 
 
@@ -36,9 +38,10 @@ def _put_in_place(network: nn.Module, parameters: Callable[[], dict[str, Any]], 
     take_out(network)
     stack = _in_place[network] = ExitStack()
     with torch.enable_grad():  # or casts among them would save less for the backward pass than the first time
-        stack.enter_context(_reparametrize_module(network, parameters(), tie_weights=True))
+        stack.enter_context(_reparametrize_module(network, parameters(), tie_weights=False))
     copies = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    stack.enter_context(_reparametrize_module(network, copies, tie_weights=True))
+    tied = {place: copies[name] for place, name in other_places(network).items() if name in copies}
+    stack.enter_context(_reparametrize_module(network, {**copies, **tied}, tie_weights=False))
     torch.autograd.Variable._execution_engine.queue_callback(partial(take_out, network))
 
 
