@@ -135,6 +135,22 @@ def test_a_failed_backward_pass_leaves_the_network_its_own_parameters_for_the_ne
     assert all(own[name] is parameter for name, parameter in network.named_parameters())
 
 
+def test_layers_of_torch_that_a_user_changed_may_run_again():
+    gradients = []
+    for change in (False, True):
+        torch.manual_seed(0)
+        network = base()
+        if change:
+            network[1].forward = partial(checkpoint, network[1].forward, use_reentrant=False)
+            network[3].register_forward_hook(
+                lambda layer, inputs, output: checkpoint(torch.sin, output, use_reentrant=False)
+            )
+        else:
+            network[3].register_forward_hook(lambda layer, inputs, output: output.sin())
+        gradients.append(gradient_and_statistics(SupSup, network)[0])
+    assert torch.equal(*gradients)
+
+
 def test_reentrant_checkpointing_is_refused_before_training(tmp_path):
     with pytest.raises(ConfigurationError, match="has to be use_reentrant=False"):
         trained(Checkpointed(True), folder=tmp_path)

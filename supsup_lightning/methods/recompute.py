@@ -16,6 +16,8 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from supsup_lightning.methods.conventions import other_places
 
+_RUN_ONCE = ("torch.nn.modules.", "supsup_lightning.networks.")  # packages whose layers recompute nothing
+
 _in_place: WeakKeyDictionary[nn.Module, ExitStack] = WeakKeyDictionary()
 
 
@@ -29,9 +31,21 @@ def keep_for_backward(logits: Tensor, network: nn.Module, parameters: Callable[[
         network: which ran under other parameters than its own.
         parameters: gives these by name; asked when the backward pass begins.
     """
-    if logits.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(logits):
+    functional = torch._C._functorch.is_functorch_wrapped_tensor(logits)
+    if logits.requires_grad and not functional and _may_run_again(network):
         logits.register_hook(partial(_put_in_place, network, parameters))
     return logits
+
+
+def _may_run_again(network: nn.Module) -> bool:
+    """Unless all of it is known not to: a hook on the backward pass takes a tenth of a small network's step."""
+    return any(
+        not type(layer).__module__.startswith(_RUN_ONCE)
+        or layer._forward_hooks
+        or layer._forward_pre_hooks
+        or "forward" in vars(layer)
+        for layer in network.modules()
+    )
 
 
 def _put_in_place(network: nn.Module, parameters: Callable[[], dict[str, Any]], _: Tensor) -> None:
