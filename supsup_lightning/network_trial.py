@@ -65,8 +65,8 @@ def output_size(method: Method, images: Tensor, *, task: int = 0) -> int:
         if not logits or output.ndim != 2 or len(output) != len(images) or len(sizes | {output.shape[1]}) > 1:
             got = f"{tuple(output.shape)} {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
             raise ConfigurationError(
-                f"{type(network).__name__} must return logits (batch, output_size), the same in training and in "
-                f"evaluation; got {got} in {'training' if training else 'evaluation'} for {len(images)} inputs of "
+                f"{type(network).__name__} must return logits (batch, output_size), as many in training and "
+                f"in evaluation; got {got} in {'training' if training else 'evaluation'} for {len(images)} inputs of "
                 f"shape {shape}{kind}."
             )
         sizes.add(output.shape[1])
