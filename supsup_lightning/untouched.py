@@ -66,8 +66,8 @@ class Untouched:
     def __exit__(self, *raised: object) -> None:
         self._stack.close()
         for registry, before in self._registered:
-            registry.clear()  # type: ignore[attr-defined]
-            registry.update(before)  # type: ignore[attr-defined]
+            registry.clear()
+            registry.update(before)
         for tensor, value in (*self._parameters.values(), *self._buffers):
             if not _same(tensor.detach(), value):
                 tensor.data = value
