@@ -44,7 +44,7 @@ def output_size(method: Method, images: Tensor, *, task: int = 0) -> int:
     kind = "" if images.dtype == torch.float32 else f" and type {images.dtype}"
     kind += f", as task {task} has them" if task else ""
     names = network.state_dict().keys()
-    sizes = set()
+    sizes: set[int] = set()
     for training in (True, False):
         try:
             with Untouched(network, images.device), torch.no_grad(), in_mode(network, training=training):
