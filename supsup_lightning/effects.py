@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -55,11 +56,11 @@ def _without_entropy(config: DictConfig) -> bool:
 
 def _check_added(config: DictConfig) -> None:
     """Raise `ConfigurationError` for an option at the top that was added and that nothing reads."""
-    hydra = HydraConfig.get()
+    groups = GlobalHydra.instance().config_loader().list_groups("")  # `choices` lack one of which several are chosen
     written = OmegaConf.to_yaml(config)  # not resolved: another option may refer to it
-    for override in hydra.overrides.task:
+    for override in HydraConfig.get().overrides.task:
         name = re.split(r"[.=@]", override.lstrip("+"))[0]
-        group = name in hydra.runtime.choices or "/" in name
+        group = name in groups or "/" in name
         if override.startswith("+") and not (group or name in OWN or re.search(rf"\$\{{{name}[.}}]", written)):
             raise ConfigurationError(f"{override} has no effect: nothing reads {name}, and no option refers to it.")
 
@@ -87,7 +88,7 @@ _RULES: tuple[tuple[str, Callable[[DictConfig], bool], str], ...] = (
         lambda config: config.method.get("trunk") == "trained",
         "method.trunk=random; a trained trunk is stored in any case",
     ),
-    (r"eval_at", lambda config: "evaluation" not in config.callbacks, "callbacks.evaluation"),
+    (r"eval_at", lambda config: "evaluation" not in config.callbacks and config.eval_at != [], "callbacks.evaluation"),
     (
         r"trainer\.gradient_clip_algorithm",
         lambda config: not config.trainer.get("gradient_clip_val"),
@@ -98,7 +99,6 @@ _RULES: tuple[tuple[str, Callable[[DictConfig], bool], str], ...] = (
         lambda config: config.trainer.get("devices") in (1, "1") and config.trainer.get("num_nodes", 1) == 1,
         "several processes (trainer.devices)",
     ),
-    (r"trainer\.log_every_n_steps", lambda config: not config.get("logger"), "a logger, logger=csv for example"),
 )
 
 
