@@ -136,7 +136,7 @@ def test_a_search_needs_validation_at_the_end_of_each_training(tmp_path):
             default_root_dir=tmp_path,
             **options,
         )
-        with pytest.raises(ConfigurationError, match="chooses by validation images at the end of each training"):
+        with pytest.raises(ConfigurationError, match="goes by validation images at the end of each training"):
             trainer.fit(module, data)
 
 
