@@ -323,7 +323,7 @@ def test_lines_for_tasks_say_nothing_of_epochs_that_were_not_validated(tmp_path)
 def test_validation_without_training_says_so(tmp_path):
     module, data = ContinualModule(digits_lenet()), permuted(at_once=1)
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
-    with pytest.raises(ConfigurationError, match="No task has begun"):
+    with pytest.raises(ConfigurationError, match="Tasks 0 to 4 of data.num_tasks=5 were never learned"):
         trainer.validate(module, data, verbose=False)
 
 
