@@ -49,11 +49,6 @@ def _option(path: str, default: Any = None) -> Callable[[DictConfig], Any]:
     return lambda config: OmegaConf.select(config, path, default=default)
 
 
-def _without_entropy(config: DictConfig) -> bool:
-    inference = config.inference
-    return inference.get("objective") != "entropy"
-
-
 def _check_added(config: DictConfig) -> None:
     """Raise `ConfigurationError` for an option at the top that was added and that nothing reads."""
     groups = GlobalHydra.instance().config_loader().list_groups("")  # `choices` lack one of which several are chosen
@@ -67,7 +62,11 @@ def _check_added(config: DictConfig) -> None:
 
 # Pattern of the option, where it has no effect, what would give it one.
 _RULES: tuple[tuple[str, Callable[[DictConfig], bool], str], ...] = (
-    (r"inference\.temperature", _without_entropy, "inference.objective=entropy"),
+    (
+        r"inference\.temperature",
+        lambda config: config.inference.get("objective") != "entropy",
+        "inference.objective=entropy",
+    ),
     (
         r"data\.(in_memory|num_workers|on_error)",
         _all_in_memory,
