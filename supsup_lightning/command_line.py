@@ -200,7 +200,9 @@ def _explain(error: BaseException) -> str | None:
             )
     if isinstance(error, ConfigCompositionException):
         unknown = _unknown(str(error))
-        return (unknown and effects.decided(unknown)) or f"{error}{_suggestion(str(error))}"
+        suggestion = _suggestion(str(error))
+        said = str(error).partition("\nTo append to your config use")[0] if "Did you mean" in suggestion else str(error)
+        return (unknown and effects.decided(unknown)) or f"{said}{suggestion}"  # no `+` for what is mistyped
     if isinstance(error, OmegaConfBaseException):  # a value that cannot be, or that refers to what is not there
         return " ".join(str(error).split())
     if isinstance(error, HydraException):

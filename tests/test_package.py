@@ -30,6 +30,7 @@ def test_what_trains_nothing_is_answered_without_importing_lightning(overrides, 
     completion = {"COMP_LINE": "python train.py data=permuted_d", "COMP_POINT": "99"}
     done = run_cli(*overrides, cwd=tmp_path, check=False, PYTHONPROFILEIMPORTTIME="1", **completion)
     assert answer in done.stdout + done.stderr
+    assert "To append" not in done.stderr  # Hydra's advice, which a mistyped name has no use for
     assert "hydra" in imported(done.stderr)
     assert not imported(done.stderr) & SLOW
 
