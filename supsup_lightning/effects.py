@@ -51,7 +51,9 @@ def _option(path: str, default: Any = None) -> Callable[[DictConfig], Any]:
 
 def _check_added(config: DictConfig) -> None:
     """Raise `ConfigurationError` for an option at the top that was added and that nothing reads."""
-    groups = GlobalHydra.instance().config_loader().list_groups("")  # `choices` lack one of which several are chosen
+    groups = set(HydraConfig.get().runtime.choices)
+    if GlobalHydra.instance().is_initialized():  # `choices` lack a group of which several files are chosen
+        groups.update(GlobalHydra.instance().config_loader().list_groups(""))
     written = OmegaConf.to_yaml(config)  # not resolved: another option may refer to it
     for override in HydraConfig.get().overrides.task:
         name = re.split(r"[.=@]", override.lstrip("+"))[0]
