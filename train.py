@@ -10,8 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from supsup_lightning import command_line, optimized_metric, resumption, stopping
-from supsup_lightning.run_identity import identity_of
+from supsup_lightning.cli import command_line, optimized_metric
+from supsup_lightning.runs import resumption, stopping
+from supsup_lightning.runs.run_identity import identity_of
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -35,9 +36,9 @@ def run(config: DictConfig, folder: Path) -> float | None:
 
     from supsup_lightning.callbacks.results import result_of
     from supsup_lightning.callbacks.run_record import RecordRun
-    from supsup_lightning.loggers import listening
-    from supsup_lightning.report import masked_table
-    from supsup_lightning.trainer_checks import check_strategy
+    from supsup_lightning.checks.trainer_checks import check_strategy
+    from supsup_lightning.report.summary import masked_table
+    from supsup_lightning.runs.loggers import listening
 
     if config.print_masked:
         L.seed_everything(config.seed, workers=True, verbose=False)

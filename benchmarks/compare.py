@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from supsup_lightning import SupSup
-from supsup_lightning.command_line import run_name
-from supsup_lightning.figures import Point, accuracy_against_bytes
+from supsup_lightning.cli.command_line import run_name
 from supsup_lightning.networks import GEMResNet18
-from supsup_lightning.report import read_json
+from supsup_lightning.report.plots import Point, accuracy_against_bytes
+from supsup_lightning.report.summary import read_json
 
 ROOT = Path(__file__).parent.parent
 

@@ -17,7 +17,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from supsup_lightning.hopfield import RULES, HopfieldMemory, capacity, overlap, recover, signs
+from supsup_lightning.bank.hopfield_memory import RULES, HopfieldMemory, capacity, overlap, recover, signs
 
 FLIPPED = 0.1
 ASKED = 50  # patterns, at most, that are recovered at each number of stored ones

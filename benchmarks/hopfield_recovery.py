@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from supsup_lightning import GNS, ContinualDataModule, ContinualModule, HopfieldRecovery, HopNet, HopSupSup
+from supsup_lightning.bank.hopfield_memory import PUBLISHED, Descent
 from supsup_lightning.data import MNIST, FashionMNIST, Split
-from supsup_lightning.hopfield import PUBLISHED, Descent
-from supsup_lightning.metrics import RecoveryStatistics
+from supsup_lightning.report.metrics import RecoveryStatistics
 
 DESCENTS = {
     "projected, step 0.1": Descent(step_size=0.1),

@@ -21,7 +21,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from supsup_lightning import ContinualModule, LeNet, PermutedDigits, SupSup
-from supsup_lightning.checkpoints import WholeCheckpoints, whole
+from supsup_lightning.runs.checkpoints import WholeCheckpoints, whole
 
 NUM_TASKS = 250
 

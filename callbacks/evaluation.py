@@ -8,11 +8,11 @@ from typing import Any
 import lightning as L
 import torch
 
+from supsup_lightning.checks.trainer_checks import task_data
 from supsup_lightning.data.tasks import limited
 from supsup_lightning.errors import ConfigurationError, as_whole
-from supsup_lightning.metrics import TaskAccuracy
 from supsup_lightning.module import ContinualModule, in_mode
-from supsup_lightning.trainer_checks import task_data
+from supsup_lightning.report.metrics import TaskAccuracy
 
 
 class EvaluateSeenTasks(L.Callback):

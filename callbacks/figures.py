@@ -5,11 +5,11 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
-from supsup_lightning import figures
 from supsup_lightning.callbacks.evaluation import evaluation_of
 from supsup_lightning.callbacks.recovery import recovery_of
 from supsup_lightning.callbacks.stream_record import record_of_stream
 from supsup_lightning.callbacks.task_discovery import discovery_of
+from supsup_lightning.report import plots
 
 
 class DrawFigures(L.Callback):
@@ -31,14 +31,14 @@ class DrawFigures(L.Callback):
             return
         paths = []
         if (evaluation := evaluation_of(trainer)) is not None:
-            paths.append(figures.accuracy_matrix(evaluation.matrix, self.folder / "accuracy_matrix.png"))
+            paths.append(plots.accuracy_matrix(evaluation.matrix, self.folder / "accuracy_matrix.png"))
         record, discovery = record_of_stream(trainer), discovery_of(trainer)
         if record is not None and discovery is not None and record.stretches:
             path = self.folder / "stream.png"
-            paths.append(figures.stream(record.stretches, discovery.decisions, num_steps=record.num_steps, path=path))
+            paths.append(plots.stream(record.stretches, discovery.decisions, num_steps=record.num_steps, path=path))
         recovered = recovery_of(trainer)
         if recovered is not None and recovered.traces:
-            paths.append(figures.recovery(recovered.traces, path=self.folder / "recovery.png"))
+            paths.append(plots.recovery(recovered.traces, path=self.folder / "recovery.png"))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 for path in paths:

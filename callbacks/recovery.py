@@ -11,8 +11,8 @@ from torch import Tensor
 from supsup_lightning.files import replacing
 from supsup_lightning.inference import HopfieldRecovery
 from supsup_lightning.methods import HopSupSup
-from supsup_lightning.metrics import RecoveryStatistics
 from supsup_lightning.module import ContinualModule
+from supsup_lightning.report.metrics import RecoveryStatistics
 
 # Of more, loggers would get a hundred curves and more.
 _MOST_LOGGED_MASKS = 10

@@ -10,16 +10,18 @@ import lightning as L
 import torch
 from rich.console import Console
 
-from supsup_lightning import optimized_metric, report, run_identity
+from supsup_lightning.bank.digests import digest
 from supsup_lightning.callbacks.evaluation import evaluation_of
 from supsup_lightning.callbacks.recovery import recovery_of
 from supsup_lightning.callbacks.stream_record import record_of_stream
 from supsup_lightning.callbacks.task_boundary import boundary_of
-from supsup_lightning.digests import digest
+from supsup_lightning.checks.trainer_checks import shortened
+from supsup_lightning.cli import optimized_metric
 from supsup_lightning.errors import SaveError
 from supsup_lightning.files import set_aside
 from supsup_lightning.module import ContinualModule
-from supsup_lightning.trainer_checks import shortened
+from supsup_lightning.report import summary
+from supsup_lightning.runs import run_identity
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +130,7 @@ class WriteResults(L.Callback):
         else:
             matrix = torch.full((num_tasks, num_tasks), torch.nan, dtype=torch.float64)
             matrix[-1] = pl_module.test_accuracy.compute()[0].cpu()
-        result = report.results(
+        result = summary.results(
             run=self.run,
             scenario=pl_module.scenario,
             method=pl_module.method,
@@ -139,7 +141,7 @@ class WriteResults(L.Callback):
             model_bytes=self.bank_path.stat().st_size,
             num_classes=pl_module.num_classes,
             skipped_images=int(skipped),
-            stream=None if record is None else report.stream(pl_module, record.assignment()),
+            stream=None if record is None else summary.stream(pl_module, record.assignment()),
             recovery=None if recovered is None else recovered.results(),
             validation=self.validation,
             identity=run_identity.summary(self.folder),
@@ -148,14 +150,14 @@ class WriteResults(L.Callback):
         result |= shortened(trainer, {} if boundary is None else boundary.patience.finished)
         result["optimized_metric"] = {"name": self.optimized_metric, "value": result.get(self.optimized_metric)}
         self.result = result
-        report.write_matrix(self.folder / "accuracy_matrix.csv", matrix)
-        report.write_json(self.folder / "results.json", result)  # last: its presence says that the run is complete
+        summary.write_matrix(self.folder / "accuracy_matrix.csv", matrix)
+        summary.write_json(self.folder / "results.json", result)  # last: its presence says that the run is complete
         for listener in trainer.loggers:
             numbers = {f"result/{key}": value for key, value in result.items() if isinstance(value, (int, float))}
             listener.log_metrics(numbers, step=trainer.global_step)
         console = Console()
-        console.print(report.table(result, accuracy=pl_module.test_accuracy, method=pl_module.method))
-        for remark in report.remarks(result):
+        console.print(summary.table(result, accuracy=pl_module.test_accuracy, method=pl_module.method))
+        for remark in summary.remarks(result):
             console.print(remark, style="yellow")
         console.print(f"results in {self.folder}", soft_wrap=True)
 

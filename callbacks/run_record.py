@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from supsup_lightning import run_identity, stopping
 from supsup_lightning.files import replacing
 from supsup_lightning.module import ContinualModule
-from supsup_lightning.run_identity import Identity
+from supsup_lightning.runs import run_identity, stopping
+from supsup_lightning.runs.run_identity import Identity
 
 
 class RecordRun(L.Callback):

@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import lightning as L
 
-from supsup_lightning.metrics import TaskAssignment
 from supsup_lightning.module import ContinualModule
+from supsup_lightning.report.metrics import TaskAssignment
 
 
 class Stretch(NamedTuple):

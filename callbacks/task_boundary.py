@@ -5,12 +5,12 @@ from typing import Any
 import lightning as L
 import torch
 
+from supsup_lightning.checks.trainer_checks import check_fit, check_validation, named
 from supsup_lightning.data import TaskSequence
 from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.methods.patience import Patience
 from supsup_lightning.module import ContinualModule
-from supsup_lightning.patience import Patience
 from supsup_lightning.seeding import derive_seed
-from supsup_lightning.trainer_checks import check_fit, check_validation, named
 
 
 class TaskBoundary(L.Callback):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from supsup_lightning.callbacks.task_boundary import TaskBoundary, stop_between_epochs
+from supsup_lightning.checks.trainer_checks import check_fit
 from supsup_lightning.data import Unannounced
 from supsup_lightning.errors import ConfigurationError, DiscoveryStopped
 from supsup_lightning.inference.discovery import (
@@ -22,7 +23,6 @@ from supsup_lightning.inference.discovery import (
 )
 from supsup_lightning.module import ContinualModule, in_mode
 from supsup_lightning.seeding import derive_seed
-from supsup_lightning.trainer_checks import check_fit
 
 logger = logging.getLogger(__name__)
 

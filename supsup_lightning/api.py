@@ -1,8 +1,8 @@
 """Everything that `supsup_lightning` offers; imported once the first of these names is asked for."""
 
 from supsup_lightning.bank import MaskBank
+from supsup_lightning.bank.hopfield_memory import HopfieldMemory
 from supsup_lightning.data import ContinualDataModule, DataModuleSequence, PermutedDigits, PermutedMNIST, Unannounced
-from supsup_lightning.hopfield import HopfieldMemory
 from supsup_lightning.inference import (
     AccuracyDiscovery,
     Binary,

@@ -9,14 +9,15 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from supsup_lightning import checkpoints, checks, network_trial, planning, task_table, trainer_checks
-from supsup_lightning.checkpoint_checks import check_checkpoint
+from supsup_lightning import planning
+from supsup_lightning.checks import compatibility, network_trial, trainer_checks
+from supsup_lightning.checks.checkpoint_checks import check_checkpoint
+from supsup_lightning.checks.trainer_checks import task_data
+from supsup_lightning.checks.untouched import in_mode
+from supsup_lightning.data.inputs import Inputs, prepared
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference import Discovery, HopfieldRecovery, Inference, OneShot
-from supsup_lightning.inputs import Inputs, prepared
-from supsup_lightning.loggers import keep_going
 from supsup_lightning.methods import Method, SupSup
-from supsup_lightning.metrics import TaskAccuracy
 from supsup_lightning.optimization import (
     MakeOptimizer,
     MakeSchedule,
@@ -26,10 +27,12 @@ from supsup_lightning.optimization import (
     default_optimizer,
     described,
 )
+from supsup_lightning.report import task_table
+from supsup_lightning.report.metrics import TaskAccuracy
+from supsup_lightning.runs import checkpoints
+from supsup_lightning.runs.loggers import keep_going
 from supsup_lightning.scenario import GNU, Scenario
 from supsup_lightning.schedules import cosine, inverse_sqrt
-from supsup_lightning.trainer_checks import task_data
-from supsup_lightning.untouched import in_mode
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +88,7 @@ class ContinualModule(L.LightningModule):
             f"method.{name}" for name, _ in method.named_buffers() if not name.startswith("network.")
         ]
         self._trained_on: dict[str, Any] = {}  # options of the data of the last fit
-        checks.check_parts(self.scenario, self.inference, self.method)
+        compatibility.check_parts(self.scenario, self.inference, self.method)
 
     # Set-up: everything that can be wrong is found before the first step.
 
@@ -103,7 +106,7 @@ class ContinualModule(L.LightningModule):
         if stage == "predict":
             return
         data = task_data(self.trainer, stage)
-        checks.check_announcement(self.scenario, data)
+        compatibility.check_announcement(self.scenario, data)
         if stage == "validate":
             trainer_checks.check_validate(data, self.method)
         if stage == "fit" or len(data.num_classes) > len(self.num_classes):  # tested on some of its tasks, it keeps all

@@ -9,8 +9,8 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from supsup_lightning.checks.meaning import differences, plain
 from supsup_lightning.errors import ConfigurationError, MismatchError
-from supsup_lightning.meaning import differences, plain
 
 _SAME_RESULT = ("fused", "foreach", "capturable", "differentiable")  # up to rounding
 _NUM_RATES = 100

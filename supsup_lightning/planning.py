@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from supsup_lightning import network_trial
+from supsup_lightning.checks import network_trial
+from supsup_lightning.checks.untouched import in_mode
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.methods import Method, SupSup
 from supsup_lightning.methods.method import has_convolutions
-from supsup_lightning.untouched import in_mode
 
 logger = logging.getLogger(__name__)
 

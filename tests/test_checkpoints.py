@@ -12,10 +12,11 @@ import lightning as L
 import pytest
 import torch
 
-from supsup_lightning import ContinualModule, PermutedDigits, checkpoints
-from supsup_lightning.checkpoints import WholeCheckpoints, damage, whole
+from supsup_lightning import ContinualModule, PermutedDigits
 from supsup_lightning.errors import DataError, SaveError
 from supsup_lightning.files import backup_of, replacing
+from supsup_lightning.runs import checkpoints
+from supsup_lightning.runs.checkpoints import WholeCheckpoints, damage, whole
 from tests.conftest import digits_lenet
 
 

@@ -8,7 +8,7 @@ from torch.func import functional_call, grad
 from torch.nn.functional import cross_entropy
 
 from supsup_lightning import Binary, OneShot, SupSup
-from supsup_lightning.combinations import Combinations
+from supsup_lightning.bank.combinations import Combinations
 from supsup_lightning.errors import ConfigurationError, MismatchError
 from supsup_lightning.inference.objectives import entropy
 from supsup_lightning.inference.one_shot import confidence_gain

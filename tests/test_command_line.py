@@ -8,7 +8,7 @@ import venv
 import pytest
 import torch
 
-from supsup_lightning.command_line import run_name
+from supsup_lightning.cli.command_line import run_name
 from supsup_lightning.methods import SupSup
 from tests.conftest import QUIET, ROOT, TINY, digits_lenet, run_cli, two_classes_of_images
 

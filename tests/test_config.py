@@ -7,9 +7,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
-import supsup_lightning.command_line  # noqa: F401 (registers the resolver that the configuration uses)
-from supsup_lightning.hopfield import PUBLISHED
-from supsup_lightning.loggers import configurations
+import supsup_lightning.cli.command_line  # noqa: F401 (registers the resolver that the configuration uses)
+from supsup_lightning.bank.hopfield_memory import PUBLISHED
+from supsup_lightning.runs.loggers import configurations
 from tests.conftest import ROOT, two_classes_of_images
 
 FILES = sorted(

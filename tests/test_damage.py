@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from supsup_lightning import ContinualModule, SupSup, bits, codec, entropy_coding
-from supsup_lightning.checkpoints import DIGEST, WholeCheckpoints
+from supsup_lightning import ContinualModule, SupSup, bits
+from supsup_lightning.bank import codec, entropy_coding
 from supsup_lightning.errors import DataError, MismatchError, SupSupError
 from supsup_lightning.methods import BatchEnsemble, HopSupSup, LowerBound, UpperBound
+from supsup_lightning.runs.checkpoints import DIGEST, WholeCheckpoints
 
 
 def network() -> nn.Sequential:

@@ -26,7 +26,7 @@ from supsup_lightning.callbacks import RecordStream, TaskBoundary, TaskDiscovery
 from supsup_lightning.data import Digits, Recurring, Rotated, Split, Switching
 from supsup_lightning.errors import ConfigurationError, DiscoveryStopped
 from supsup_lightning.inference.discovery import Discovery, Verdict
-from supsup_lightning.metrics import TaskAssignment
+from supsup_lightning.report.metrics import TaskAssignment
 from supsup_lightning.schedules import constant, cosine
 from tests.conftest import QUIET, digits_lenet, fit, random_images, random_method, run_cli
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supsup_lightning import SupSup, bits, codec, entropy_coding
+from supsup_lightning import SupSup, bits
+from supsup_lightning.bank import codec, entropy_coding
 from supsup_lightning.networks import GEMResNet18
 
 

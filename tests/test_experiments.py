@@ -9,8 +9,8 @@ from hydra.utils import instantiate
 from omegaconf import open_dict
 from torch.utils.data import TensorDataset
 
-from supsup_lightning.figures import Point, accuracy_against_bytes
-from supsup_lightning.report import read_json
+from supsup_lightning.report.plots import Point, accuracy_against_bytes
+from supsup_lightning.report.summary import read_json
 from tests.conftest import ROOT
 from tests.test_config import composed
 from train import train

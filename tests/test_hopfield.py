@@ -5,8 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.hopfield import (
+from supsup_lightning.bank.hopfield_memory import (
     PUBLISHED,
     RULES,
     Descent,
@@ -16,6 +15,7 @@ from supsup_lightning.hopfield import (
     recover,
     signs,
 )
+from supsup_lightning.errors import ConfigurationError
 
 
 def random_patterns(count: int, units: int, *, seed: int = 0):

@@ -25,9 +25,9 @@ from supsup_lightning import (
     PermutedDigits,
     SupSup,
 )
+from supsup_lightning.bank.hopfield_memory import capacity
 from supsup_lightning.callbacks.recovery import RecordRecovery
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
-from supsup_lightning.hopfield import capacity
 from tests.conftest import DIGITS, QUIET, first_losses, fit, random_images, random_method, run_cli
 
 CLASSES = 10

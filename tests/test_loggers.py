@@ -198,7 +198,7 @@ def test_what_names_no_logger_is_answered(overrides, message, tmp_path, monkeypa
 def warnings_of(folder: Path) -> list[str]:
     """What was said of loggers, in the train.log of jobs."""
     lines = [line for path in sorted(folder.rglob("train.log")) for line in path.read_text().splitlines()]
-    return [line.partition(" - ")[2] for line in lines if "[supsup_lightning.loggers][WARNING]" in line]
+    return [line.partition(" - ")[2] for line in lines if "[supsup_lightning.runs.loggers][WARNING]" in line]
 
 
 def test_a_logger_that_raises_ends_nothing(tmp_path, monkeypatch):
@@ -218,7 +218,7 @@ def test_a_logger_that_raises_ends_nothing_in_a_notebook(tmp_path, caplog):
     trainer.fit(module, data)
     trainer.test(module, data)
     assert module.test_accuracy.compute()[0].mean() > 0.3
-    assert sum(record.name == "supsup_lightning.loggers" for record in caplog.records) == 1
+    assert sum(record.name == "supsup_lightning.runs.loggers" for record in caplog.records) == 1
 
 
 def test_a_full_disk_ends_nothing(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ from supsup_lightning import (
     SupSup,
     UpperBound,
 )
-from supsup_lightning.command_line import check_options
+from supsup_lightning.cli.command_line import check_options
 from supsup_lightning.errors import ConfigurationError, MismatchError
 from supsup_lightning.methods import Offer
 from tests.conftest import DIGITS, TINY, StopAfter, first_losses, fit, random_images, run_cli

@@ -3,7 +3,7 @@ import torch
 
 from supsup_lightning.callbacks import EvaluateSeenTasks
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.metrics import TaskAccuracy, backward_transfer, forgetting
+from supsup_lightning.report.metrics import TaskAccuracy, backward_transfer, forgetting
 
 nan = float("nan")
 MATRIX = torch.tensor([[0.9, nan, nan, nan], [0.95, 0.8, nan, nan], [nan, nan, nan, nan], [0.7, 0.85, 0.6, 0.9]])

@@ -19,7 +19,7 @@ from supsup_lightning import (
 from supsup_lightning.callbacks import TaskBoundary
 from supsup_lightning.data import DataModuleSequence, Datasets, Digits, Mixed, Split, Whole
 from supsup_lightning.errors import ConfigurationError, DataError, TrainingDiverged
-from supsup_lightning.metrics import TaskAccuracy
+from supsup_lightning.report.metrics import TaskAccuracy
 from tests.conftest import digits_lenet, first_losses, fit, random_images, random_method
 
 

@@ -510,7 +510,8 @@ def test_harmless_state_is_left_as_it_was(tmp_path):
 
 
 def test_the_trial_draws_nothing(tmp_path):
-    from supsup_lightning import ContinualModule, network_trial
+    from supsup_lightning import ContinualModule
+    from supsup_lightning.checks import network_trial
 
     module = ContinualModule(SupSup(nn.Sequential(*base(), nn.Dropout(0.5))), inference=OneShot("entropy"))
     before = {name: value.clone() for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}

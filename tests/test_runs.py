@@ -13,9 +13,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from supsup_lightning import effects
-from supsup_lightning.job import alone_in
-from supsup_lightning.output_name import run_name
+from supsup_lightning.cli import effects
+from supsup_lightning.cli.output_name import run_name
+from supsup_lightning.runs.job import alone_in
 from tests.conftest import QUIET, ROOT, two_classes_of_images
 from tests.test_command_line import results, run_here
 
@@ -216,7 +216,7 @@ def test_a_directory_that_takes_no_run_is_named(tmp_path, train):
 def test_a_second_process_in_a_directory_is_refused(tmp_path, train):
     (tmp_path / "run").mkdir()
     code = f"""
-from pathlib import Path; from supsup_lightning.job import alone_in; import os, time
+from pathlib import Path; from supsup_lightning.runs.job import alone_in; import os, time
 with alone_in(Path({str(tmp_path / "run")!r})):
     if os.fork() == 0: time.sleep(60)  # a worker that outlives the run does not hold the directory
     print("held", flush=True); time.sleep(60)

@@ -25,7 +25,7 @@ from supsup_lightning.data.tasks import SideBySide
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
 from supsup_lightning.module import default_optimizer
 from supsup_lightning.planning import fitting, is_elementwise, training_bytes
-from supsup_lightning.report import read_json
+from supsup_lightning.report.summary import read_json
 from supsup_lightning.scenario import GG
 from tests.conftest import DIGITS, StopAfter, digits_lenet, fit, run_cli
 

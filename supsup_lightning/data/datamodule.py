@@ -19,7 +19,7 @@ from supsup_lightning.data.sources import Reading
 from supsup_lightning.data.streams import Permuted, Rotated, Split, Stream, Task
 from supsup_lightning.data.tasks import TaskSequence, check_count
 from supsup_lightning.errors import ConfigurationError, as_whole, check_choice, check_whole
-from supsup_lightning.run_identity import files_of
+from supsup_lightning.runs.run_identity import files_of
 from supsup_lightning.seeding import generator
 
 # Without effect on results, as validation counts images one by one; large, because each batch costs loop overhead.

@@ -10,8 +10,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from supsup_lightning.checks.meaning import differences, plain
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError, as_whole, check_whole
-from supsup_lightning.meaning import differences, plain
 
 # Of the trainer's: masks depend on them as on the data's.
 _TRAINING_OPTIONS = (

@@ -9,13 +9,14 @@ from supsup_lightning.inference.discovery import (
     mean_over_processes,
 )
 from supsup_lightning.inference.exhaustive import Exhaustive
-from supsup_lightning.inference.hopfield import HopfieldRecovery
 from supsup_lightning.inference.inference import Given, Inference
+from supsup_lightning.inference.mask_recovery import Descent, HopfieldRecovery
 from supsup_lightning.inference.one_shot import OneShot
 
 __all__ = [
     "AccuracyDiscovery",
     "Binary",
+    "Descent",
     "Discovery",
     "Exhaustive",
     "Given",

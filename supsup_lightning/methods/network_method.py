@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from supsup_lightning import codec
+from supsup_lightning.bank import codec
+from supsup_lightning.bank.rows import check_tensor, same_kind
+from supsup_lightning.checks.meaning import meaning
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError, check_choice
 from supsup_lightning.layout import Layout
 from supsup_lightning.masks import WEIGHT_INITIALISERS
-from supsup_lightning.meaning import meaning
 from supsup_lightning.methods.conventions import Conventions, keep_padding, normalised_by_images, wide
 from supsup_lightning.methods.method import Method
-from supsup_lightning.rows import check_tensor, same_kind
 from supsup_lightning.seeding import generator
 
 

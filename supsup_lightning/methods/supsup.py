@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from supsup_lightning import codec
-from supsup_lightning.bank import MaskBank
-from supsup_lightning.combinations import Combinations
+from supsup_lightning.bank import MaskBank, codec
+from supsup_lightning.bank.combinations import Combinations
+from supsup_lightning.bank.rows import check_names
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
 from supsup_lightning.layout import ByName, Layout, MaskRule
 from supsup_lightning.masks import make_rule, masked_weights
@@ -21,7 +21,6 @@ from supsup_lightning.methods.kept_scores import KeptScores
 from supsup_lightning.methods.method import Part
 from supsup_lightning.methods.sparsity_search import CANDIDATES, SparsitySearch
 from supsup_lightning.methods.starting_scores import StartingScores
-from supsup_lightning.rows import check_names
 
 logger = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from supsup_lightning import codec
+from supsup_lightning.bank import codec
+from supsup_lightning.bank.rows import TaskRows, check_names, check_tensor
 from supsup_lightning.errors import ConfigurationError, MismatchError
 from supsup_lightning.layout import Layout
 from supsup_lightning.methods.method import Offer, Part
 from supsup_lightning.methods.network_method import NetworkMethod
-from supsup_lightning.rows import TaskRows, check_names, check_tensor
 
 
 class TrainedNetworkMethod(NetworkMethod):

@@ -8,8 +8,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from supsup_lightning.cli.output_name import targets
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.output_name import targets
 
 _LENGTH = "the data say how long training is: use data.steps_per_task or data.epochs_per_task"
 _DECIDED = {

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.func import grad_and_value
 from torch.nn.functional import cosine_similarity
 
+from supsup_lightning.bank.rows import check_tensor
 from supsup_lightning.errors import ConfigurationError, DataError, check_choice, check_whole
-from supsup_lightning.rows import check_tensor
 
 RULES = ("storkey", "hebbian")
 

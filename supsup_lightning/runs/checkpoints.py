@@ -21,7 +21,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from torch import Tensor
 
-from supsup_lightning.digests import digest
+from supsup_lightning.bank.digests import digest
 from supsup_lightning.errors import DataError, SaveError, SupSupError
 from supsup_lightning.files import backup_of, check_writable, keep_backup, replacing
 

@@ -4,10 +4,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from supsup_lightning.checks.trainer_checks import named
 from supsup_lightning.data import TaskDataModule, TaskSequence
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
 from supsup_lightning.methods import Method
-from supsup_lightning.trainer_checks import named
 
 logger = logging.getLogger(__name__)
 

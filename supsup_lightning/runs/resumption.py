@@ -9,11 +9,11 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from supsup_lightning import run_identity
 from supsup_lightning.errors import DataError, MismatchError
 from supsup_lightning.files import backup_of
-from supsup_lightning.job import is_first_process
-from supsup_lightning.run_identity import Identity, different_files
+from supsup_lightning.runs import run_identity
+from supsup_lightning.runs.job import is_first_process
+from supsup_lightning.runs.run_identity import Identity, different_files
 
 logger = logging.getLogger(__name__)
 

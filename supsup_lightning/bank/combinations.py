@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from supsup_lightning.bank.rows import check_tasks, check_tensor
 from supsup_lightning.errors import DataError
-from supsup_lightning.rows import check_tasks, check_tensor
 
 
 class Combinations(nn.Module):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from supsup_lightning import bits
+from supsup_lightning.bank.rows import TaskRows
 from supsup_lightning.errors import DataError, MismatchError
-from supsup_lightning.rows import TaskRows
 
 
 class MaskBank(TaskRows):

@@ -24,11 +24,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from supsup_lightning import effects, optimized_metric, stopping
+from supsup_lightning.cli import effects, optimized_metric
+from supsup_lightning.cli.output_name import naming, run_name
+from supsup_lightning.cli.own_modules import from_current_folder
 from supsup_lightning.errors import ConfigurationError, SupSupError
-from supsup_lightning.job import alone_in, failures_logged
-from supsup_lightning.output_name import naming, run_name
-from supsup_lightning.own_modules import from_current_folder
+from supsup_lightning.runs import stopping
+from supsup_lightning.runs.job import alone_in, failures_logged
 
 if TYPE_CHECKING:  # they take seconds to import, which `--help` and a mistyped option do without
     from lightning import Trainer
@@ -162,7 +163,7 @@ def _check_mask_options(config: DictConfig) -> None:
 
 def checkpoint_to_resume(config: DictConfig, path: Path) -> Path | None:
     """``path``, or its backup, if the run is to go on from it. Raises `DataError` where both are damaged."""
-    from supsup_lightning import checkpoints
+    from supsup_lightning.runs import checkpoints
 
     return checkpoints.whole(path) if config.resume else None
 

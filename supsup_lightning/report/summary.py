@@ -16,12 +16,12 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from supsup_lightning import __version__
+from supsup_lightning.checks.trainer_checks import LIMITS
 from supsup_lightning.files import replacing
 from supsup_lightning.methods import Method
-from supsup_lightning.metrics import TaskAccuracy, TaskAssignment, backward_transfer, forgetting
 from supsup_lightning.module import ContinualModule
+from supsup_lightning.report.metrics import TaskAccuracy, TaskAssignment, backward_transfer, forgetting
 from supsup_lightning.scenario import Scenario
-from supsup_lightning.trainer_checks import LIMITS
 
 # A table of more tasks shows the first and the last of them.
 _MOST_TABLE_ROWS = 40

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
+from supsup_lightning.bank.rows import TaskRows
+from supsup_lightning.checks.untouched import Untouched, in_mode
 from supsup_lightning.errors import ConfigurationError, SupSupError
 from supsup_lightning.inference import Inference
 from supsup_lightning.methods import Method, Offer, SupSup
 from supsup_lightning.methods.conventions import is_narrow
 from supsup_lightning.methods.frozen_network import FrozenNetworkMethod
 from supsup_lightning.methods.recompute import keep_for_backward, take_out
-from supsup_lightning.rows import TaskRows
-from supsup_lightning.untouched import Untouched, in_mode
 
 _MOST_NAMES = 4  # in a message
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from supsup_lightning.cli.output_name import targets
 from supsup_lightning.errors import DataError
 from supsup_lightning.files import replacing
-from supsup_lightning.output_name import targets
 
 FILE = "run.json"
 

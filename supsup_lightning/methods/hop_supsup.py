@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from supsup_lightning import bits, codec
-from supsup_lightning.bank import MaskBank
+from supsup_lightning import bits
+from supsup_lightning.bank import MaskBank, codec
+from supsup_lightning.bank.hopfield_memory import HopfieldMemory, capacity
+from supsup_lightning.bank.rows import check_names
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.hopfield import HopfieldMemory, capacity
 from supsup_lightning.layout import ByName, Layout, MaskRule
 from supsup_lightning.masks import masked_weights
 from supsup_lightning.methods.frozen_network import FrozenNetworkMethod
 from supsup_lightning.methods.method import Offer, Part
-from supsup_lightning.rows import check_names
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from supsup_lightning import entropy_coding
-from supsup_lightning.digests import digest
+from supsup_lightning.bank import entropy_coding
+from supsup_lightning.bank.digests import digest
 from supsup_lightning.errors import DataError, SaveError
 from supsup_lightning.files import replacing
 

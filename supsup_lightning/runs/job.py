@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from supsup_lightning import stopping
 from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.runs import stopping
 
 try:
     import fcntl

@@ -1,6 +1,6 @@
 """Recovery of a mask from a Hopfield memory: downhill on the objective of the images and on the memory's energy.
 
-z from the mean of all masks;   (1 - t) O(f(x, W * (1 + z) / 2)) + gamma t E(z),   t from 0 to 1   (hopfield.py)
+z from the mean of all masks;   (1 - t) O(f(x, W * (1 + z) / 2)) + gamma t E(z),   t from 0 to 1   (bank/hopfield_memory.py)
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from supsup_lightning.bank.hopfield_memory import Descent, Recovery, recover
 from supsup_lightning.errors import ConfigurationError, as_whole
-from supsup_lightning.hopfield import Descent, Recovery, recover
 from supsup_lightning.inference.inference import Inference
 from supsup_lightning.inference.objectives import check_superfluous, entropy, make_objective
 from supsup_lightning.methods import HopSupSup, Method, Offer

@@ -1,0 +1,1 @@
+"""The command line: options that are checked, and errors as one message."""

@@ -1,0 +1,1 @@
+"""What a run found: results.json, tables, metrics and pictures."""
