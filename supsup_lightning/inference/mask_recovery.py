@@ -1,6 +1,6 @@
 """Recovery of a mask from a Hopfield memory: downhill on the objective of the images and on the memory's energy.
 
-z from the mean of all masks;   (1 - t) O(f(x, W * (1 + z) / 2)) + gamma t E(z),   t from 0 to 1   (bank/hopfield_memory.py)
+z from the mean of all masks;   (1 - t) O(f(x, W * (1 + z) / 2)) + gamma t E(z),   t from 0 to 1 (hopfield_memory.py)
 """
 
 from collections.abc import Sequence
