@@ -27,13 +27,13 @@ from supsup_lightning import (
     PermutedDigits,
     SupSup,
     Unannounced,
-    task_table,
 )
 from supsup_lightning.callbacks import EvaluateSeenTasks
 from supsup_lightning.checks.trainer_checks import check_run, shortened
 from supsup_lightning.data import CropFlip, Digits, Split
 from supsup_lightning.data.augment import name_of
 from supsup_lightning.errors import ConfigurationError, MismatchError
+from supsup_lightning.report import task_table
 from supsup_lightning.schedules import constant
 
 
