@@ -66,8 +66,8 @@ class EvaluateSeenTasks(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Where a task ends, test all finished tasks."""
         data, epoch = trainer.datamodule, trainer.current_epoch
-        if pl_module.scenario.task_known_in_training and data.ends_task(epoch):
-            learned = data.tasks_of_epoch(epoch)
+        if pl_module.scenario.task_known_in_training and data.timetable.ends_task(epoch):
+            learned = data.timetable.tasks(epoch)
             self._evaluate(trainer, pl_module, range(learned[-1] + 1), new=len(learned))
 
     def _evaluate(self, trainer: L.Trainer, module: ContinualModule, tasks: Collection[int], *, new: int = 1) -> None:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from supsup_lightning.callbacks.task_boundary import boundary_of
 from supsup_lightning.callbacks.task_discovery import discovery_of
 from supsup_lightning.module import ContinualModule
+from supsup_lightning.report.summary import num_masks
 
 _SECONDS_BETWEEN_REFRESHES = 0.2
 
@@ -59,12 +60,12 @@ class TaskProgress(ProgressBar):
         accuracy = f"batch accuracy {_batch_accuracy(pl_module, outputs):.3f}"
         if pl_module.scenario.task_known_in_training:
             data = trainer.datamodule
-            tasks = data.tasks_of_epoch(trainer.current_epoch)
+            tasks = data.timetable.tasks(trainer.current_epoch)
             last = f" to {tasks[-1] + 1}" if len(tasks) > 1 else ""
             description = f"training task{'s' if last else ''} {tasks[0] + 1}{last}/{data.num_tasks}"
             self._update(epochs, description, f"{accuracy}  {self._tasks_per_minute(data, epochs):.1f} tasks/min")
         else:
-            self._update(epochs, f"training task {pl_module.task_in_training}", f"{accuracy}  {_discovered(pl_module)}")
+            self._update(epochs, f"training task {pl_module.method.live.task}", f"{accuracy}  {_discovered(pl_module)}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """One line for a finished task, or for an epoch in which tasks were to be discovered."""
@@ -73,21 +74,22 @@ class TaskProgress(ProgressBar):
         if not pl_module.scenario.task_known_in_training:
             self._print_epoch(trainer, pl_module)
             return
-        tasks = trainer.datamodule.tasks_of_epoch(trainer.current_epoch)
-        search = pl_module.method.details().get("sparsity_search") if pl_module.method.trials_per_task > 1 else None
-        if search is not None and trainer.datamodule.ends_trial(trainer.current_epoch):
+        epoch, times = trainer.current_epoch, trainer.datamodule.timetable
+        tasks = times.tasks(epoch)
+        search = pl_module.method.details().get("sparsity_search")
+        if search is not None and times.ends_trial(epoch):
             sparsity, accuracy = search["tried"][str(tasks[0])][-1]
             self._print(
                 f"task {tasks[0] + 1}/{trainer.datamodule.num_tasks}  tried sparsity {sparsity}: {accuracy:.4f}"
             )
-        if trainer.datamodule.ends_task(trainer.current_epoch):
+        if times.ends_task(epoch):
             counted = pl_module.validation_accuracy
             accuracies = [float("nan")] * len(tasks) if counted is None else counted.compute()[0].tolist()
             for task, accuracy in zip(tasks, accuracies, strict=True):
                 said = f"  validation accuracy {accuracy:.4f}" if accuracy == accuracy else ""
                 if trainer.datamodule.patience is not None and (boundary := boundary_of(trainer)) is not None:
                     epochs, best = boundary.patience.finished[task]
-                    said = f"  validation accuracy {best:.4f}  {epochs}/{trainer.datamodule.epochs_of_task} epochs"
+                    said = f"  validation accuracy {best:.4f}  {epochs}/{times.epochs_of_task} epochs"
                 if search is not None:
                     said = f"  kept sparsity {search['chosen'][str(task)]}"
                 self._print_task(trainer, task, said)
@@ -95,7 +97,7 @@ class TaskProgress(ProgressBar):
     def _print_task(self, trainer: L.Trainer, task: int, said: str) -> None:
         data = trainer.datamodule
         rate = self._tasks_per_minute(data, trainer.current_epoch + 1)
-        minutes_left = (data.num_tasks - data.tasks_of_epoch(trainer.current_epoch)[-1] - 1) / rate
+        minutes_left = (data.num_tasks - data.timetable.tasks(trainer.current_epoch)[-1] - 1) / rate
         self._print(f"task {task + 1}/{data.num_tasks}{said}  {rate:.1f} tasks/min  {_clock(60 * minutes_left)} left")
 
     def _print_epoch(self, trainer: L.Trainer, module: ContinualModule) -> None:
@@ -175,18 +177,19 @@ class TaskProgress(ProgressBar):
             self._progress = None
 
     def _tasks_per_minute(self, data: Any, epochs_done: float) -> float:
-        tasks = data.tasks_at_once * (epochs_done - self._first_epoch) / data.epochs_of_task
+        tasks = data.tasks_at_once * (epochs_done - self._first_epoch) / data.timetable.epochs_of_task
         return 60 * tasks / max(1e-9, monotonic() - self._began)
 
 
 def _batch_accuracy(module: ContinualModule, outputs: Any) -> float:
-    if not isinstance(outputs, Mapping) or not module.current_tasks:
+    if not isinstance(outputs, Mapping) or not module.method.live.tasks:
         return float("nan")
     return module.batch_accuracy(outputs["logits"], outputs["labels"]).item()
 
 
 def _discovered(module: ContinualModule) -> str:
-    masks, tasks = module.method.num_masks, len(module.method.tasks)
+    tasks = len(module.method.tasks)
+    masks = num_masks(module.method)
     combined = f" and {tasks - masks} combinations" if tasks > masks else ""
     return f"{masks} mask{'s' if masks != 1 else ''}{combined} so far"
 

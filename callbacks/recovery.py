@@ -10,7 +10,7 @@ from torch import Tensor
 
 from supsup_lightning.files import replacing
 from supsup_lightning.inference import HopfieldRecovery
-from supsup_lightning.methods import HopSupSup
+from supsup_lightning.methods.protocols import RecoversMasks, require
 from supsup_lightning.module import ContinualModule
 from supsup_lightning.report.metrics import RecoveryStatistics
 
@@ -52,19 +52,18 @@ class RecordRecovery(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Count the batch; keep the way of a task's first one."""
-        inference, method = pl_module.inference, pl_module.method
+        inference, method = pl_module.inference, require(pl_module.method, RecoversMasks)
         assert isinstance(inference, HopfieldRecovery)
-        assert isinstance(method, HopSupSup)
         assert self.statistics is not None
         if inference.last is None or not len(batch[1]):
             return
         recovery, confidence = inference.last
-        known = len(method.reference) > 0
-        own = recovery.distances(method.reference.get(dataloader_idx).unsqueeze(0))[:, 0] if known else None
+        masks = method.reference_masks()  # (k, weights); none if they are unknown
+        own = recovery.distances(masks[dataloader_idx : dataloader_idx + 1])[:, 0] if len(masks) else None
         self.statistics.update(own, confidence=confidence)
         if dataloader_idx not in self.traces:
             values = torch.stack([recovery.energy, recovery.loss], dim=1)  # (steps + 1, 2)
-            distances = recovery.distances(method.reference_masks())
+            distances = recovery.distances(masks)
             self.traces[dataloader_idx] = torch.cat([values, distances.to(values.dtype)], dim=1).cpu()
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:

@@ -81,8 +81,8 @@ class WriteResults(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Where tasks are finished, keep their validation accuracy."""
         data, epoch = trainer.datamodule, trainer.current_epoch
-        if pl_module.scenario.task_known_in_training and data.ends_task(epoch):
-            tasks = data.tasks_of_epoch(epoch)
+        if pl_module.scenario.task_known_in_training and data.timetable.ends_task(epoch):
+            tasks = data.timetable.tasks(epoch)
             self.validation |= dict(zip(tasks, validation_accuracies(trainer, pl_module, tasks), strict=True))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
@@ -180,7 +180,7 @@ class WriteResults(L.Callback):
 
 def validation_accuracies(trainer: L.Trainer, module: ContinualModule, tasks: Sequence[int]) -> list[float]:
     """Of what is kept of the tasks that an epoch has finished, each given; NaN where it was not validated."""
-    search = module.method.details().get("sparsity_search") if module.method.trials_per_task > 1 else None
+    search = module.method.details().get("sparsity_search")
     if search is not None:  # the training that is kept need not be the last
         return [dict(search["tried"][str(task)])[search["chosen"][str(task)]] for task in tasks]
     boundary = boundary_of(trainer)

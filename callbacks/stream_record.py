@@ -49,7 +49,7 @@ class RecordStream(L.Callback):
         """Note the true task of the batch."""
         data = trainer.datamodule
         step = data.step(trainer.current_epoch, batch_idx)
-        true, task = data.true_task(step), pl_module.task_in_training
+        true, task = data.true_task(step), pl_module.method.live.task
         if not self.stretches or self.stretches[-1][1:] != (true, task):
             self.stretches.append(Stretch(step, true, task))
         counts = self._batches.setdefault(task, {})

@@ -4,12 +4,16 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from supsup_lightning.checks.trainer_checks import check_fit, check_validation, named
 from supsup_lightning.data import TaskSequence
 from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.methods import Method
 from supsup_lightning.methods.patience import Patience
+from supsup_lightning.methods.protocols import Searches, WarmStarts
 from supsup_lightning.module import ContinualModule
+from supsup_lightning.planning import trials_of
 from supsup_lightning.seeding import derive_seed
 
 
@@ -33,22 +37,23 @@ class TaskBoundary(L.Callback):
         if stage == "fit":
             wanted = "data that say where a task begins; others need scenario=nns, with TaskDiscovery in its place"
             check_fit(trainer, TaskSequence, wanted)
-            trials = pl_module.method.trials_per_task
-            if trainer.datamodule.trials_per_task != trials:
+            data, method = trainer.datamodule, pl_module.method
+            trials = trials_of(method)
+            if data.trials_per_task != trials:
                 raise ConfigurationError(
                     f"The method trains each task {trials} times, so data.trials_per_task must be {trials} before the "
                     "Trainer is made; `model.plan_training(data)` sets it."
                 )
-            if trainer.datamodule.tasks_at_once != pl_module.method.tasks_at_once:
+            if data.tasks_at_once != method.live.rows:
                 raise ConfigurationError(
-                    f"data.tasks_at_once={trainer.datamodule.tasks_at_once} has to be known before the Trainer is "
+                    f"data.tasks_at_once={data.tasks_at_once} has to be known before the Trainer is "
                     "made; `model.plan_training(data)` sees to that."
                 )
             if trials > 1:
                 check_validation(trainer, option="mask.sparsity=auto", every_epoch=False)
-            if trainer.datamodule.patience is not None:
-                check_validation(trainer, option=f"data.patience={trainer.datamodule.patience}", every_epoch=True)
-            if trainer.datamodule.tasks_at_once != 1:
+            if data.patience is not None:
+                check_validation(trainer, option=f"data.patience={data.patience}", every_epoch=True)
+            if data.tasks_at_once != 1:
                 _check_independence(trainer, pl_module)
             if trainer.current_epoch == 0:
                 self.patience = Patience()  # not another training's
@@ -60,7 +65,7 @@ class TaskBoundary(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Where a run resumes within a task, make the schedule anew: it was made before the task was known."""
         _check_tasks(trainer, pl_module, over=self.patience.over)
-        if trainer.datamodule.begins_trial(trainer.current_epoch):
+        if trainer.datamodule.timetable.begins_trial(trainer.current_epoch):
             return
         schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
         states = [part.state_dict() for part in (*trainer.optimizers, *schedules)]
@@ -73,16 +78,16 @@ class TaskBoundary(L.Callback):
         """Begin a task in its first epoch; in every epoch, seed what layers draw (dropout, say) from task and epoch."""
         data, epoch = trainer.datamodule, trainer.current_epoch
         stop_between_epochs(trainer)
-        tasks = data.tasks_of_epoch(epoch)
-        pl_module.current_tasks = tuple(tasks)
+        tasks = data.timetable.tasks(epoch)
+        method = pl_module.method
         pl_module.validation_accuracy = None  # an earlier epoch's
-        if data.begins_trial(epoch):
+        if data.timetable.begins_trial(epoch):
             self.patience.begin()
-            pl_module.method.begin_tasks(tasks)
-            if pl_module.method.begins_like_another and len(pl_module.method.tasks):
+            method.begin_task(*tasks)
+            if isinstance(method, WarmStarts) and method.begins_like_another and len(method.tasks):
                 images, _ = next(iter(data.train_loader(tasks[0], steps=slice(1))))
                 # Each process sees a share of the batch, and all have to begin alike.
-                pl_module.method.start_like(trainer.strategy.broadcast(pl_module.nearest_task(images)))
+                method.start_like(trainer.strategy.broadcast(pl_module.nearest_task(images)))
             trainer.strategy.setup_optimizers(trainer)
         torch.manual_seed(derive_seed(data.seed, "layers", epoch, trainer.global_rank))
 
@@ -90,30 +95,30 @@ class TaskBoundary(L.Callback):
         """Finish a task in its last epoch, or before, and a trial, where there are several, in its own."""
         data, epoch = trainer.datamodule, trainer.current_epoch
         if not self.patience.over:
-            ends = data.ends_trial(epoch)
+            ends = data.timetable.ends_trial(epoch)
             if data.patience is not None:
-                trained = pl_module.method.in_training()
+                trained = _trained(pl_module.method)
                 ends |= self.patience.judge(_validated(pl_module), trained, patience=data.patience)
             if ends:
                 self._end_trial(trainer, pl_module)
-        if data.ends_trial(epoch):
+        if data.timetable.ends_trial(epoch):
             self.patience.begin()
         data.task_is_over = self.patience.over
 
     def _end_trial(self, trainer: L.Trainer, module: ContinualModule) -> None:
         data, method = trainer.datamodule, module.method
-        tasks = data.tasks_of_epoch(trainer.current_epoch)
+        tasks = data.timetable.tasks(trainer.current_epoch)
         if data.patience is not None:
-            accuracy = self.patience.end(tasks[0], method.in_training())
+            accuracy = self.patience.end(tasks[0], _trained(method))
         elif data.trials_per_task > 1:
             accuracy = _validated(module)
         if data.trials_per_task > 1:
+            assert isinstance(method, Searches)  # as `trials_of` says
             method.finish_trial(tasks[0], accuracy=accuracy)
-        if data.is_last_trial(trainer.current_epoch):
-            method.finish_tasks(tasks)
+        if data.timetable.is_last_trial(trainer.current_epoch):
+            method.finish_task(*tasks)
             if module.finished_answers is not None:
                 module.finished_answers.check()
-            module.current_tasks = ()
 
     def state_dict(self) -> dict[str, Any]:
         """A task's best epoch so far; empty without ``data.patience``."""
@@ -127,6 +132,11 @@ class TaskBoundary(L.Callback):
 def boundary_of(trainer: L.Trainer) -> TaskBoundary | None:
     """The trainer's `TaskBoundary`, if it has one."""
     return next((callback for callback in trainer.callbacks if isinstance(callback, TaskBoundary)), None)
+
+
+def _trained(method: Method) -> list[Tensor]:
+    """All that training changes, but for the optimizer's state."""
+    return [method.live.values, method.live.statistics]
 
 
 def _validated(module: ContinualModule) -> float:
@@ -146,7 +156,7 @@ def stop_between_epochs(trainer: L.Trainer) -> None:
 def _check_tasks(trainer: L.Trainer, module: ContinualModule, *, over: bool) -> None:
     """Raise `ConfigurationError` where finished tasks are to be trained again, or some before these are missing."""
     data, epoch = trainer.datamodule, trainer.current_epoch
-    first = data.tasks_of_epoch(epoch)[0]
+    first = data.timetable.tasks(epoch)[0]
     finished = {*module.method.tasks.tolist()}
     again = [task for task in range(first + over, data.num_tasks) if task in finished]
     if again:
@@ -161,7 +171,7 @@ def _check_tasks(trainer: L.Trainer, module: ContinualModule, *, over: bool) -> 
             f"Training is to go on with task {first}, and {named(missing).lower()} before it "
             f"{'was' if len(missing) == 1 else 'were'} never finished; start afresh with a new model and a new Trainer."
         )
-    if trainer.ckpt_path is None and not data.begins_trial(epoch) and not over:
+    if trainer.ckpt_path is None and not data.timetable.begins_trial(epoch) and not over:
         raise ConfigurationError(
             f"Training was stopped within task {first}, and a Trainer does not keep what the optimizer needs to go on; "
             "resume from a checkpoint (ckpt_path)."

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from supsup_lightning.callbacks.task_boundary import TaskBoundary, stop_between_epochs
+from supsup_lightning.checks.compatibility import check_trains_on
 from supsup_lightning.checks.trainer_checks import check_fit
 from supsup_lightning.data import Unannounced
 from supsup_lightning.errors import ConfigurationError, DiscoveryStopped
@@ -120,6 +121,7 @@ class TaskDiscovery(L.Callback):
                 f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} would mix the gradients of two "
                 "tasks where the stream changes; use 1 in scenario=nns."
             )
+        check_trains_on(pl_module.method)
         pl_module.method.keep_scores(self.discovery.scores)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
@@ -135,10 +137,8 @@ class TaskDiscovery(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
         """Where a run resumes, go on with the task in training."""
-        task = pl_module.method.task_in_training
-        if task is None:
+        if not pl_module.method.live.tasks:
             return
-        pl_module.current_tasks = (task,)
         if trainer.fit_loop.restarted_mid_epoch:
             raise ConfigurationError(
                 "The checkpoint was written within an epoch, from where a stream cannot go on; resume from one of an "
@@ -176,9 +176,9 @@ class TaskDiscovery(L.Callback):
         self, trainer: L.Trainer, pl_module: ContinualModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Measure accuracy on training batches, each before it is learned from."""
-        task = pl_module.task_in_training
+        task = pl_module.method.live.task
         self.steps[task] = self.steps.get(task, 0) + 1
-        self._shares.append(_accuracy(pl_module, outputs["logits"], outputs["labels"]))
+        self._shares.append(_accuracy(pl_module, outputs["logits"][0], outputs["labels"][0]))
         num_batches = len(self._window)
         if self._drops(num_batches, num_images=num_batches * len(batch[1]) * num_processes(), module=pl_module):
             del self._shares[-num_batches:]
@@ -192,7 +192,7 @@ class TaskDiscovery(L.Callback):
         if self._trial is None:
             self._commit(pl_module)
         elif self._is_accurate():
-            pl_module.method.commit_task(pl_module.task_in_training)
+            pl_module.method.commit_task(pl_module.method.live.task)
         else:
             logger.warning(
                 "The stream ended within a trial of a combination (discovery.trial_steps=%d) that was not accurate "
@@ -200,7 +200,7 @@ class TaskDiscovery(L.Callback):
                 self.discovery.trial_steps,
             )
         self._trial = None
-        pl_module.method.task_in_training, pl_module.current_tasks = None, ()
+        pl_module.method.live.end()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with."""
@@ -221,15 +221,15 @@ class TaskDiscovery(L.Callback):
 
     def _decide(self, trainer: L.Trainer, module: ContinualModule, step: int) -> None:
         self._commit(module)
-        decision = self._judge(trainer, module, step)
+        decision = self._judge(trainer, module, step, current=module.method.live.task)
         if not decision.fits:
             self._begin_unknown(trainer, module, decision)
-        elif (decision.task,) != module.current_tasks:
+        elif (decision.task,) != module.method.live.tasks:
             self._reopen(trainer, module, decision._replace(action="switch"))
         else:
             self._note(trainer, decision)
 
-    def _judge(self, trainer: L.Trainer, module: ContinualModule, step: int) -> Decision:
+    def _judge(self, trainer: L.Trainer, module: ContinualModule, step: int, *, current: int) -> Decision:
         images, labels = _joined(self._window)
         with in_mode(module, training=False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             verdict = self.discovery.judge(
@@ -237,14 +237,14 @@ class TaskDiscovery(L.Callback):
                 images.float() if images.is_floating_point() else images,
                 labels,
                 num_classes=max(module.num_classes),
-                current=module.task_in_training,
+                current=current,
                 accuracy=self.accuracy,
             )
         return Decision(step, "go on", *trainer.strategy.broadcast(verdict))
 
     def _commit(self, module: ContinualModule) -> None:
         """Commit what is in training, unless it has become worse at its task."""
-        method, task = module.method, module.task_in_training
+        method, task = module.method, module.method.live.task
         if task in method.tasks.tolist():
             before = self._accuracy_on_confirmed(module, live=False)
             now = self._accuracy_on_confirmed(module, live=True)
@@ -263,7 +263,7 @@ class TaskDiscovery(L.Callback):
         assert self._confirmed is not None
         images, labels = self._confirmed
         with in_mode(module.method, training=live):
-            effective = module.method.effective(module.task_in_training)
+            effective = module.method.effective(module.method.live.task)
         with in_mode(module.method, training=False):
             logits = module.method.call_network(effective, images)
         return _accuracy(module, logits, labels)
@@ -294,15 +294,14 @@ class TaskDiscovery(L.Callback):
         self._trial = None
         changed = self._alarmed  # the stream, before the trial was over
         if self._is_accurate() or (self.discovery.on_unknown == "combine" and not changed):
-            task = module.task_in_training
+            task = module.method.live.task
             module.method.commit_task(task)
             self.accuracy[task] = self._measured_accuracy()
             self._note(trainer, Decision(step, "combined", task))
             if changed:
                 self._decide(trainer, module, step)
             return
-        module.current_tasks = (trial.nearest,)
-        decision = self._judge(trainer, module, step)
+        decision = self._judge(trainer, module, step, current=trial.nearest)
         if decision.fits:
             self._reopen(trainer, module, decision._replace(action="switch"))
         elif changed and self.discovery.on_unknown == "combine":
@@ -334,7 +333,6 @@ class TaskDiscovery(L.Callback):
         self._start(trainer, module, decision)
 
     def _start(self, trainer: L.Trainer, module: ContinualModule, decision: Decision) -> None:
-        module.current_tasks = (decision.task,)
         self._next_task = max(self._next_task, decision.task + 1)
         trainer.strategy.setup_optimizers(trainer)
         with warnings.catch_warnings():

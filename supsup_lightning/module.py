@@ -16,11 +16,13 @@ from supsup_lightning.checks.trainer_checks import task_data
 from supsup_lightning.checks.untouched import in_mode
 from supsup_lightning.data.inputs import Inputs, prepared
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.inference import Discovery, HopfieldRecovery, Inference, OneShot
-from supsup_lightning.methods import Method, SupSup
+from supsup_lightning.inference import Discovery, Inference, OneShot
+from supsup_lightning.methods import Method
+from supsup_lightning.methods.protocols import RecoversMasks, SetsLearningRate, Superposes, TrainsOn
 from supsup_lightning.optimization import (
     MakeOptimizer,
     MakeSchedule,
+    add_task_dimension,
     check_same,
     checked,
     default_coefficient_optimizer,
@@ -73,7 +75,6 @@ class ContinualModule(L.LightningModule):
         self.num_classes: tuple[int, ...] = ()  # of each task; known once there is data
         self.output_size = 0  # likewise
         self.inputs: Inputs | None = None  # likewise
-        self.current_tasks: tuple[int, ...] = ()  # in training; set by TaskBoundary or TaskDiscovery
         self.true_tasks: dict[int, int] = {}  # where tasks are discovered: whose images each has learned; for reports
         self.validated_tasks: tuple[int, ...] = ()  # those in training, or all where `Trainer.validate` is called
         self.validation_accuracy: TaskAccuracy | None = None  # of the validated tasks, in their order
@@ -123,9 +124,9 @@ class ContinualModule(L.LightningModule):
                 f"network.output_size={output_size} is smaller than the {largest} classes of task {task}; "
                 f"raise it to at least {largest}."
             )
-        layers = self.method.layout.names if isinstance(self.method, SupSup) else ()
+        layers = self.method.layout.names if isinstance(self.method, Superposes) else ()
         self.inference.check(output_size=output_size, num_classes=largest, layers=layers)
-        if stage == "fit" and self.trainer.is_global_zero:
+        if stage == "fit" and self.trainer.is_global_zero and isinstance(self.method, RecoversMasks):
             self.method.check_num_tasks(data.num_tasks)
         network_trial.check_superposition(self.method, self.inference, example)
 
@@ -150,13 +151,13 @@ class ContinualModule(L.LightningModule):
         )
         self.finished_answers = network_trial.FinishedAnswers(self.method, example)
         batch_size = getattr(data, "batch_size", len(example)) // self.trainer.world_size
-        with in_mode(self.method.network, training=True):
-            self.method.check_training_step(example[:1].expand(batch_size, *example.shape[1:]))
+        network_trial.check_training_step(self.method, example[:1].expand(batch_size, *example.shape[1:]))
 
     def configure_optimizers(self) -> Any:
         """A fresh optimizer and schedule over one task."""
         data = self.trainer.datamodule
-        make = self.make_coefficient_optimizer if self.method.combining else self.make_optimizer
+        combining = isinstance(self.method, TrainsOn) and self.method.combining
+        make = self.make_coefficient_optimizer if combining else self.make_optimizer
         optimizer = checked(make)(self.method.trainable())
         fused = any(group.get("fused") for group in optimizer.param_groups)
         if fused and self.trainer.gradient_clip_val and isinstance(self.trainer.precision_plugin, MixedPrecision):
@@ -165,7 +166,7 @@ class ContinualModule(L.LightningModule):
                 f"({self.trainer.precision}) does not go with a fused optimizer; add optimizer.fused=false (in Python, "
                 "give ContinualModule an optimizer without it)."
             )
-        if self.method.learning_rate is not None:
+        if isinstance(self.method, SetsLearningRate) and self.method.learning_rate is not None:
             for group in optimizer.param_groups:
                 group["lr"] = self.method.learning_rate
         # After the last epoch, a checkpoint is about to be restored.
@@ -179,7 +180,7 @@ class ContinualModule(L.LightningModule):
         data = self.trainer.datamodule
         if not self.scenario.task_known_in_training:
             return None
-        batches = data.limited_steps(data.tasks_of_epoch(epoch)[0])
+        batches = data.limited_steps(data.timetable.tasks(epoch)[0])
         return -(-batches // self.trainer.accumulate_grad_batches) * data.epochs_per_task
 
     def _described(self) -> dict[str, Any]:
@@ -220,7 +221,7 @@ class ContinualModule(L.LightningModule):
         begins_tasks = (
             [TaskBoundary()] if self.scenario.task_known_in_training else [TaskDiscovery(discovery), RecordStream()]
         )
-        recovery = [RecordRecovery()] if isinstance(self.inference, HopfieldRecovery) else []
+        recovery = [RecordRecovery()] if self.inference.needs is RecoversMasks else []
         return [*begins_tasks, LossGuard(), EvaluateSeenTasks(), *recovery]
 
     # Steps.
@@ -236,33 +237,29 @@ class ContinualModule(L.LightningModule):
         it has by itself.
         """
         images, labels = batch
-        if batch_idx == 0 and self.current_tasks:
-            self._show_in_bar(self.current_tasks[0])
-        if labels.ndim == 1:
-            logits = self.method(images, self.task_in_training)
-            loss = cross_entropy(logits, labels)
-        else:
-            logits = self.method.forward_together(images)
-            loss = cross_entropy(logits.flatten(0, 1), labels.flatten()) * len(labels)
+        if labels.ndim == 1:  # one task
+            images, labels = images.unsqueeze(0), labels.unsqueeze(0)
+        if batch_idx == 0:
+            self._show_in_bar(self.method.live.tasks[0])
+        logits = self.method.forward_live(images)
+        loss = cross_entropy(logits.flatten(0, 1), labels.flatten()) * len(labels)
         # Each `self.log` costs about as much as the rest of Lightning's loop, so only where a logger takes the value.
         every = self.trainer.log_every_n_steps
         if self.trainer.loggers and every and (self.global_step + 1) % every == 0:
-            mean = loss.detach() / len(self.current_tasks)
+            mean = loss.detach() / len(labels)
             accuracy = self.batch_accuracy(logits, labels)
             self.log_dict({"train/loss": mean, "train/accuracy": accuracy}, batch_size=labels.numel())
         return {"loss": loss, "logits": logits.detach(), "labels": labels}
 
     def batch_accuracy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Of a training batch, ``()``: logits ``(*tasks, batch, output_size)`` and labels ``(*tasks, batch)``."""
-        if labels.ndim == 1:
-            return (self.classes(logits, self.task_in_training) == labels).float().mean()
-        by_task = zip(logits, labels, self.current_tasks, strict=True)
+        """Accuracy on a training batch, ``()``: logits ``(tasks, batch, output_size)``, labels ``(tasks, batch)``."""
+        by_task = zip(logits, labels, self.method.live.tasks, strict=True)
         return torch.stack([(self.classes(own, task) == right).float().mean() for own, right, task in by_task]).mean()
 
     def on_validation_start(self) -> None:
         """Start counting anew."""
         alone = self.trainer.state.fn == "validate"
-        self.validated_tasks = tuple(range(task_data(self.trainer).num_tasks)) if alone else self.current_tasks
+        self.validated_tasks = tuple(range(task_data(self.trainer).num_tasks)) if alone else self.method.live.tasks
         self.validation_accuracy = TaskAccuracy(len(self.validated_tasks)).to(self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -271,7 +268,7 @@ class ContinualModule(L.LightningModule):
             return
         assert self.validation_accuracy is not None
         images, labels = batch
-        task = self.validated_tasks[dataloader_idx] if self.validated_tasks else self.task_in_training
+        task = self.validated_tasks[dataloader_idx] if self.validated_tasks else self.method.live.task
         right = self.classes(self.method(images, task), task) == labels
         self.validation_accuracy.update(dataloader_idx, right=right, found=torch.ones_like(right))
 
@@ -415,16 +412,6 @@ class ContinualModule(L.LightningModule):
         known = self.scenario.task_known_in_training and task >= 0
         return logits[:, : self.num_classes[task] if known else max(self.num_classes)].argmax(1)
 
-    @property
-    def task_in_training(self) -> int:
-        """The one task that training batches belong to. Raises `ConfigurationError` if none has begun."""
-        if len(self.current_tasks) != 1:
-            raise ConfigurationError(
-                "No task has begun: give the Trainer the callbacks of `model.task_callbacks(data)` "
-                "(or supsup_lightning.callbacks.TaskBoundary, in scenario NNs TaskDiscovery)."
-            )
-        return self.current_tasks[0]
-
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "ContinualModule":
         """Lightning's, of a file that is checked first, and of which tensors, numbers and text alone are read."""
@@ -445,6 +432,7 @@ class ContinualModule(L.LightningModule):
         if self._trainer is None:
             return
         check_checkpoint(self._trainer, self.method, checkpoint)
+        add_task_dimension(checkpoint, self.method.live.values)
         if self._trainer.state.fn == "fit" and "training" in checkpoint:  # older ones have none
             check_same(checkpoint["training"], self._described())
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from math import isclose
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -85,3 +85,12 @@ def check_same(stored: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         raise MismatchError(
             f"The checkpoint was made with other options: {'; '.join(different)}. Use the same, or start afresh."
         )
+
+
+def add_task_dimension(checkpoint: dict[str, Any], parameter: nn.Parameter) -> None:
+    """Give the optimizer state of a checkpoint before version 0.2 the dimension of tasks, ``(1, n)`` for ``(n,)``."""
+    for optimizer in checkpoint.get("optimizer_states", ()):
+        for state in optimizer["state"].values():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape[1:]:
+                    state[name] = value.unsqueeze(0)

@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 from supsup_lightning.checks import network_trial
 from supsup_lightning.checks.untouched import in_mode
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.methods import Method, SupSup
-from supsup_lightning.methods.method import has_convolutions
+from supsup_lightning.methods import Method
+from supsup_lightning.methods.base_network import has_convolutions
+from supsup_lightning.methods.protocols import Searches, TrainsTogether
 
 logger = logging.getLogger(__name__)
 
@@ -26,22 +27,21 @@ _MOST_WEIGHTS_ON_CPU = 2_500_000
 _MOST_ON_ACCELERATOR = 256
 
 
+def trials_of(method: Method) -> int:
+    """Number of trainings per task."""
+    return method.trials_per_task if isinstance(method, Searches) else 1
+
+
 def plan(
     method: Method, data: Any, *, make_optimizer: Callable[[list[nn.Parameter]], Optimizer], accelerator: str
 ) -> None:
     """Agree on how often each task is trained, and how many at once: `ContinualModule.plan_training`."""
-    data.trials_per_task = method.trials_per_task
+    data.trials_per_task = trials_of(method)
     at_once = getattr(data, "tasks_at_once", 1)
-    if at_once == "auto" and not method.trains_together:
+    if at_once == "auto" and not (isinstance(method, TrainsTogether) and method.one_after_another is None):
         at_once = data.tasks_at_once = 1
     if at_once != 1:
-        method.train_at_once(2 if at_once == "auto" else at_once)
-        assert isinstance(method, SupSup)
-        if not is_elementwise(make_optimizer):
-            raise ConfigurationError(
-                f"The optimizer does not treat each weight by itself, so data.tasks_at_once={at_once} would mix "
-                "the tasks; use one that does (SGD, Adam, RMSprop), or data.tasks_at_once=1."
-            )
+        _check_together(method, at_once, make_optimizer)
         example = torch.zeros(2, *data.input_shape) if data.input_shape is not None else data.example()
         network_trial.output_size(method, example)
         batch_size = getattr(data, "batch_size", len(example))
@@ -57,11 +57,31 @@ def plan(
             at_once * bytes_per_task / 1e6,
             bytes_per_task / 1e6,
         )
-    method.train_at_once(at_once)
+    method.live.make_room(at_once)
+
+
+def _check_together(
+    method: Method, at_once: int | str, make_optimizer: Callable[[list[nn.Parameter]], Optimizer]
+) -> None:
+    """Raise `ConfigurationError` if the method or the optimizer cannot train several tasks in the same step."""
+    if not isinstance(method, TrainsTogether):
+        raise ConfigurationError(
+            f"data.tasks_at_once={at_once} is for method=supsup; {type(method).__name__} trains one task after another."
+        )
+    if method.one_after_another is not None:
+        raise ConfigurationError(
+            f"{method.one_after_another} trains one task after another, not data.tasks_at_once={at_once}; leave out "
+            "one of the two."
+        )
+    if not is_elementwise(make_optimizer):
+        raise ConfigurationError(
+            f"The optimizer does not treat each weight by itself, so data.tasks_at_once={at_once} would mix "
+            "the tasks; use one that does (SGD, Adam, RMSprop), or data.tasks_at_once=1."
+        )
 
 
 def training_bytes(
-    method: SupSup, images: Tensor, *, batch_size: int, make_optimizer: Callable[[list[nn.Parameter]], Optimizer]
+    method: Method, images: Tensor, *, batch_size: int, make_optimizer: Callable[[list[nn.Parameter]], Optimizer]
 ) -> int:
     """That each task in training takes, predicted.
 
@@ -74,9 +94,9 @@ def training_bytes(
         batch_size: of a training step.
         make_optimizer: of the scores.
     """
-    weights = 4 * method.layout.num_weights
+    values = 4 * method.live.values.shape[1]
     of_images = _saved_bytes(method, images) + images.nbytes
-    return int(weights * (4 + _state_per_weight(make_optimizer)) + of_images / len(images) * batch_size)
+    return int(values * (4 + _state_per_weight(make_optimizer)) + of_images / len(images) * batch_size)
 
 
 def _state_per_weight(make_optimizer: Callable[[list[nn.Parameter]], Optimizer]) -> float:
@@ -89,9 +109,11 @@ def _state_per_weight(make_optimizer: Callable[[list[nn.Parameter]], Optimizer])
     return sum(value.numel() for value in kept if value.numel() >= 1000) / 1000
 
 
-def _saved_bytes(method: SupSup, images: Tensor) -> int:
+def _saved_bytes(method: Method, images: Tensor) -> int:
     """That the network keeps of these images for the backward pass."""
-    weights = method.frozen.detach().clone().requires_grad_()
+    parameters = dict(method.network.named_parameters())
+    weights = method.layout.flatten({name: parameters[name].detach().float() for name in method.layout.names})
+    weights.requires_grad_()
     saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -109,14 +131,15 @@ def _saved_bytes(method: SupSup, images: Tensor) -> int:
     return sum(saved.values())
 
 
-def fitting(method: SupSup, bytes_per_task: int, *, on_accelerator: bool) -> int:
+def fitting(method: Method, bytes_per_task: int, *, on_accelerator: bool) -> int:
     """How many tasks to train at once: as many as are of use and fit into 0.7 of the memory.
 
     Of all the memory, not of what is free now, so that a resumed run decides the same.
     """
     most = _MOST_ON_ACCELERATOR
     if not on_accelerator:
-        most = 1 if has_convolutions(method.network) else min(_MOST_ON_CPU, _MOST_WEIGHTS_ON_CPU // len(method.frozen))
+        few = min(_MOST_ON_CPU, _MOST_WEIGHTS_ON_CPU // method.layout.num_weights)
+        most = 1 if has_convolutions(method.network) else few
     return max(1, min(most, int(_SHARE * total_bytes(on_accelerator=on_accelerator)) // bytes_per_task))
 
 

@@ -160,7 +160,7 @@ def average_in_process(rank: int, folder: str) -> None:
     method.begin_task(0)
     method.train()
     method(random_images(8, seed=rank), 0)
-    own = method.statistics.clone()
+    own = method.live.statistics[0].clone()
     method.finish_task(0)
     torch.save((own, method.bank.statistics), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -22,7 +22,7 @@ def combined_method(**options) -> SupSup:
     for task, coefficients in ((3, [0.5, -0.25, 1.0]), (4, [0.0, 2.0, 0.125])):
         method.begin_combination(task)
         with torch.no_grad():
-            method.scores[:3] = torch.tensor(coefficients)
+            method.live.values[0, :3] = torch.tensor(coefficients)
         method.finish_task(task)
     return method
 
@@ -70,15 +70,15 @@ def test_coefficients_are_trained_by_the_true_gradient():
     method, images = random_method(3), random_images(8)
     labels = torch.arange(8) % 10
     method.begin_combination(3)
-    assert method.scores[:3].tolist() == pytest.approx([1 / 3] * 3)
+    assert method.live.values[0, :3].tolist() == pytest.approx([1 / 3] * 3)
     cross_entropy(method(images, 3), labels).backward()
 
     def loss(coefficients):
         weights = method.layout.split(coefficients @ dense(method)[:3])
         return cross_entropy(functional_call(method.network, weights, (images,)), labels)
 
-    torch.testing.assert_close(method.scores.grad[:3], grad(loss)(torch.full((3,), 1 / 3)))
-    assert not method.scores.grad[3:].any()
+    torch.testing.assert_close(method.live.values.grad[0, :3], grad(loss)(torch.full((3,), 1 / 3)))
+    assert not method.live.values.grad[0, 3:].any()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(method.layout.flatten(method.effective(3)), dense(method)[:3].mean(0))
 
@@ -92,16 +92,16 @@ def test_masks_under_a_combination_stay_and_later_masks_do_not_change_it():
     logits = method(images, 1)
     torch.testing.assert_close(logits, before[1])
     logits.sum().backward()  # there is a gradient for those who wait for one, and it is 0
-    assert not method.scores.grad.any()
+    assert not method.live.values.grad.any()
     with torch.no_grad():
-        method.scores.neg_()
+        method.live.values.neg_()
     method.finish_task(1)
     assert all(torch.equal(method(images, task), logits) for task, logits in enumerate(before))
 
     method.reopen_task(3)  # on which nothing rests
-    assert method.scores[:4].tolist() == [0.5, -0.25, 1.0, 0.0]
+    assert method.live.values[0, :4].tolist() == [0.5, -0.25, 1.0, 0.0]
     with torch.no_grad():
-        method.scores[3] = 1.0
+        method.live.values[0, 3] = 1.0
     method.finish_task(3)
     assert not torch.equal(method(images, 3), before[3])
     assert method.combinations.get(3, method.bank.tasks).tolist() == [0.5, -0.25, 1.0, 1.0]
@@ -152,8 +152,10 @@ def test_kept_scores_come_back_exactly_and_through_a_checkpoint(place):
     for task in (0, 1):
         method.begin_task(task)
         with torch.no_grad():
-            method.scores.add_(torch.randn(method.scores.shape, generator=torch.Generator().manual_seed(task)))
-        scores = method.scores.detach().clone()
+            method.live.values.add_(
+                torch.randn(method.live.values.shape, generator=torch.Generator().manual_seed(task))
+            )
+        scores = method.live.values[0].detach().clone()
         method.finish_task(task)
     assert method.kept_scores.num_bytes() == 2 * 4 * method.layout.num_weights
     restored = random_method(0)
@@ -163,7 +165,7 @@ def test_kept_scores_come_back_exactly_and_through_a_checkpoint(place):
     for one in (method, restored):
         one.reopen_task(0)
         one.reopen_task(1)
-        assert torch.equal(one.scores, scores)
+        assert torch.equal(one.live.values[0], scores)
 
 
 def test_without_kept_scores_they_are_made_of_the_bits():
@@ -171,7 +173,7 @@ def test_without_kept_scores_they_are_made_of_the_bits():
         method = random_method(2, **options)
         method.keep_scores("bits")
         method.reopen_task(1)
-        assert torch.equal(method.rule(method.scores) > 0, method.bank.get(1))
+        assert torch.equal(method.rule(method.live.values[0]) > 0, method.bank.get(1))
         assert method.kept_scores.num_bytes() == 0
 
 
@@ -196,7 +198,7 @@ def test_committing_goes_on_training_and_evaluation_sees_what_is_committed():
     method.commit_task(1)
     committed = method.bank.get(1).clone()
     with torch.no_grad():
-        method.scores.neg_()
+        method.live.values.neg_()
     live = method(images, 1)
     method.eval()
     assert not torch.equal(method(images, 1), live)

@@ -328,7 +328,7 @@ def test_a_refused_merge_leaves_the_bank_as_it_was(tmp_path):
     for task in (5, 1):  # the first would fit
         other.begin_task(task)
         with torch.no_grad():
-            other.scores.neg_()
+            other.live.values.neg_()
         other.finish_task(task)
     path = tmp_path / "bank.safetensors"
     other.save(path)

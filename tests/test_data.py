@@ -65,9 +65,9 @@ def test_epochs_and_tasks():
     data = PermutedDigits(num_tasks=3, epochs_per_task=4)
     data.setup()
     assert data.num_epochs == 12
-    assert [[*data.tasks_of_epoch(e)] for e in (0, 3, 4, 11)] == [[0], [0], [1], [2]]
-    assert [data.begins_trial(e) for e in (0, 3, 4)] == [True, False, True]
-    assert [data.ends_task(e) for e in (0, 3, 4)] == [False, True, False]
+    assert [[*data.timetable.tasks(e)] for e in (0, 3, 4, 11)] == [[0], [0], [1], [2]]
+    assert [data.timetable.begins_trial(e) for e in (0, 3, 4)] == [True, False, True]
+    assert [data.timetable.ends_task(e) for e in (0, 3, 4)] == [False, True, False]
     assert data.steps_per_epoch(0) == 1365 // 128
     first, second = data.train_loader(0, epoch=0), data.train_loader(0, epoch=1)
     assert not torch.equal(first.order[0], second.order[0])

@@ -120,7 +120,7 @@ def rows_of_the_comparison() -> list[tuple[str, list[str]]]:
 @pytest.mark.parametrize(("name", "overrides"), rows_of_the_comparison())
 def test_every_row_of_the_comparison_composes(name, overrides, tmp_path):
     module = instantiate(composed(*overrides, folder=tmp_path).module)
-    assert module.method.task_in_training is None
+    assert not module.method.live.tasks
     assert module.scenario.task_known_at_inference == ("hidden" not in name)
 
 

@@ -90,7 +90,7 @@ def test_densenet_saves_memory_with_the_same_gradient():
         images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
         cross_entropy(method(images, 0), torch.arange(8) % 4).backward()
         assert all(torch.equal(buffer, buffers[name]) for name, buffer in network.named_buffers())
-        results.append(method.scores.grad)
+        results.append(method.live.values.grad)
     assert torch.equal(*results)
 
 
@@ -106,7 +106,7 @@ def test_two_tasks_in_one_backward_pass_have_each_its_own_parameters():
         own = dict(method.network.named_parameters())
         (method(images, 1).square().sum() + method(images, 0).square().sum()).backward()
         assert all(own[name] is parameter for name, parameter in method.network.named_parameters())
-        gradients.append((method.scores.grad, images.grad))
+        gradients.append((method.live.values.grad, images.grad))
     for right, found in zip(*gradients, strict=True):
         torch.testing.assert_close(found, right)
 
@@ -221,7 +221,7 @@ def test_embeddings_with_sparse_gradients_or_bounded_norms_are_trained(tmp_path)
         method.begin_task(0)
         cross_entropy(method(torch.arange(6).view(3, 2), 0), torch.arange(3)).backward()
         assert torch.equal(network.embedding.weight, own)
-        gradients.append(method.scores.grad)
+        gradients.append(method.live.values.grad)
         trained(Words(**options), folder=tmp_path, inference=OneShot("entropy", images="batch"))
     assert torch.equal(gradients[0], gradients[1])
     assert not torch.equal(gradients[0], gradients[2])
@@ -235,8 +235,8 @@ def test_instance_normalisation_in_a_superposition_is_by_image(tmp_path):
     assert module.infer(random_images(4))[0].shape == (4,)
     method, images = module.method.eval(), random_images(3)
     weights = method.superposed()
-    together = method.forward_superposed(weights, images)
-    torch.testing.assert_close(together[:1], method.forward_superposed(weights, images[:1]))
+    together = method.base.call_superposed(weights, images)
+    torch.testing.assert_close(together[:1], method.base.call_superposed(weights, images[:1]))
 
 
 @pytest.mark.parametrize(
@@ -313,9 +313,11 @@ def test_parameters_keep_their_types(tmp_path):
     module, _, _ = trained(Mixed(), folder=tmp_path)
     method = module.method
     assert method.network.body.weight.dtype == torch.bfloat16
-    assert method.scores.dtype == method.frozen.dtype == torch.float32
+    assert method.live.values.dtype == method.frozen.dtype == torch.float32
     assert method.bank.statistics[0].abs().sum() > 0
-    assert not torch.equal(method.bank.statistics[0], method._fresh_statistics())  # updated through copies in bfloat16
+    assert not torch.equal(
+        method.bank.statistics[0], method.base.fresh_statistics()
+    )  # updated through copies in bfloat16
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true", "16-true"])
@@ -343,7 +345,7 @@ def test_precision_of_the_network_leaves_scores_and_masks_exact(precision, tmp_p
     )
     trainer.fit(module, data)
     assert trainer.test(module, data, verbose=False)[0]["test/accuracy"] > 0.3
-    assert method.scores.dtype == method.frozen.dtype == method.statistics.dtype == torch.float32
+    assert method.live.values.dtype == method.frozen.dtype == method.live.statistics.dtype == torch.float32
     assert method.network[1].weight.dtype != torch.float32
     assert torch.equal(method.frozen, frozen)
     method.load_state_dict(method.state_dict())
@@ -369,7 +371,7 @@ def test_kernels_do_not_depend_on_the_default_type():
         try:
             assert select(packed, vector).dtype == torch.float32
             method = SupSup(base())
-            assert method.scores.dtype == torch.float32
+            assert method.live.values.dtype == torch.float32
             assert torch.equal(method.frozen.sign(), drawn.sign())
         finally:
             torch.set_default_dtype(torch.float32)
@@ -520,7 +522,7 @@ def test_the_trial_draws_nothing(tmp_path):
     assert torch.equal(torch.get_rng_state(), random_state)
     after = module.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert module.method.task_in_training is None
+    assert not module.method.live.tasks
     assert not len(module.method.bank)
 
 

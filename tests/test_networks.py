@@ -286,6 +286,6 @@ def test_a_network_that_views_what_a_convolution_returns_gets_images_as_they_are
         method = SupSup(network)
         method.begin_task(0)
         method(images, 0).sum().backward()
-        assert method.laid_out(images).is_contiguous(memory_format=torch.channels_last) == lays_out
+        assert method.base.laid_out(images).is_contiguous(memory_format=torch.channels_last) == lays_out
         assert network.training
-    assert SupSup(nn.Linear(8, 4)).laid_out(images) is images
+    assert SupSup(nn.Linear(8, 4)).base.laid_out(images) is images

@@ -26,8 +26,8 @@ def masks_of_each_epoch(folder, **options):
 
         def on_validation_end(self, trainer, pl_module):
             if not trainer.sanity_checking:
-                self.masks.append(pl_module.method.rule(pl_module.method.scores) > 0)
-                self.statistics.append(pl_module.method.statistics.clone())
+                self.masks.append(pl_module.method.rule(pl_module.method.live.values[0]) > 0)
+                self.statistics.append(pl_module.method.live.statistics[0].clone())
                 self.accuracies.append(pl_module.validation_accuracy.compute()[0].item())
 
     record = Record()

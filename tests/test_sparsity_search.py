@@ -49,7 +49,7 @@ class Tried(L.Callback):
 
     def on_train_epoch_start(self, trainer, pl_module):
         method = pl_module.method
-        self.off.append(1 - method.rule(method.scores).mean().item())
+        self.off.append(1 - method.rule(method.live.values).mean().item())
 
 
 def test_each_task_is_trained_at_several_sparsities_and_keeps_one(tmp_path):

@@ -12,8 +12,8 @@ def finished_scores(method: SupSup, task: int) -> torch.Tensor:
     """Train a little, finish, and return the scores as they were."""
     method.begin_task(task)
     with torch.no_grad():
-        method.scores.add_(torch.randn(len(method.scores), generator=torch.Generator().manual_seed(task)))
-    scores = method.scores.detach().clone()
+        method.live.values.add_(torch.randn(method.live.values.shape[1], generator=torch.Generator().manual_seed(task)))
+    scores = method.live.values[0].detach().clone()
     method.finish_task(task)
     return scores
 
@@ -23,18 +23,18 @@ def test_transfer_starts_at_the_mean_of_all_final_scores_in_constant_memory():
     fresh = random_method(0)
     method.begin_task(0)
     fresh.begin_task(0)
-    assert torch.equal(method.scores, fresh.scores)  # nothing to start from yet
+    assert torch.equal(method.live.values, fresh.live.values)  # nothing to start from yet
     finals = [finished_scores(method, task) for task in range(4)]
     method.begin_task(4)
-    torch.testing.assert_close(method.scores.data, torch.stack(finals).mean(0))
-    assert method.start.remembered.shape == method.scores.shape
+    torch.testing.assert_close(method.live.values[0].detach(), torch.stack(finals).mean(0))
+    assert method.start.remembered.shape == method.live.values.shape[1:]
 
 
 def test_previous_starts_at_the_last_final_scores():
     method = random_method(0, init="previous")
     finals = [finished_scores(method, task) for task in range(3)]
     method.begin_task(3)
-    assert torch.equal(method.scores.data, finals[-1])
+    assert torch.equal(method.live.values[0].detach(), finals[-1])
 
 
 def test_nearest_starts_from_the_mask_that_inference_finds(tmp_path):
@@ -46,7 +46,7 @@ def test_nearest_starts_from_the_mask_that_inference_finds(tmp_path):
     class Spy(SupSup):
         def start_like(self, task):
             super().start_like(task)
-            begun.append((self.task_in_training, task, torch.equal(self.rule(self.scores) > 0, self.bank.get(task))))
+            begun.append((self.live.task, task, torch.equal(self.rule(self.live.values[0]) > 0, self.bank.get(task))))
 
     method = Spy(digits_lenet().network, init="nearest")
     fit(method, data, folder=tmp_path, scenario=GG, inference=Given())
@@ -62,7 +62,7 @@ def test_a_checkpoint_goes_on_with_what_is_remembered(init):
     resumed.load_state_dict(whole.state_dict())
     for method in (whole, resumed):
         method.begin_task(1)
-    assert torch.equal(whole.scores, resumed.scores)
+    assert torch.equal(whole.live.values, resumed.live.values)
     with pytest.raises(MismatchError, match=f"init '{init}' there|init None there, '{init}' here"):
         random_method(0, init=init).load_state_dict(random_method(1).state_dict())
 

@@ -49,7 +49,7 @@ def test_the_network_is_never_changed():
     method.finish_task(0)
     assert all(torch.equal(value, before[name]) for name, value in method.network.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in method.network.parameters())
-    assert method.scores.grad is not None
+    assert method.live.values.grad is not None
 
 
 def test_checkpoints_leave_the_network_out_and_refuse_another(tmp_path):
@@ -194,7 +194,7 @@ def test_statistics_are_in_checkpoints_and_banks_and_merge(tmp_path):
     images = random_images(5)
     for load in ("state", "file", "merge"):
         fresh = SupSup(network_with_biases(nn.BatchNorm1d(16))).eval()
-        fresh._set_parameters({"1.bias": method.network[1].bias, "4.bias": method.network[4].bias})
+        fresh.base.set_parameters({"1.bias": method.network[1].bias, "4.bias": method.network[4].bias})
         if load == "state":
             fresh.load_state_dict(method.state_dict())
         elif load == "file":
@@ -224,7 +224,7 @@ def test_a_checkpoint_in_the_middle_of_a_task_goes_on_with_its_statistics():
 def test_a_superposition_is_normalised_by_the_batch():
     method = normalised_method()
     images = random_images(12)
-    logits = method.forward_superposed(method.superposed(), images)
+    logits = method.base.call_superposed(method.superposed(), images)
     layers = network_with_biases(nn.BatchNorm1d(16, track_running_stats=False))
     layers.load_state_dict(
         {

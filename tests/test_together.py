@@ -71,8 +71,8 @@ def test_tasks_at_once_learn_the_masks_that_they_learn_one_by_one(network, optio
         data = permuted(at_once=at_once, steps=12)
         module, _ = fit(method, data, folder=tmp_path, inference=OneShot(images="batch"))
         banks[at_once] = module.method.bank
-        assert not module.current_tasks
-        assert not method.together
+        assert not module.method.live.tasks
+        assert not method.live.tasks
     fresh = SupSup(NETWORKS[network](), **options)
     for task in range(5):
         fresh.begin_task(task)
@@ -90,9 +90,9 @@ def test_logits_gradients_and_statistics_of_each_task_are_those_that_it_has_by_i
     images, labels = torch.randn(3, 16, *DIGITS, generator=draw), torch.randint(10, (3, 16), generator=draw)
     tasks = [4, 0, 7]
     together = SupSup(NETWORKS[network](), **options)
-    together.train_at_once(3)
-    together.begin_tasks(tasks)
-    logits = together.forward_together(images)
+    together.live.make_room(3)
+    together.begin_task(*tasks)
+    logits = together.forward_live(images)
     (nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()) * 3).backward()
     for row, task in enumerate(tasks):
         alone = SupSup(NETWORKS[network](), **options)
@@ -100,8 +100,8 @@ def test_logits_gradients_and_statistics_of_each_task_are_those_that_it_has_by_i
         own = alone(images[row], task)
         nn.functional.cross_entropy(own, labels[row]).backward()
         torch.testing.assert_close(logits[row], own)
-        torch.testing.assert_close(together.scores.grad[row], alone.scores.grad)
-        torch.testing.assert_close(together.statistics[row], alone.statistics)
+        torch.testing.assert_close(together.live.values.grad[row], alone.live.values.grad[0])
+        torch.testing.assert_close(together.live.statistics[row], alone.live.statistics[0])
         # In validation, one at a time.
         torch.testing.assert_close(together.eval()(images[row], task), alone.eval()(images[row], task))
         together.train()
@@ -301,14 +301,14 @@ def test_a_fused_optimizer_with_clipping_in_mixed_precision_is_refused(at_once, 
 
 def test_a_method_that_was_trained_is_copied_whole():
     method = SupSup(nn.Sequential(nn.Flatten(), nn.Linear(64, 20)))
-    method.train_at_once(2)
-    method.begin_tasks([0, 1])
+    method.live.make_room(2)
+    method.begin_task(0, 1)
     images = torch.randn(2, 4, *DIGITS)
-    before = method.forward_together(images)
+    before = method.forward_live(images)
     copied = pickle.loads(pickle.dumps(copy.deepcopy(method)))
     with torch.no_grad():
         copied.network[1].bias += 1
-    torch.testing.assert_close(copied.forward_together(images), before + 1)
+    torch.testing.assert_close(copied.forward_live(images), before + 1)
 
 
 def test_lines_for_tasks_say_nothing_of_epochs_that_were_not_validated(tmp_path):

@@ -138,9 +138,9 @@ def test_gradients_of_scores_are_clipped_as_torch_clips_them(algorithm, tmp_path
     by_hand, _ = trained(make_data(), Clip(), folder=tmp_path)
     options = {"gradient_clip_val": 1e-3 if algorithm == "norm" else 1e-5, "gradient_clip_algorithm": algorithm}
     model, _ = trained(make_data(), folder=tmp_path, **options)
-    assert torch.equal(model.method.scores, by_hand.method.scores)
+    assert torch.equal(model.method.live.values, by_hand.method.live.values)
     unclipped, _ = trained(make_data(), folder=tmp_path)
-    assert not torch.equal(model.method.scores, unclipped.method.scores)
+    assert not torch.equal(model.method.live.values, unclipped.method.live.values)
 
 
 def test_overfitting_repeats_the_same_batches(tmp_path):

@@ -93,7 +93,7 @@ def test_neither_batches_nor_epochs_tell_the_task():
     for batch in loader:
         assert [tuple(part.shape) for part in batch] == [(128, 1, 8, 8), (128,)]
     assert stream.val_dataloader() == []
-    assert not hasattr(stream, "tasks_of_epoch")
+    assert not hasattr(stream, "timetable")
     assert [stream.true_tasks(epoch) for epoch in range(3)] == [{0: 1.0}, {0: 0.25, 1: 0.75}, {1: 1.0}]
 
 

@@ -3,7 +3,8 @@
 from supsup_lightning.data import TaskDataModule, TaskSequence
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference import Inference
-from supsup_lightning.methods import Method, Offer
+from supsup_lightning.methods import Method
+from supsup_lightning.methods.protocols import ByNumber, RecoversMasks, Superposes, TrainsOn, offer
 from supsup_lightning.scenario import Scenario
 
 
@@ -24,15 +25,16 @@ def check_announcement(scenario: Scenario, data: TaskDataModule) -> None:
 
 def check_parts(scenario: Scenario, inference: Inference, method: Method) -> None:
     """Raise `ConfigurationError` for an inference of no use in the scenario, or that the method cannot answer."""
-    if scenario.task_known_at_inference and Offer.EFFECTIVE not in method.offers:
+    name = type(method).__name__
+    if scenario.task_known_at_inference and not isinstance(method, ByNumber):
         raise ConfigurationError(
-            f"In scenario={scenario.name.lower()} the task is given by its number, and {type(method).__name__} does "
-            f"not offer {Offer.EFFECTIVE}; use {method.usual_inference}, or another method."
+            f"In scenario={scenario.name.lower()} the task is given by its number, and {name} does not offer "
+            f"{offer(ByNumber)}; use {_usual_inference(method)}, or another method."
         )
-    if inference.needs not in method.offers:
+    if not isinstance(method, inference.needs):
         raise ConfigurationError(
-            f"{type(inference).__name__} needs {inference.needs}, which {type(method).__name__} does not offer; use "
-            f"{method.usual_inference}, or another method."
+            f"{type(inference).__name__} needs {offer(inference.needs)}, which {name} does not offer; use "
+            f"{_usual_inference(method)}, or another method."
         )
     if scenario.task_known_at_inference and inference.finds_task:
         raise ConfigurationError(
@@ -49,3 +51,22 @@ def check_parts(scenario: Scenario, inference: Inference, method: Method) -> Non
             f"In scenario={scenario.name.lower()} the number of the task has to be right, which "
             f"{type(inference).__name__} does not tell; use scenario=gns."
         )
+
+
+def check_trains_on(method: Method) -> None:
+    """Raise `ConfigurationError` for a method that cannot learn from a stream that announces no task."""
+    if not isinstance(method, TrainsOn):
+        raise ConfigurationError(
+            f"{type(method).__name__} cannot train a finished task on, as scenario=nns needs; use method=supsup."
+        )
+
+
+def _usual_inference(method: Method) -> str:
+    """An inference that the method can answer, for messages that refuse another one."""
+    if isinstance(method, Superposes):
+        return "inference=one_shot, binary or exhaustive"
+    return (
+        "scenario=gns inference=hopfield"
+        if isinstance(method, RecoversMasks)
+        else "inference=exhaustive, or scenario=gg"
+    )

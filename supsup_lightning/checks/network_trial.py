@@ -19,9 +19,10 @@ from supsup_lightning.bank.rows import TaskRows
 from supsup_lightning.checks.untouched import Untouched, in_mode
 from supsup_lightning.errors import ConfigurationError, SupSupError
 from supsup_lightning.inference import Inference
-from supsup_lightning.methods import Method, Offer, SupSup
+from supsup_lightning.methods import Method
 from supsup_lightning.methods.conventions import is_narrow
 from supsup_lightning.methods.frozen_network import FrozenNetworkMethod
+from supsup_lightning.methods.protocols import ByNumber, Searches
 from supsup_lightning.methods.recompute import keep_for_backward, take_out
 
 _MOST_NAMES = 4  # in a message
@@ -39,7 +40,7 @@ def output_size(method: Method, images: Tensor, *, task: int = 0) -> int:
         ConfigurationError: it does not take these images, does not return ``(batch, output_size)``, or makes parameters
             in its forward pass.
     """
-    network = method.network
+    network, base = method.network, method.base
     shape = list(images.shape[1:])
     kind = "" if images.dtype == torch.float32 else f" and type {images.dtype}"
     kind += f", as task {task} has them" if task else ""
@@ -48,7 +49,7 @@ def output_size(method: Method, images: Tensor, *, task: int = 0) -> int:
     for training in (True, False):
         try:
             with Untouched(network, images.device), torch.no_grad(), in_mode(network, training=training):
-                output = functional_call(network, method.given({}), (method.given_images(images),), tie_weights=False)
+                output = functional_call(network, base.given({}), (base.conventions.images(images),), tie_weights=False)
                 made = sorted(network.state_dict().keys() - names)
         except Exception as error:  # whatever a network raises
             raise ConfigurationError(
@@ -102,7 +103,7 @@ def check_superposition(method: Method, inference: Inference, images: Tensor) ->
             except Exception as raised:
                 superposed = raised
     error = superposed if inference.superimposes else alone
-    exhaustive = alone is None and Offer.EFFECTIVE in method.offers
+    exhaustive = alone is None and isinstance(method, ByNumber)
     if isinstance(error, ValueError) and inference.asks_single_images:  # torch's, of a single value a channel
         superimposes_nothing = ", or inference=exhaustive, which superimposes nothing"
         raise ConfigurationError(
@@ -122,7 +123,7 @@ def _superposed_gradient(method: FrozenNetworkMethod, images: Tensor, *, each: b
     parameters = method.layout.split(method.frozen)
 
     def value(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-        return method.forward_superposed(parameters, images).logsumexp(-1).mean()
+        return method.base.call_superposed(parameters, images).logsumexp(-1).mean()
 
     if each:
         vmap(lambda image: grad(value)(parameters, image))(images.unsqueeze(1))
@@ -149,19 +150,19 @@ def try_tasks(
     with Untouched(network, device) as untouched, in_mode(network, training=True), torch.enable_grad():
         trial = _copy(method).train()
         first = max([-1, *method.tasks.tolist()]) + 1
-        together = trial.tasks_at_once > 1
+        together = trial.live.rows > 1
         snapshot: dict[str, Tensor] = {}
         before = torch.empty(0)
         for tasks in [(first, first + 1)] if together else [(first,), (first + 1,)]:
-            for _ in range(trial.trials_per_task):
-                trial.begin_tasks(tasks)
+            for _ in range(trial.trials_per_task if isinstance(trial, Searches) else 1):
+                trial.begin_task(*tasks)
                 if not snapshot:
                     snapshot = {name: value.detach().clone() for name, value in trial.effective(first).items()}
                     before = _answers(trial, snapshot, images)
                 _train(trial, tasks[0], images)
-                if trial.trials_per_task > 1:
+                if isinstance(trial, Searches) and trial.trials_per_task > 1:
                     trial.finish_trial(tasks[0], accuracy=0.0)
-            trial.finish_tasks(tasks)
+            trial.finish_task(*tasks)
         if changed := untouched.changed_parameters():
             raise ConfigurationError(
                 f"{type(network).__name__} changes its own {_some(changed)} in its forward pass, for all tasks, "
@@ -174,6 +175,36 @@ def try_tasks(
                 _find(trial, copy.deepcopy(inference), images, num_classes, size=before.shape[1])
 
 
+def check_training_step(method: Method, images: Tensor) -> None:
+    """Raise `ConfigurationError` if the network cannot be compiled, or not be trained on several tasks in one step.
+
+    Args:
+        method: about to be trained.
+        images: of one training batch, on the method's device.
+    """
+    live, base, name = method.live, method.base, type(method.network).__name__
+    if live.rows == 1 and not live.compile_network:
+        return
+    statistics = base.statistics_by_name(base.fresh_statistics().expand_as(live.statistics).clone())
+    parameters = {**method.live_parameters(live.values), **statistics}
+    if live.rows == 1:
+        parameters, images = {key: value.squeeze(0) for key, value in parameters.items()}, base.laid_out(images)
+    try:
+        with in_mode(method.network, training=True), torch.random.fork_rng(devices=[]):
+            batch = images.expand(live.rows, *images.shape)
+            logits = live.run(method.call_network, parameters, batch, updated=base.statistics_layout.names)
+            torch.autograd.grad(logits.sum(), live.values)
+    except RuntimeError as error:
+        cause = " ".join(str(error).split("\n")[:2]).strip()
+        if live.compile_network:
+            raise ConfigurationError(f"{name} cannot be compiled here ({cause}); use method.compile=false.") from error
+        raise ConfigurationError(
+            f"{name} cannot be trained on {live.rows} tasks in the same step ({cause}). Layers that draw "
+            "at random (dropout) or look at values cannot be, nor can activation checkpointing; use "
+            "data.tasks_at_once=1."
+        ) from error
+
+
 def _copy(method: Method) -> Method:
     """A method of its own over the same network; tables of finished tasks, which are only ever replaced, are shared."""
     memo: dict[int, object] = {id(method.network): method.network}
@@ -181,8 +212,7 @@ def _copy(method: Method) -> Method:
         if isinstance(rows, TaskRows):
             memo |= {id(table): table for table in (rows.tasks, *map(rows.get_buffer, rows.columns))}
     trial = copy.deepcopy(method, memo)
-    if isinstance(trial, SupSup):
-        trial.compile_network = False
+    trial.live.compile_network = False
     return trial
 
 
@@ -212,9 +242,7 @@ def _train(trial: Method, task: int, images: Tensor) -> None:
 def _check_gradient(trial: FrozenNetworkMethod, task: int, images: Tensor) -> None:
     """Raise `ConfigurationError` where logits depend on a masked parameter whose mask gets no gradient."""
     (scores,) = trial.trainable()
-    gradients = torch.zeros_like(scores) if scores.grad is None else scores.grad
-    if gradients.ndim > 1:
-        gradients = gradients[0]
+    gradients = (torch.zeros_like(scores) if scores.grad is None else scores.grad)[0]
     without = [name for name, part in trial.layout.split(gradients).items() if not part.any()]
     if not without:
         return
@@ -247,7 +275,7 @@ def _logits(trial: Method, parameters: dict[str, Tensor], images: Tensor) -> Ten
     for seed in (torch.manual_seed, random.seed, np.random.seed):
         seed(0)
     logits = trial.call_network(given, images)
-    return keep_for_backward(logits, trial.network, lambda: trial.given(given))
+    return keep_for_backward(logits, trial.network, lambda: trial.base.given(given))
 
 
 @torch.no_grad()
@@ -300,7 +328,7 @@ class FinishedAnswers:
     def check(self) -> None:
         """Raise `ConfigurationError` where the answer is another one than the last time."""
         method, network = self.method, self.method.network
-        if not method.begins_anew or Offer.EFFECTIVE not in method.offers or not len(method.tasks):
+        if not method.begins_anew or not isinstance(method, ByNumber) or not len(method.tasks):
             return
         task = int(method.tasks[0])
         with Untouched(network, self.images.device), torch.no_grad(), in_mode(method, training=False):

@@ -20,7 +20,8 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from supsup_lightning.data import TaskDataModule, TaskSequence
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.methods import Method, Offer
+from supsup_lightning.methods import Method
+from supsup_lightning.methods.protocols import ByNumber, offer
 
 _TUNING = (
     "takes the callbacks away that begin and finish tasks, so it cannot run here; set {option} yourself, by comparing "
@@ -187,9 +188,9 @@ def check_validate(data: TaskDataModule, method: Method) -> None:
         raise ConfigurationError(
             f"{type(data).__name__} has no validation images, as their task would have to be known; use trainer.test."
         )
-    if Offer.EFFECTIVE not in method.offers:
+    if not isinstance(method, ByNumber):
         raise ConfigurationError(
-            f"trainer.validate gives the task, and {type(method).__name__} does not offer {Offer.EFFECTIVE}; use "
+            f"trainer.validate gives the task, and {type(method).__name__} does not offer {offer(ByNumber)}; use "
             "trainer.test."
         )
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from supsup_lightning.checks.meaning import differences, plain
+from supsup_lightning.data.timetable import Timetable
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError, as_whole, check_whole
 
 # Of the trainer's: masks depend on them as on the data's.
@@ -255,8 +256,9 @@ class TaskSequence(TaskDataModule):
         """Raise `ConfigurationError` where tasks that are trained at once differ in their number of steps."""
         if self.tasks_at_once in (1, "auto") or self.steps_per_task is not None:
             return
-        for first in range(0, self.num_tasks, self._at_once):
-            group = range(first, min(first + self._at_once, self.num_tasks))
+        times = self.timetable
+        for first in range(0, self.num_tasks, times.tasks_at_once):
+            group = range(first, min(first + times.tasks_at_once, self.num_tasks))
             steps = {task: self.steps_per_epoch(task) for task in group}
             other = next((task for task in group if steps[task] != steps[first]), None)
             if other is not None:
@@ -266,73 +268,45 @@ class TaskSequence(TaskDataModule):
                     "data.epochs_per_task, or data.tasks_at_once=1."
                 )
 
-    # Arithmetic. Tasks are trained in groups, of one as a rule, and once, or several times from the start ("trials")
-    # where a method asks for that.
-
     @property
-    def _at_once(self) -> int:
+    def timetable(self) -> Timetable:
+        """Which tasks an epoch belongs to. Raises `ConfigurationError` while ``tasks_at_once`` is undecided."""
         if isinstance(self.tasks_at_once, str):
             raise ConfigurationError(
                 f"data.tasks_at_once={self.tasks_at_once} has to be decided before the Trainer is made; "
                 "`model.task_callbacks(data)` or `model.plan_training(data)` does that."
             )
-        return self.tasks_at_once
+        return Timetable(self.num_tasks, self.epochs_per_task, self.trials_per_task, self.tasks_at_once)
 
     @property
     def num_epochs(self) -> int:
-        """For ``Trainer(max_epochs=...)``."""
-        return -(-self.num_tasks // self._at_once) * self.epochs_of_task
-
-    @property
-    def epochs_of_task(self) -> int:
-        """Of all its trainings."""
-        return self.trials_per_task * self.epochs_per_task
-
-    def tasks_of_epoch(self, epoch: int) -> range:
-        """The tasks that are trained in this epoch."""
-        first = epoch // self.epochs_of_task * self._at_once
-        return range(first, min(first + self._at_once, self.num_tasks))
-
-    def begins_trial(self, epoch: int) -> bool:
-        """Whether this is the first epoch of a training of a task."""
-        return epoch % self.epochs_per_task == 0
-
-    def ends_trial(self, epoch: int) -> bool:
-        """Whether this is the last epoch of a training of a task."""
-        return (epoch + 1) % self.epochs_per_task == 0
-
-    def ends_task(self, epoch: int) -> bool:
-        """Whether this is the last epoch of its tasks."""
-        return (epoch + 1) % self.epochs_of_task == 0
-
-    def is_last_trial(self, epoch: int) -> bool:
-        """Whether this is an epoch of the last training of its tasks."""
-        return epoch % self.epochs_of_task >= self.epochs_of_task - self.epochs_per_task
+        """Number of epochs, for ``Trainer(max_epochs=...)``."""
+        return self.timetable.num_epochs
 
     def true_tasks(self, epoch: int) -> dict[int, float]:
-        """Those of the epoch, in equal shares."""
-        tasks = self.tasks_of_epoch(epoch)
+        """The tasks of the epoch, in equal shares."""
+        tasks = self.timetable.tasks(epoch)
         return dict.fromkeys(tasks, 1 / len(tasks))
 
     def place(self, epoch: int, batch: int) -> str:
         """Tasks, and their step."""
-        tasks = self.tasks_of_epoch(epoch)
+        tasks, within = self.timetable.tasks(epoch), self.timetable.within_task(epoch)
         which = f"task {tasks[0]}" if len(tasks) == 1 else f"one of the tasks {tasks[0]} to {tasks[-1]}"
-        return f"in {which} at its step {epoch % self.epochs_per_task * self.limited_steps(tasks[0]) + batch}"
+        return f"in {which} at its step {within * self.limited_steps(tasks[0]) + batch}"
 
     # Lightning's hooks.
 
     def train_dataloader(self) -> Iterable:
         """The current tasks' training batches, in an order drawn from (seed, task, epoch)."""
         epoch = self.trainer.current_epoch if self.trainer else 0
-        within = epoch % self.epochs_per_task
+        within = self.timetable.within_task(epoch)
         if getattr(self.trainer, "overfit_batches", 0):
             within = 0  # the same batches again and again
         steps = slice(None)
         if self.task_is_over:  # the fewest batches with which Lightning takes it for an epoch
             limit = self.trainer.limit_train_batches if self.trainer else 1.0
             steps = slice(1 if type(limit) is int else ceil(1 / limit))
-        loaders = [self.train_loader(task, epoch=within, steps=steps) for task in self.tasks_of_epoch(epoch)]
+        loaders = [self.train_loader(task, epoch=within, steps=steps) for task in self.timetable.tasks(epoch)]
         return loaders[0] if self.tasks_at_once == 1 else SideBySide(loaders)
 
     def val_dataloader(self) -> Iterable:
@@ -340,7 +314,7 @@ class TaskSequence(TaskDataModule):
         if self.trainer and self.trainer.state.fn == "validate":
             return [self.val_loader(task) for task in range(self.num_tasks)]
         epoch = self.trainer.current_epoch if self.trainer else 0
-        return [self.val_loader(task) for task in self.tasks_of_epoch(epoch)]
+        return [self.val_loader(task) for task in self.timetable.tasks(epoch)]
 
 
 class SideBySide:

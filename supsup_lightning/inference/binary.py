@@ -6,6 +6,7 @@ from torch import Tensor
 from supsup_lightning.inference.inference import GradientInference
 from supsup_lightning.inference.one_shot import confidence_gain
 from supsup_lightning.methods import Method
+from supsup_lightning.methods.protocols import Superposes, require
 
 
 class Binary(GradientInference):
@@ -16,11 +17,11 @@ class Binary(GradientInference):
 
     def decide(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """The last task left."""
-        num_tasks = len(method.tasks)
+        superposing, num_tasks = require(method, Superposes), len(method.tasks)
         active = torch.arange(num_tasks, device=images.device)
         coefficients = None  # 1/k each
         while len(active) > self.candidates:
-            gain = confidence_gain(method, images, num_classes, self.objective, coefficients, active, self.layers)
+            gain = confidence_gain(superposing, images, num_classes, self.objective, coefficients, active, self.layers)
             active = active[gain.topk((len(active) + 1) // 2).indices]
             coefficients = torch.zeros(num_tasks, dtype=torch.float32, device=images.device).index_fill(
                 0, active, 1 / len(active)

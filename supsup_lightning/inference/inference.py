@@ -9,7 +9,8 @@ from torch import Tensor
 
 from supsup_lightning.errors import ConfigurationError, as_whole, check_whole
 from supsup_lightning.inference.objectives import check_superfluous, make_objective
-from supsup_lightning.methods import Method, Offer
+from supsup_lightning.methods import Method
+from supsup_lightning.methods.protocols import ByNumber, Superposes
 
 
 class Inference(ABC):
@@ -18,14 +19,14 @@ class Inference(ABC):
     Attributes:
         finds_task: the answer comes from the images; otherwise it has to be given.
         numbers_tasks: it says which task it is, not only what the images are.
-        needs: what a method has to offer for it.
+        needs: the protocol (`methods.protocols`) that a method has to offer for it.
         superimposes: it asks the gradient of a superposition.
         asks_single_images: one image by itself passes through the network to decide.
     """
 
     finds_task: bool
     numbers_tasks = True
-    needs = Offer.EFFECTIVE
+    needs: type = ByNumber
     superimposes = False
     asks_single_images = False
 
@@ -140,7 +141,7 @@ class GradientInference(ConfidenceInference):
         ConfigurationError: an option that is unknown or has no effect.
     """
 
-    needs = Offer.SUPERPOSED
+    needs = Superposes
     superimposes = True
 
     def __init__(

@@ -14,7 +14,8 @@ from supsup_lightning.bank.hopfield_memory import Descent, Recovery, recover
 from supsup_lightning.errors import ConfigurationError, as_whole
 from supsup_lightning.inference.inference import Inference
 from supsup_lightning.inference.objectives import check_superfluous, entropy, make_objective
-from supsup_lightning.methods import HopSupSup, Method, Offer
+from supsup_lightning.methods import Method
+from supsup_lightning.methods.protocols import RecoversMasks, require
 
 
 class RecoveredMask(NamedTuple):
@@ -54,7 +55,7 @@ class HopfieldRecovery(Inference):
 
     finds_task = True
     numbers_tasks = False
-    needs = Offer.RECOVERY
+    needs = RecoversMasks
     superimposes = True
 
     def __init__(
@@ -89,14 +90,14 @@ class HopfieldRecovery(Inference):
     @torch.no_grad()
     def predict(self, method: Method, images: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         """Task ``(batch,)`` and logits ``(batch, output_size)`` under the mask that the images recover."""
-        assert isinstance(method, HopSupSup)
-        self.last = self.recover(method, images if self.images == "batch" else images[: self.images], num_classes)
+        memory = require(method, RecoversMasks)
+        self.last = self.recover(memory, images if self.images == "batch" else images[: self.images], num_classes)
         state = self.last.recovery.state
-        tasks = torch.full((len(images),), method.nearest(state), device=images.device)
-        return tasks, method.logits(state, images)
+        tasks = torch.full((len(images),), memory.nearest(state), device=images.device)
+        return tasks, memory.logits(state, images)
 
     @torch.no_grad()
-    def recover(self, method: HopSupSup, images: Tensor, num_classes: int) -> RecoveredMask:
+    def recover(self, method: RecoversMasks, images: Tensor, num_classes: int) -> RecoveredMask:
         """The mask that these images recover.
 
         Raises:

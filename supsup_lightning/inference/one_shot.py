@@ -14,13 +14,14 @@ from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference.inference import GradientInference, layers_among
 from supsup_lightning.inference.objectives import Objective
 from supsup_lightning.methods import Method
+from supsup_lightning.methods.protocols import Superposes, require
 
 # `each` holds one gradient of all weights an image; so many images at once.
 _IMAGES_AT_ONCE = 16
 
 
 def confidence_gain(
-    method: Method,
+    method: Superposes,
     images: Tensor,
     num_classes: int,
     objective: Objective,
@@ -46,7 +47,7 @@ def confidence_gain(
 
 
 def confidence_gain_each(
-    method: Method, images: Tensor, num_classes: int, objective: Objective, layers: str | Sequence[str] = "all"
+    method: Superposes, images: Tensor, num_classes: int, objective: Objective, layers: str | Sequence[str] = "all"
 ) -> Tensor:
     """``-dO/da`` at ``1/k`` for each image by itself, ``(batch, k)``."""
     gradient_each = vmap(_gradients(method, num_classes, objective, method.superposed(), layers))
@@ -55,7 +56,11 @@ def confidence_gain_each(
 
 
 def _gradients(
-    method: Method, num_classes: int, objective: Objective, superposed: dict[str, Tensor], layers: str | Sequence[str]
+    method: Superposes,
+    num_classes: int,
+    objective: Objective,
+    superposed: dict[str, Tensor],
+    layers: str | Sequence[str],
 ) -> Callable[[Tensor], dict[str, Tensor]]:
     """From images to the gradients of the mean objective by the superposed weights, 0 for layers that do not count."""
     asked = {name: superposed[name] for name in layers_among(layers, superposed)}
@@ -63,7 +68,7 @@ def _gradients(
         raise ConfigurationError(f"inference.layers={layers} matches none of {', '.join(superposed)}.")
 
     def value(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-        return objective(method.forward_superposed({**superposed, **parameters}, images), num_classes).mean()
+        return objective(method.base.call_superposed({**superposed, **parameters}, images), num_classes).mean()
 
     def gradients(images: Tensor) -> dict[str, Tensor]:
         found = grad(value)(asked, images)
@@ -84,15 +89,16 @@ class OneShot(GradientInference):
 
     def decide(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """One gradient for all images."""
-        gain = confidence_gain(method, images, num_classes, self.objective, layers=self.layers)
+        gain = confidence_gain(require(method, Superposes), images, num_classes, self.objective, layers=self.layers)
         if self.candidates == 1:
             return gain.argmax()
         rows = gain.topk(min(self.candidates, len(gain))).indices
         return rows[self.judged(method, images, num_classes, rows).mean(1).argmin()]
 
     def decide_each(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
-        """One gradient an image, in one backward pass for several of them."""
-        gain = confidence_gain_each(method, images, num_classes, self.objective, self.layers)  # (batch, k)
+        """One gradient per image, in one backward pass for several of them."""
+        # (batch, k)
+        gain = confidence_gain_each(require(method, Superposes), images, num_classes, self.objective, self.layers)
         if self.candidates == 1:
             return gain.argmax(-1)
         favoured = torch.zeros_like(gain, dtype=torch.bool)

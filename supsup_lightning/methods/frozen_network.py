@@ -5,26 +5,25 @@ from torch import Tensor, nn
 
 from supsup_lightning.errors import check_choice
 from supsup_lightning.layout import Layout
-from supsup_lightning.masks import ALLOCATIONS, Rule, kaiming_uniform_scores, make_rule
-from supsup_lightning.methods.network_method import NetworkMethod
+from supsup_lightning.masks import ALLOCATIONS, Rule, kaiming_uniform_scores, make_rule, masked_weights
+from supsup_lightning.methods.method import Method
 from supsup_lightning.seeding import generator
 
 
-class FrozenNetworkMethod(NetworkMethod):
+class FrozenNetworkMethod(Method):
     """One frozen network, and the scores of the mask in training over its masked parameters.
 
     Args:
         network: any module. Its base weights are overwritten with random ones; none is trained.
         layout: of the masked parameters.
-        base: of the base weights; ``weights`` draws these.
+        drawn: layout of the base weights, drawn from the seed unless ``weights`` is ``keep``.
         rule: of masks; with ``sparsity``, ``allocation`` and ``budget`` as in `make_rule`.
         weights: ``signed_constant`` or ``kaiming_normal``, drawn from the seed; ``keep`` leaves the network's own.
         store_weights: put base weights and masked parameters into checkpoints and files, too.
         seed: of weights and scores.
 
     Attributes:
-        frozen: ``(weights,)`` float32, the masked parameters.
-        scores: ``(weights,)``, of the task in training.
+        frozen: ``(weights,)`` float32, the masked parameters. ``live.values`` are the scores of masks in training.
     """
 
     frozen: Tensor
@@ -34,13 +33,14 @@ class FrozenNetworkMethod(NetworkMethod):
         network: nn.Module,
         *,
         layout: Layout,
-        base: Layout,
+        drawn: Layout,
         rule: str,
         sparsity: float | None,
         allocation: str,
         budget: float | None,
         weights: str,
         store_weights: bool,
+        compile: bool = False,
         seed: int,
     ) -> None:
         check_choice("mask.rule", rule, ("threshold", "topk"))
@@ -48,14 +48,14 @@ class FrozenNetworkMethod(NetworkMethod):
         super().__init__(
             network,
             layout=layout,
-            base=base,
-            identified=tuple(dict.fromkeys([*layout.names, *base.names])),
+            drawn=drawn,
+            identified=tuple(dict.fromkeys([*layout.names, *drawn.names])),
             weights=weights,
             store_weights=store_weights,
+            compile=compile,
             seed=seed,
         )
         self.rule: Rule = make_rule(rule, layout.shapes, sparsity=sparsity, allocation=allocation, budget=budget)
-        self.scores = nn.Parameter(torch.zeros(layout.num_weights, dtype=torch.float32))
         self.register_buffer("frozen", self._flat_weights(), persistent=False)
         self.identity |= {
             "rule": rule,
@@ -64,17 +64,9 @@ class FrozenNetworkMethod(NetworkMethod):
             "budget": str(budget),
         }
 
-    def trainable(self) -> list[nn.Parameter]:
-        """The scores, ``(weights,)``."""
-        return [self.scores]
-
-    def _start(self, task: int, scores: Tensor) -> None:
-        """Put ``task`` into training from these scores; the places that they leave are 0."""
-        with torch.no_grad():
-            self.scores.zero_()
-            self.scores[: len(scores)] = scores
-        self.scores.grad = None
-        self.task_in_training = task
+    def live_parameters(self, values: Tensor) -> dict[str, Tensor]:
+        """``W * mask``, ``(*tasks, *shape)`` by name, out of scores ``(*tasks, weights)``; differentiable in them."""
+        return masked_weights(values, self.frozen, self.rule, self.layout)
 
     def _drawn_scores(self, task: int) -> Tensor:
         return kaiming_uniform_scores(self.layout.shapes, generator(self.seed, "scores", task))
@@ -86,8 +78,8 @@ class FrozenNetworkMethod(NetworkMethod):
     def _follow_network(self) -> None:
         super()._follow_network()
         weights = self._flat_weights()
-        if self._conventions.types != self._types_at_first:  # rounded: what rounds to the same stays as it was
-            types = self._conventions.types
+        if self.base.types_changed:  # rounded: what rounds to the same stays as it was
+            types = self.base.conventions.types
             parts = self.layout.split(self.frozen)
             rounded = {name: part.to(types.get(name, part.dtype)).float() for name, part in parts.items()}
             weights = torch.where(self.layout.flatten(rounded) == weights, self.frozen, weights)

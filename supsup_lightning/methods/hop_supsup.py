@@ -13,9 +13,8 @@ from supsup_lightning.bank.hopfield_memory import HopfieldMemory, capacity
 from supsup_lightning.bank.rows import check_names
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.layout import ByName, Layout, MaskRule
-from supsup_lightning.masks import masked_weights
 from supsup_lightning.methods.frozen_network import FrozenNetworkMethod
-from supsup_lightning.methods.method import Offer, Part
+from supsup_lightning.methods.method import Part
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +73,7 @@ class HopSupSup(FrozenNetworkMethod):
     """
 
     file_format = codec.HOPFIELD_MEMORY
-    offers = frozenset({Offer.RECOVERY})
-    usual_inference = "scenario=gns inference=hopfield"
+    _keeps_statistics = False
 
     def __init__(
         self,
@@ -97,7 +95,7 @@ class HopSupSup(FrozenNetworkMethod):
         super().__init__(
             network,
             layout=layout,
-            base=Layout.choosing(network, lambda name, p: p.ndim >= 2 and name not in layout.names),
+            drawn=Layout.choosing(network, lambda name, p: p.ndim >= 2 and name not in layout.names),
             rule=rule,
             sparsity=sparsity,
             allocation=allocation,
@@ -112,50 +110,48 @@ class HopSupSup(FrozenNetworkMethod):
 
     # A task's life.
 
-    def begin_task(self, task: int) -> None:
-        """Fresh scores, drawn from (seed, task). Raises `ConfigurationError` for any task but the next."""
+    def begin_task(self, *tasks: int) -> None:
+        """Start from scores drawn from (seed, task). Raises `ConfigurationError` for any task but the next."""
+        (task,) = tasks
         if task != len(self.memory):
             raise ConfigurationError(
                 f"Task {task} cannot begin: a Hopfield memory numbers tasks by the order in which they are stored, and "
                 f"the next is {len(self.memory)}. To train anew, make a new method; to go on, resume from a checkpoint."
             )
-        self._start(task, self._drawn_scores(task))
+        self.live.begin(tasks, [self._drawn_scores(task)])
 
-    def finish_task(self, task: int) -> None:
+    def finish_task(self, *tasks: int) -> None:
         """Store the mask of the scores; nothing of it can be changed or taken out again."""
-        self._check_training(task)
-        mask = self.rule(self.scores) > 0
+        self._check_finished(tasks)
+        (task,) = tasks
+        mask = self.rule(self.live.values[0]) > 0
         if len(self.reference) == task:  # not where earlier masks came from a file, which has none
             self.reference.add(task, mask)
         self.memory.store(mask * 2.0 - 1)
-        self.task_in_training = None
+        self.live.end()
 
-    def effective(self, task: int) -> dict[str, Tensor]:
-        """Masked parameters of the task in training, differentiable in the scores.
-
-        Raises `KeyError` for any other: finished masks are not there by number.
-        """
-        if task != self.task_in_training:
-            raise KeyError(
-                f"Task {task} is not in training, and finished masks come back from images alone (HopfieldRecovery)."
-            )
-        return masked_weights(self.scores, self.frozen, self.rule, self.layout)
+    def _in_training(self, values: Tensor, statistics: Tensor) -> dict[str, Tensor]:
+        return self.live_parameters(values)  # layers normalise by the batch
 
     def forward(self, images: Tensor, task: int) -> Tensor:
         """Logits ``(batch, output_size)`` of the task in training, normalised by the batch."""
-        return self.forward_superposed(self.effective(task), images)
+        return self.base.call_superposed(self.effective(task), images)
+
+    def forward_live(self, images: Tensor) -> Tensor:
+        """Logits ``(1, batch, output_size)`` of images ``(1, batch, *shape)`` of the task in training."""
+        return self(images.squeeze(0), self.live.task).unsqueeze(0)
 
     def logits(self, state: Tensor, images: Tensor) -> Tensor:
         """``(batch, output_size)`` under a state of the memory ``(weights,)`` in [-1, 1], differentiable in it.
 
         -1 switches a weight off, +1 on; between them it is scaled.
         """
-        return self.forward_superposed(self.layout.split((1 + state) / 2 * self.frozen), images)
+        return self.base.call_superposed(self.layout.split((1 + state) / 2 * self.frozen), images)
 
     @property
     def tasks(self) -> Tensor:
         """``(k,)`` int64, 0 to ``k - 1``."""
-        return torch.arange(len(self.memory), device=self.scores.device)
+        return torch.arange(len(self.memory), device=self.live.values.device)
 
     def reference_masks(self) -> Tensor:
         """The masks themselves, for reports: ``(k, weights)`` bool; ``(0, weights)`` once a file was loaded."""

@@ -1,27 +1,22 @@
-"""The surface that every method offers to the module, the callbacks and the inference."""
+"""The base class of all methods: what the module, the callbacks and the inference ask of any of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from enum import StrEnum
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.methods.conventions import Conventions
+from supsup_lightning.bank import codec
+from supsup_lightning.bank.rows import TaskRows, check_names, check_tensor, same_kind
+from supsup_lightning.checks.meaning import meaning
+from supsup_lightning.errors import DataError, MismatchError
+from supsup_lightning.layout import Layout
+from supsup_lightning.methods.base_network import BaseNetwork
+from supsup_lightning.methods.live import LiveTasks
+from supsup_lightning.methods.protocols import ByNumber
 from supsup_lightning.methods.recompute import keep_for_backward, take_out
-
-
-class Offer(StrEnum):
-    """What an inference may ask of a method, in words for a message."""
-
-    EFFECTIVE = "the parameters of any finished task"
-    SUPERPOSED = "a superposition of the finished tasks"
-    RECOVERY = "masks in a Hopfield memory (method=hopfield)"
 
 
 class Part(NamedTuple):
@@ -29,13 +24,13 @@ class Part(NamedTuple):
 
     Attributes:
         name: as in the network.
-        shape: of it.
+        shape: its shape.
         kept: ``mask``, ``implicit`` (a mask in a memory that all tasks share), ``statistics`` (its own values),
             ``own`` (its own values), ``factors`` (two vectors that scale it), ``tied`` (to a masked parameter of
             another name); or nothing, because it is ``frozen``, ``shared`` (trained by the first task),
             ``overwritten`` by each task, or that and ``rotated`` for each.
         density: share of a mask's weights that are on.
-        task_bytes: that one more task adds.
+        task_bytes: bytes that one more task adds.
     """
 
     name: str
@@ -48,253 +43,386 @@ class Part(NamedTuple):
 class Method(nn.Module, ABC):
     """A map from a task to effective parameters of one network, which stays as it is.
 
-    A task's life: ``begin_task(t)``, training of ``trainable()`` through ``forward(images, t)``, ``finish_task(t)``.
-    From then on the effective parameters of ``t`` never change.
+    A task's life: ``begin_task(t)``, training of ``trainable()`` through ``forward_live(images)``, ``finish_task(t)``.
+    From then on the effective parameters of ``t`` never change. What only some methods offer is in `protocols`.
+
+    Base weights regrow from their seed, or come with the network. A checksum stands for them in checkpoints and files,
+    and refuses any others; what does not regrow (biases, constant buffers) is small and stored.
+
+    Args:
+        network: any module; its parameters are only ever replaced for the length of one call.
+        layout: parameters that a task has its own values of; by default all.
+        drawn: weights that are drawn from the seed, unless ``weights`` is ``keep``; by default those of two or more
+            dimensions.
+        identified: names of the parameters whose values have to agree, as they are not stored and finished tasks need
+            them.
+        num_values: trained values per task; by default one per weight of ``layout``.
+        weights: one of `WEIGHT_INITIALISERS`; ``keep`` leaves the network's own.
+        store_weights: put the identified parameters into checkpoints and files, too.
+        compile: training steps call the network through `torch.compile`.
+        seed: of everything random.
 
     Attributes:
-        network: any module; its parameters are only ever replaced for the length of one call.
-        offers: what can be asked of finished tasks.
-        usual_inference: for a message that refuses another one.
+        live: the tasks in training.
+        finished: what is kept of finished tasks, one row per task; set by a subclass.
+        identity: options and checksum that a checkpoint or file has to share.
+        begins_anew: `begin_task` does not depend on what earlier tasks, or an earlier attempt at the task, have left.
     """
 
-    network: nn.Module
-    offers: frozenset[Offer] = frozenset({Offer.EFFECTIVE, Offer.SUPERPOSED})
-    usual_inference = "inference=one_shot, binary or exhaustive"
-    task_in_training: int | None = None
-    trials_per_task = 1  # how often a task is trained from the start, for a search
-    begins_anew = True  # `begin_task` depends on nothing that an earlier attempt at the task has left
-    begins_like_another = False  # a task starts from the finished one that is nearest, by `start_like`
-    _channels_last: bool | None = None  # not known before the first images
-    combining = False  # what is in training is no mask but the coefficients of a combination
+    finished: TaskRows
+    file_format: str = codec.TRAINED_NETWORK
+    begins_anew = True
+    _mask_sizes: tuple[int, ...] = ()  # of layers, where what is kept is masks
+    _needs_base = True  # finished tasks compute with the network's own weights
+    _keeps_statistics = True  # each task has running statistics of its own
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        layout: Layout | None = None,
+        drawn: Layout | None = None,
+        identified: tuple[str, ...] = (),
+        num_values: int | None = None,
+        weights: str = "keep",
+        store_weights: bool = False,
+        compile: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if drawn is None:
+            drawn = Layout.choosing(network, lambda name, parameter: parameter.ndim >= 2)
+        self.layout = Layout.choosing(network, lambda name, parameter: True) if layout is None else layout
+        self.base = BaseNetwork(network, drawn=drawn, identified=identified, weights=weights, seed=seed)
+        self.network = network
+        num_values = self.layout.num_weights if num_values is None else num_values
+        statistics = self.base.fresh_statistics()
+        self.live = LiveTasks(num_values, statistics if self._keeps_statistics else statistics[:0], compile=compile)
+        self.weights = weights
+        self.store_weights = store_weights
+        self.seed = seed
+        self.identity = {"seed": str(seed), "weights": weights, "network": self.base.checksum(self.layout.names)}
+        self._register_state_dict_hook(_leave_out_base_weights)
+        self.register_load_state_dict_pre_hook(_check_and_fill_in)
+        self.register_load_state_dict_post_hook(_follow)
+
+    # A task's life.
 
     @abstractmethod
-    def begin_task(self, task: int) -> None:
-        """Make ready what is trained for ``task``; depends on nothing but the seed and the task."""
+    def begin_task(self, *tasks: int) -> None:
+        """Start training one task, or several in the same step: ``live.begin``, from values that depend on nothing but
+        the seed and the task.
+        """
 
     @abstractmethod
-    def finish_task(self, task: int) -> None:
-        """Turn what was trained into what is kept."""
-
-    def start_like(self, task: int) -> None:
-        """Start the task in training from what a finished one has learned."""
-        raise NotImplementedError
-
-    def finish_trial(self, task: int, *, accuracy: float) -> None:
-        """End one of several trainings of a task, with its accuracy on validation images."""
-        raise NotImplementedError
-
-    def in_training(self) -> list[Tensor]:
-        """All that training changes: what is trained, and running statistics."""
-        statistics = getattr(self, "statistics", None)
-        return [*self.trainable(), *([] if statistics is None else [statistics])]
-
-    # Several tasks trained in the same step.
-
-    tasks_at_once = 1
-    trains_together = False  # it can be more than 1
-
-    def train_at_once(self, count: int) -> None:
-        """Make room for so many tasks in each step. Raises `ConfigurationError` where a method cannot do that."""
-        if count != 1:
-            raise ConfigurationError(
-                f"data.tasks_at_once={count} is for method=supsup; {type(self).__name__} trains one task after another."
-            )
-
-    def begin_tasks(self, tasks: Sequence[int]) -> None:
-        """`begin_task` for all that are trained in the same step."""
-        (task,) = tasks
-        self.begin_task(task)
-
-    def finish_tasks(self, tasks: Sequence[int]) -> None:
-        """`finish_task` for all that were trained in the same step."""
-        (task,) = tasks
-        self.finish_task(task)
-
-    def forward_together(self, images: Tensor) -> Tensor:
-        """Logits ``(tasks, batch, output_size)`` of images ``(tasks, batch, *shape)`` of all tasks in training."""
-        raise NotImplementedError
-
-    def check_training_step(self, images: Tensor) -> None:
-        """Raise `ConfigurationError` where the network cannot be trained as it is to be, on a batch like this."""
-
-    # For streams that announce no task (scenario NNs).
-
-    def keep_scores(self, place: str) -> None:
-        """Keep what is needed to train finished tasks on. Raises `ConfigurationError` where a method cannot do that."""
-        raise ConfigurationError(
-            f"{type(self).__name__} cannot train a finished task on, as scenario=nns needs; use method=supsup."
-        )
-
-    def begin_combination(self, task: int) -> None:
-        """Train ``task`` as a linear combination of the finished ones."""
-        raise NotImplementedError
-
-    def with_random_masks(self, count: int) -> AbstractContextManager[None]:
-        """For the length of a ``with`` block, that many untrained tasks among the finished ones, at ids below 0."""
-        raise NotImplementedError
-
-    def reopen_task(self, task: int) -> None:
-        """Train a finished task on."""
-        raise NotImplementedError
-
-    def commit_task(self, task: int) -> None:
-        """Put the task in training into what is kept, and go on training it."""
-        raise NotImplementedError
+    def finish_task(self, *tasks: int) -> None:
+        """Turn what was trained into what is kept, and ``live.end``."""
 
     @abstractmethod
+    def live_parameters(self, values: Tensor) -> dict[str, Tensor]:
+        """Parameters by name, ``(*tasks, *shape)``, out of values in training ``(*tasks, num_values)``; differentiable.
+
+        Running statistics are added by the caller.
+        """
+
     def trainable(self) -> list[nn.Parameter]:
-        """The parameters that an optimizer changes; the same objects for every task."""
+        """The parameters that an optimizer changes: ``live.values``, the same object for every task."""
+        return [self.live.values]
 
-    @property
-    def learning_rate(self) -> float | None:
-        """Of the task in training, where it takes another than the optimizer's."""
-        return None
-
-    @abstractmethod
     def effective(self, task: int) -> dict[str, Tensor]:
         """Parameters by name for ``task``, in training or finished, and the buffers that are the task's own.
 
-        Raises `KeyError` for any other task: to answer with another task's normalisation would be a guess.
+        Differentiable in ``live.values`` while the task is in training. Its running statistics are updated in place
+        then; those of finished tasks are copies.
+
+        Raises:
+            KeyError: any other task: the normalisation of another task would be a guess.
         """
+        if task in self.live.tasks:
+            return self._in_training(*(self.live.current() if self.live.rows == 1 else self.live.row(task)))
+        if not isinstance(self, ByNumber):
+            name = type(self).__name__
+            raise KeyError(f"Task {task} is not in training, and {name} has no parameters of finished tasks by number.")
+        return self.finished_parameters(task)
+
+    def _in_training(self, values: Tensor, statistics: Tensor) -> dict[str, Tensor]:
+        """Parameters by name, and running statistics for layers to update in place."""
+        return {**self.live_parameters(values), **self.base.statistics_by_name(statistics)}
+
+    def _check_finished(self, tasks: tuple[int, ...]) -> None:
+        """Before tasks are stored: they are in training, the network is unchanged, statistics are of all processes."""
+        self.live.check(tasks)
+        self.base.check_constants()
+        self.live.average_statistics()
+
+    # Calls of the network.
+
+    def forward(self, images: Tensor, task: int) -> Tensor:
+        """Logits ``(batch, output_size)`` under the effective parameters of ``task``."""
+        take_out(self.network)
+        parameters = self.effective(task)
+        logits = self.call_network(parameters, self.base.laid_out(images))
+        return keep_for_backward(logits, self.network, lambda: self.base.given(parameters))
+
+    def forward_live(self, images: Tensor) -> Tensor:
+        """Logits ``(tasks, batch, output_size)`` of images ``(tasks, batch, *shape)`` of all tasks in training."""
+        take_out(self.network)
+        parameters = self._in_training(*self.live.current())
+        if self.live.rows == 1:
+            images = self.base.laid_out(images.squeeze(0)).unsqueeze(0)
+        updated = self.base.statistics_layout.names
+        logits = self.live.run(self.call_network, parameters, images, updated=updated)
+        if self.live.rows > 1:
+            return logits
+        return keep_for_backward(logits, self.network, lambda: self.base.given(parameters))
+
+    def call_network(self, parameters: dict[str, Any], images: Tensor) -> Tensor:
+        """Logits ``(batch, output_size)`` of the network with these parameters in place of its own."""
+        return self.base.call(parameters, images)
+
+    # What is kept.
 
     @property
-    @abstractmethod
     def tasks(self) -> Tensor:
-        """``(k,)`` int64: the finished tasks, in the order of the coefficients of `superposed`."""
+        """The finished tasks, ``(k,)`` int64; where a method superposes, in the order of the coefficients."""
+        return self.finished.tasks
 
-    @property
-    def num_masks(self) -> int:
-        """How many of the finished tasks have a mask of their own."""
-        return len(self.tasks)
-
-    # Where it offers superpositions.
-
-    def superposed(self, coefficients: Tensor | None = None) -> dict[str, Tensor]:
-        """Parameters by name for a weighted mixture of the finished tasks, by default ``1/k`` of each."""
-        raise NotImplementedError(f"{type(self).__name__} offers superpositions, but has no `superposed`.")
-
-    def project(self, gradients: dict[str, Tensor], rows: Tensor | None = None) -> Tensor:
-        """From gradients of the superposed parameters to those of the coefficients.
-
-        Args:
-            gradients: by name, ``(*batch, *shape)``.
-            rows: positions of the coefficients that are wanted, ``(k',)`` int64; by default all.
-
-        Returns:
-            ``(*batch, k)``, or ``(*batch, k')``.
-        """
-        raise NotImplementedError(f"{type(self).__name__} offers superpositions, but has no `project`.")
-
-    def forward_superposed(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-        """Logits ``(batch, output_size)`` under parameters from `superposed`, differentiable in them."""
-        return keep_for_backward(self.call_network(parameters, images), self.network, lambda: self.given(parameters))
-
-    def check_num_tasks(self, num_tasks: int) -> None:
-        """Warn, before training, where so many tasks are more than can be kept."""
-
-    @abstractmethod
     def sparsity(self) -> Tensor:
         """Measured share of weights that each finished task switches off, ``(k,)``."""
+        return torch.zeros(len(self.tasks), device=self.live.values.device)
 
-    @abstractmethod
     def task_bytes(self) -> int:
         """Bytes that one more task adds to what is kept."""
-
-    def combination_bytes(self) -> int:
-        """Bytes that one more combination adds; 0 where a method has none."""
-        return 0
-
-    def bytes_of(self, task: int) -> int:
-        """Bytes that are kept for a finished task."""
-        return self.task_bytes()
-
-    def details(self) -> dict[str, Any]:
-        """What results.json says besides of what was learned and how."""
-        return {}
+        return self.finished.num_bytes()
 
     @abstractmethod
     def parts(self) -> list[Part]:
         """What a task keeps, by parameter and buffer; the bytes add up to `task_bytes` (rounded up)."""
 
-    @abstractmethod
-    def kept(self) -> dict[str, Tensor]:
-        """All that predicts the finished tasks beside code and configuration, by name: what `save` writes."""
-
-    def kept_elsewhere(self) -> int:
-        """Bytes that prediction needs besides, and that are in no file of this package: a pretrained network's."""
-        return 0
-
-    def kept_bytes(self) -> dict[str, int]:
-        """Bytes in memory of what is kept, by the first part of its names; the one rule by which methods compare."""
-        bytes_by_part: dict[str, int] = {}
-        for name, tensor in self.kept().items():
-            part = name.partition(".")[0]
-            bytes_by_part[part] = bytes_by_part.get(part, 0) + tensor.nbytes
-        elsewhere = self.kept_elsewhere()
-        return {**bytes_by_part, **({"network": elsewhere} if elsewhere else {})}
+    def details(self) -> dict[str, Any]:
+        """Entries of results.json beyond what was learned and how."""
+        return {}
 
     def dense_bytes(self) -> int:
-        """Of one whole network whose parameters are all kept in float32: the unit of ``cap`` in results.json.
+        """Bytes of one whole network whose parameters are all kept in float32: the unit of ``cap`` in results.json.
 
         ``cap`` is the CAP of Kang et al. 2022 ("Winning subnetworks"), ``(1 - S) + (1 - alpha) T / 32``, in which
         the bytes of the file take the place of an assumed compression rate ``alpha``.
         """
         return 4 * sum(parameter.numel() for parameter in self.network.parameters())
 
-    @abstractmethod
+    def kept(self) -> dict[str, Tensor]:
+        """All that predicts the finished tasks beside code and configuration, by name: what `save` writes."""
+        state = self.network.state_dict()
+        parameters = {name: p for name, p in state.items() if self._is_stored(name) and self._is_needed(name)}
+        seed = {"seed": torch.tensor(self.seed)} if self._needs_seed else {}
+        return {**self._learned(), **codec.prefixed("parameters.", parameters), **seed}
+
+    def kept_bytes(self) -> dict[str, int]:
+        """Bytes in memory of what is kept, by the first part of its names; the one rule by which methods compare.
+
+        ``network`` is for weights that prediction needs and that no file of this package has: a pretrained network's.
+        """
+        bytes_by_part: dict[str, int] = {}
+        for name, tensor in self.kept().items():
+            part = name.partition(".")[0]
+            bytes_by_part[part] = bytes_by_part.get(part, 0) + tensor.nbytes
+        if self.weights == "keep" and not self.store_weights and self._needs_base:
+            parameters = dict(self.network.named_parameters())
+            elsewhere = sum(parameters[name].nbytes for name in self.base.identified if self._is_needed(name))
+            bytes_by_part |= {"network": elsewhere} if elsewhere else {}
+        return bytes_by_part
+
     def save(self, path: str | Path) -> None:
-        """Write all that prediction needs beside code and configuration."""
+        """Write what is kept, and what identifies network, seed and options."""
+        codec.write(
+            path, self.kept(), file_format=self.file_format, identity=self.identity, mask_sizes=self._mask_sizes
+        )
 
-    @abstractmethod
     def load(self, path: str | Path) -> None:
-        """Read what `save` wrote. Raises `MismatchError` if it does not belong to this network and configuration."""
+        """Replace what is learned by a file's.
 
-    def forward(self, images: Tensor, task: int) -> Tensor:
-        """Logits ``(batch, output_size)`` under the effective parameters of ``task``."""
-        take_out(self.network)
-        parameters = self.effective(task)
-        logits = self._call(parameters, self.laid_out(images))
-        return keep_for_backward(logits, self.network, lambda: self.given(parameters))
+        Raises:
+            MismatchError: another network or options made it. Nothing is replaced then.
+            DataError: it is damaged. Nothing is replaced then.
+        """
+        learned, parameters = self._read(path)
+        self.base.set_parameters(parameters)
+        self._set_learned(learned)
+        self._follow_network()
 
-    def _call(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-        return self.call_network(parameters, images)
+    # What a file holds of the finished tasks: by default the rows of `finished`; tables of no columns are left out.
 
-    def call_network(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-        """Logits ``(batch, output_size)`` of the network with these parameters in place of its own."""
-        return functional_call(self.network, self.given(parameters), (self.given_images(images),), tie_weights=False)
+    def _learned(self) -> dict[str, Tensor]:
+        """What a file holds of the finished tasks."""
+        return {name: value for name, value in self.finished.state_dict().items() if value.ndim == 1 or value.shape[1]}
 
-    def given(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """These parameters as the network takes them, tied ones under all of their names."""
-        return Conventions(self.network).of(self.network, parameters)
+    def _check_learned(self, tensors: dict[str, Tensor]) -> None:
+        """Raise `DataError` or `MismatchError` unless these are what `_learned` gives for some number of tasks."""
+        check_names(tensors, {*self._learned()})
+        self.finished.check_state(self._rows(tensors))
 
-    def given_images(self, images: Tensor) -> Tensor:
-        """These images as the network takes them."""
-        return images
+    def _set_learned(self, tensors: dict[str, Tensor]) -> None:
+        """Take what `_learned` gave."""
+        self.finished.load_state_dict(self._rows(tensors))
 
-    def laid_out(self, images: Tensor) -> Tensor:
-        """Images with channels last in memory, which is faster, where the network has convolutions and takes them."""
-        if images.ndim != 4 or self._channels_last is False or not len(images):
-            return images
-        laid_out = images.contiguous(memory_format=torch.channels_last)
-        if self._channels_last is None:
-            self._channels_last = has_convolutions(self.network) and self._takes(laid_out[:2])
-            return self.laid_out(images)
-        return laid_out
+    def _rows(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        none = torch.empty(tensors["tasks"].numel(), 0)
+        return {name: tensors.get(name, none) for name in self.finished.state_dict()}
 
-    def _takes(self, images: Tensor) -> bool:
-        """Whether the network can compute with images in this layout; a `view` of a convolution's output cannot."""
-        modes = {part: part.training for part in self.network.modules()}
+    @property
+    def _needs_seed(self) -> bool:
+        """Whether finished tasks need what the seed makes."""
+        return self._needs_base and self.weights != "keep" and not self.store_weights
+
+    def _is_stored(self, name: str) -> bool:
+        return self.store_weights or name not in self.base.regrown
+
+    def _is_needed(self, name: str) -> bool:
+        """Whether finished tasks compute with this parameter or buffer of the network's own."""
+        return name not in self.base.statistics_layout.names
+
+    def _read(self, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What is learned, and the network's parameters, of a file that belongs to this configuration."""
+        tensors, identity = codec.read(path, file_format=self.file_format, mask_sizes=self._mask_sizes)
+        parameters = codec.under("parameters.", tensors)
+        self._check_identity(identity, f"The file {path}", parameters)
+        own = self.network.state_dict()
+        needed = {name for name in own if name not in self.base.regrown and self._is_needed(name)}
+        learned = {name: value for name, value in tensors.items() if not name.startswith("parameters.")}
+        seed = learned.pop("seed", None)
         try:
-            with torch.no_grad():
-                self.network.eval()(images)
-        except RuntimeError:
-            return False
-        finally:
-            for part, training in modes.items():
-                part.training = training
-        return True
+            if missing := needed - parameters.keys():
+                raise DataError(f"it lacks the network's {', '.join(sorted(missing))}")
+            for name, value in parameters.items():
+                check_tensor(parameters, name, own[name], "parameter")
+                if value.dtype != own[name].dtype and not value.is_floating_point():
+                    raise DataError(f"{name} is {value.dtype}")
+            if seed is None and self._needs_seed and not {*self.base.identified} <= parameters.keys():
+                raise DataError("it lacks the seed")
+            if seed is not None and (seed.dtype != torch.int64 or not torch.equal(seed, torch.tensor(self.seed))):
+                raise DataError(f"its seed is not {self.seed}")
+            self._check_learned(learned)
+        except DataError as error:
+            raise DataError(f"The file {path} is refused: {error}") from error
+        return learned, parameters
+
+    def _check_identity(self, stored: Mapping[str, str], source: str, parameters: Mapping[str, Tensor]) -> None:
+        """Raise `MismatchError` unless ``stored`` is this configuration; with weights of its own, they may differ."""
+        shapes = {name: p.shape for name, p in self.network.state_dict().items()}
+        fits = all(name in shapes and shapes[name] == value.shape for name, value in parameters.items())
+        own_weights = fits and all(name in parameters for name in self.base.identified)
+        checksum = self.base.checksum(self.layout.names, parameters) if own_weights else self.identity["network"]
+        expected = {**self.identity, "network": checksum}
+        differences = [
+            f"{key} {stored.get(key)!r} there, {value!r} here"
+            if key != "network"
+            else "another network or other weights"
+            for key, value in expected.items()
+            if meaning(stored.get(key)) != meaning(value)
+        ]
+        if differences or not fits:
+            raise MismatchError(
+                f"{source} does not belong to this configuration: {'; '.join(differences) or 'another network'}. "
+                "Use the network, seed, method and mask options that it was made with, or start afresh without it."
+            )
+
+    # Checkpoints.
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The identity, into `state_dict`."""
+        return {"identity": self.identity}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Nothing to set: the identity was checked before anything was loaded."""
+
+    def _fill_in(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Put in what a checkpoint need not have."""
+
+    def _check_state(self, state: dict[str, Any], *, strict: bool) -> None:
+        """Raise `DataError` or `MismatchError` if a state is not this method's, before any of it is loaded.
+
+        Args:
+            state: with what was left out, by names within the method.
+            strict: nothing may be missing or in excess.
+        """
+        own = self.state_dict()
+        names = {*own, *(f"network.{name}" for name in self.network.state_dict())}
+        if strict and state.keys() != names:
+            missing, extra = sorted(names - state.keys()), sorted(state.keys() - names)
+            raise MismatchError(
+                f"What is stored is not of this method: {', '.join(missing) or 'nothing'} missing, "
+                f"{', '.join(extra) or 'nothing'} in excess."
+            )
+        growing = [f"{name}." for name, part in self.named_modules() if hasattr(part, "check_state")]
+        for prefix in growing:
+            self.get_submodule(prefix[:-1]).check_state(codec.under(prefix, state))  # type: ignore[operator]
+        for name, value in {**own, **codec.prefixed("network.", self.network.state_dict())}.items():
+            stored = state.get(name)
+            if stored is None or not isinstance(value, Tensor) or name.startswith(tuple(growing)):
+                continue
+            if not isinstance(stored, Tensor) or not same_kind(stored, value):
+                raise DataError(f"What is stored is damaged: {name} is no tensor of {value.dtype}.")
+            if stored.shape != value.shape:
+                raise MismatchError(
+                    f"What is stored is of another network: {name} is {tuple(stored.shape)}, not {tuple(value.shape)}."
+                )
+
+    def _follow_network(self) -> None:
+        """Derive again what depends on the network's parameters."""
+        self.base.follow_values()
+        if not self.base.types_changed:  # else the same weights have other bits
+            self.identity["network"] = self.base.checksum(self.layout.names)
+
+    def _apply(self, fn, recurse=True):
+        # `.to()` of the whole module. A type (half, double) is the network's alone: scores and masks stay exact.
+        self.network._apply(fn)
+        super()._apply(lambda t: moved if (moved := fn(t)).dtype == t.dtype else t.to(moved.device), recurse)
+        self.base.follow_types()
+        return self
 
 
-def has_convolutions(network: nn.Module) -> bool:
-    """Over two dimensions."""
-    return any(isinstance(layer, nn.Conv2d) for layer in network.modules())
+def _leave_out_base_weights(module: Method, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    """Base weights regrow from their seed; only their checksum is stored."""
+    for name in module.network.state_dict():
+        if not module._is_stored(name):
+            del state_dict[f"{prefix}network.{name}"]
+
+
+def _check_and_fill_in(
+    module: Method, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *_: Any
+) -> None:
+    """Put in what was left out, for strict loading; refuse a foreign or damaged state before any of it is loaded."""
+    network = f"{prefix}network."
+    own = module.network.state_dict()
+    parameters = {name: state_dict[network + name] for name in own if network + name in state_dict}
+    if f"{prefix}_extra_state" in state_dict:
+        extra = state_dict[f"{prefix}_extra_state"]
+        if not (isinstance(extra, Mapping) and isinstance(extra.get("identity"), Mapping)):
+            raise DataError("What is stored of the method is damaged: it does not say what it was made with.")
+        module._check_identity(extra["identity"], "The checkpoint", parameters)
+        _take_older_names(state_dict, prefix, extra)
+    module._fill_in(state_dict, prefix)
+    for name, value in own.items():
+        state_dict.setdefault(network + name, value)
+    module._check_state(codec.under(prefix, state_dict), strict=strict)
+
+
+def _take_older_names(state_dict: dict[str, Any], prefix: str, extra: Mapping[str, Any]) -> None:
+    """Checkpoints before version 0.2 had what is in training under the method's own names, a single row as a vector."""
+    for older, name in (("scores", "values"), ("values", "values"), ("statistics", "statistics")):
+        stored = state_dict.pop(f"{prefix}{older}", None)
+        if stored is not None:
+            vector = isinstance(stored, Tensor) and stored.ndim == 1
+            state_dict[f"{prefix}live.{name}"] = stored.unsqueeze(0) if vector else stored
+    values = state_dict.get(f"{prefix}live.values")
+    if isinstance(values, Tensor) and values.ndim == 2:  # a method without statistics stored none
+        state_dict.setdefault(f"{prefix}live.statistics", values.new_zeros(len(values), 0))
+    single, together = extra.get("task_in_training"), extra.get("together") or ()
+    tasks = together if single is None else (single,)
+    state_dict.setdefault(f"{prefix}live._extra_state", {"tasks": tasks})
+
+
+def _follow(module: Method, _: Any) -> None:
+    """Derive again what depends on the network, once its values are loaded."""
+    module._follow_network()

@@ -1,21 +1,20 @@
 """SupSup: a task is a binary mask over the frozen weights of one network (section 3 of the paper)."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
 from supsup_lightning.bank import MaskBank, codec
 from supsup_lightning.bank.combinations import Combinations
-from supsup_lightning.bank.rows import check_names
+from supsup_lightning.bank.finished_masks import FinishedMasks, check_combined
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
 from supsup_lightning.layout import ByName, Layout, MaskRule
-from supsup_lightning.masks import make_rule, masked_weights
+from supsup_lightning.masks import make_rule
 from supsup_lightning.methods.frozen_network import FrozenNetworkMethod
 from supsup_lightning.methods.kept_scores import KeptScores
 from supsup_lightning.methods.method import Part
@@ -52,9 +51,8 @@ class SupSup(FrozenNetworkMethod):
         seed: of weights and scores.
 
     Attributes:
-        scores: of the task in training, ``(weights,)``; or ``(tasks, weights)`` where several are trained at once.
-        statistics: likewise ``(statistics,)`` or ``(tasks, statistics)``.
-        together: the tasks that are trained at once now, in the order of the rows of `scores`.
+        bank: the finished masks.
+        combinations: the finished tasks that are linear combinations of masks.
 
     Raises:
         ConfigurationError: an option out of its range, or a network without a weight to mask.
@@ -69,8 +67,6 @@ class SupSup(FrozenNetworkMethod):
     """
 
     file_format = codec.MASK_BANK
-    row_each = ("scores", "statistics")
-    statistics: Tensor
 
     def __init__(
         self,
@@ -104,35 +100,33 @@ class SupSup(FrozenNetworkMethod):
                 num_statistics=Layout.of_running_statistics(network).num_weights,
             )
             sparsity = search.candidates[0]
-        # A combination's coefficients take the first places of the scores, so that optimizers, checkpoints and DDP see
-        # one parameter of one shape, whatever is trained.
         super().__init__(
             network,
             layout=layout,
-            base=layout,
+            drawn=layout,
             rule=rule,
             sparsity=sparsity,
             allocation=allocation,
             budget=budget,
             weights=weights,
             store_weights=store_weights,
+            compile=compile,
             seed=seed,
         )
-        self.bank = MaskBank(self.layout.num_weights, self.statistics_layout.num_weights)
-        self.mask_sizes = self.layout.sizes
-        self.combinations = Combinations(self.statistics_layout.num_weights)
+        num_statistics = self.base.statistics_layout.num_weights
+        self.bank = MaskBank(self.layout.num_weights, num_statistics)
+        self.combinations = Combinations(num_statistics)
+        self.finished_masks = FinishedMasks(self.bank, self.combinations)
+        self._mask_sizes = self.layout.sizes
         self.kept_scores: KeptScores | None = None
-        self.register_buffer("statistics", self._fresh_statistics())  # of the task in training
-        self.together: tuple[int, ...] = ()
-        self.compile_network = compile
-        self._compiled: dict[bool, Callable[[dict[str, Tensor], Tensor], Tensor]] = {}
+        self.combining = False  # the task in training is a combination, whose coefficients are trained
         self.start = StartingScores(init, self.layout.num_weights)
         self.begins_like_another = init == "nearest"
         if init != "random":
             self.identity["init"] = init
         self.search = search
+        self.trials_per_task = 1 if search is None else search.num_trials
         if search is not None:
-            self.trials_per_task = search.num_trials
             self.identity["sparsity"] = f"auto {search.candidates} {search.tolerance}"
             # At once, so that what no candidate can meet is known before training.
             self.rules = {
@@ -142,241 +136,136 @@ class SupSup(FrozenNetworkMethod):
 
     # A task's life.
 
-    def begin_task(self, task: int) -> None:
-        """Scores drawn from (seed, task), or what the option ``init`` has in their place."""
-        self._check_unknown(task)
-        if self.search is not None:
-            self.rule = self.rules[self.search.begin(task)]
-        self._begin(task, self.start(self._drawn_scores(task)), self._fresh_statistics())
-
-    def start_like(self, task: int) -> None:
-        """Start the task in training from the mask of a finished one, with magnitudes that are the task's own."""
-        assert self.task_in_training is not None
-        self._start(self.task_in_training, self._scores_like(task, self._drawn_scores(self.task_in_training)))
-
-    def finish_trial(self, task: int, *, accuracy: float) -> None:
-        """End one of several trainings of a task, with its validation accuracy."""
-        assert self.search is not None
-        self._check_training(task)
-        self._average_statistics(self.statistics)
-        self.search.judge(task, accuracy, self.scores, self.statistics)
-
-    # Several tasks in the same step: a row of scores, and of statistics, each.
-
-    @property
-    def tasks_at_once(self) -> int:  # type: ignore[override]
-        """For which there is room."""
-        return 1 if self.scores.ndim == 1 else len(self.scores)
-
-    @property
-    def trains_together(self) -> bool:  # type: ignore[override]
-        """Not where a task starts from earlier ones (``init``), or is trained several times (``sparsity="auto"``)."""
-        return self._sequential_option is None
-
-    @property
-    def _sequential_option(self) -> str | None:
-        """What makes tasks depend on where others end."""
-        if self.search is not None:
-            return "mask.sparsity=auto"
-        return None if self.start.init == "random" else f"mask.init={self.start.init}"
-
-    def train_at_once(self, count: int) -> None:
-        """Make room for the scores of so many tasks. Raises `ConfigurationError` where it cannot be more than 1."""
-        if count != 1 and not self.trains_together:
-            raise ConfigurationError(
-                f"{self._sequential_option} trains one task after another, not data.tasks_at_once={count}; leave out "
-                "one of the two."
-            )
-        self._make_room(() if count == 1 else (count,))
-
-    def _make_room(self, rows: tuple[int, ...]) -> None:
-        if self.scores.shape[:-1] != rows:
-            self.scores = nn.Parameter(self.scores.new_zeros(*rows, self.layout.num_weights))
-            self.statistics = self.statistics.new_zeros(*rows, self.statistics_layout.num_weights)
-
-    def begin_tasks(self, tasks: Sequence[int]) -> None:
-        """Each as by `begin_task`."""
-        if self.scores.ndim == 1:
-            super().begin_tasks(tasks)
-            return
+    def begin_task(self, *tasks: int) -> None:
+        """Start from scores drawn from (seed, task), or from what the option ``init`` has in their place."""
         for task in tasks:
             self._check_unknown(task)
-        with torch.no_grad():
-            self.scores.zero_()
-            for row, task in enumerate(tasks):
-                self.scores[row] = self._drawn_scores(task)
-            self.statistics[:] = self._fresh_statistics()
-        self.scores.grad = None
-        self.together = tuple(tasks)
+        if self.search is not None:
+            self.rule = self.rules[self.search.begin(tasks[0])]
+        scores = [self.start(self._drawn_scores(task)) for task in tasks]
+        self._begin(*tasks, scores=scores, statistics=self.base.fresh_statistics())
 
-    def finish_tasks(self, tasks: Sequence[int]) -> None:
-        """Each as by `finish_task`."""
-        if self.scores.ndim == 1:
-            super().finish_tasks(tasks)
-            return
-        if tuple(tasks) != self.together:
-            raise KeyError(f"Tasks {list(tasks)} are not in training ({list(self.together)} are).")
-        self._check_buffers()
-        self._average_statistics(self.statistics)
-        for task, mask, statistics in zip(tasks, self.rule(self.scores) > 0, self.statistics, strict=False):
-            self.bank.add(task, mask, statistics)
-        self.together = ()
+    def finish_task(self, *tasks: int) -> None:
+        """Commit the masks of the scores, and the running statistics, to the bank; see `commit_task`."""
+        if self.search is not None:
+            (task,) = tasks
+            self._begin(task, scores=[self.search.scores], statistics=self.search.statistics)
+            self.rule = self.rules[self.search.chosen(task)]
+        self.commit_task(*tasks)
+        for row in range(0 if self.combining else len(tasks)):
+            self.start.remember(self.live.values[row])
+        self.live.end()
+        self.combining = False
 
-    def forward_together(self, images: Tensor) -> Tensor:
-        """Logits ``(tasks, batch, output_size)`` of images ``(tasks, batch, *shape)`` of all tasks in training."""
-        count = len(self.together)
-        scores = self.scores if count == len(self.scores) else self.scores[:count]
-        parameters = masked_weights(scores, self.frozen, self.rule, self.layout)
-        # Under vmap, layers update statistics in place only where these are contiguous.
-        parts = self._statistics_in_training(self.statistics[:count])
-        statistics = {name: part.clone(memory_format=torch.contiguous_format) for name, part in parts.items()}
-        logits = self._call_in_training({**parameters, **statistics}, images, together=True)
-        for name, part in parts.items():
-            part.copy_(statistics[name])
-        return logits
-
-    def _call(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-        return (self._call_in_training if self.training else self.call_network)(parameters, images)
-
-    def check_training_step(self, images: Tensor) -> None:
-        """Raise `ConfigurationError` where the network cannot be compiled, or not be trained on several tasks."""
-        together = self.scores.ndim > 1
-        if not together and not self.compile_network:
-            return
-        statistics = self.statistics_layout.split(self._fresh_statistics().expand_as(self.statistics))
-        masked = masked_weights(self.scores, self.frozen, self.rule, self.layout)
-        parameters = {**masked, **{name: part.clone() for name, part in statistics.items()}}
-        try:
-            with torch.random.fork_rng(devices=[]):
-                images = images.expand(len(self.scores), *images.shape) if together else self.laid_out(images)
-                logits = self._call_in_training(parameters, images, together=together)
-                torch.autograd.grad(logits.sum(), self.scores)
-        except RuntimeError as error:
-            cause = " ".join(str(error).split("\n")[:2]).strip()
-            name = type(self.network).__name__
-            if self.compile_network:
-                raise ConfigurationError(
-                    f"{name} cannot be compiled here ({cause}); use method.compile=false."
-                ) from error
-            raise ConfigurationError(
-                f"{name} cannot be trained on {len(self.scores)} tasks in the same step ({cause}). Layers that draw "
-                "at random (dropout) or look at values cannot be, nor can activation checkpointing; use "
-                "data.tasks_at_once=1."
-            ) from error
-
-    def _parameters_in_training(self, scores: Tensor, statistics: Tensor) -> dict[str, Tensor]:
-        """``(*tasks, *shape)`` each."""
-        masked = masked_weights(scores, self.frozen, self.rule, self.layout)
-        return {**masked, **self._statistics_in_training(statistics)}
-
-    def _call_in_training(self, parameters: dict[str, Tensor], images: Tensor, *, together: bool = False) -> Tensor:
-        """`call_network`, compiled if it is to be; with one more dimension, of tasks, in front of everything."""
-        if not self.compile_network:
-            return (vmap(self.call_network) if together else self.call_network)(parameters, images)
-        if together not in self._compiled:
-            self._compiled[together] = torch.compile(vmap(self.call_network) if together else self.call_network)
-        return self._compiled[together](parameters, images)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without compiled functions, which are this very object's."""
-        return {**self.__dict__, "_compiled": {}}
-
-    def begin_combination(self, task: int) -> None:
-        """Train no mask but coefficients of all masks there are, equal ones at first.
-
-        From then on none of these masks can change: `reopen_task` keeps them as they are.
-        """
-        self._check_unknown(task)
-        if not len(self.bank):
-            raise ConfigurationError(f"Task {task} cannot be a combination: there is no mask yet.")
-        equal = self.scores.new_full((len(self.bank),), 1 / len(self.bank))
-        self._begin(task, equal, self._fresh_statistics(), combining=True)
-
-    def keep_scores(self, place: str) -> None:
-        """Keep the scores of finished tasks for `reopen_task`, in one of `KeptScores`' places."""
-        if self._sequential_option is not None:
-            raise ConfigurationError(
-                f"{self._sequential_option} needs to be told where a task ends, and scenario=nns does not tell."
-            )
-        self.kept_scores = KeptScores(place)
-
-    @contextmanager
-    def with_random_masks(self, count: int) -> Iterator[None]:
-        """Masks of fresh scores for the length of a ``with`` block."""
-        added = range(-count, 0)
-        for task in added:
-            fresh = self.rule(self._drawn_scores(task)) > 0
-            self.bank.add(task, fresh, self._fresh_statistics())
-        try:
-            yield
-        finally:
-            for task in added:
-                self.bank.remove(task)
-
-    def reopen_task(self, task: int) -> None:
-        """Train a finished task on, from its kept scores, or from scores made of its bits where none are kept.
-
-        A mask that a combination rests on is trained without effect.
-        """
-        if task in self.combinations:
-            coefficients = self.combinations.get(task, self.bank.tasks)
-            self._begin(task, coefficients, self.combinations.get_statistics(task), combining=True)
-            return
-        scores = None if self.kept_scores is None else self.kept_scores.get(task)
-        if scores is None:
-            scores = self._scores_like(task, self._drawn_scores(task))
-        self._begin(task, scores, self.bank.get_statistics(task))
-
-    def _scores_like(self, task: int, drawn: Tensor) -> Tensor:
-        """Scores with the mask of a finished task, out of freshly drawn ones."""
-        mask = self.bank.get(task)
-        return self.rule.scores_of(mask, drawn.to(mask.device))
-
-    def commit_task(self, task: int) -> None:
-        """Put the task in training into what is kept, as it is now; its training may go on.
+    def commit_task(self, *tasks: int) -> None:
+        """Store the tasks in training as they are now; their training may continue.
 
         Raises:
             ConfigurationError: training changed a buffer of the network that is no running statistic.
         """
-        self._check_training(task)
-        self._average_statistics(self.statistics)
+        self._check_finished(tasks)
         if self.combining:
-            self.combinations.set(task, self._coefficients(), self.statistics, masks=self.bank.tasks)
+            coefficients = self.live.values[0, : len(self.bank)]
+            self.combinations.set(self.live.task, coefficients, self.live.statistics[0], masks=self.bank.tasks)
             return
-        mask = self.rule(self.scores) > 0
-        if task not in self.bank:
-            self.bank.add(task, mask, self.statistics)
-        elif not self.combinations.rests_on(task):
-            self.bank.replace(task, mask, self.statistics)
-        if self.kept_scores is not None:
-            self.kept_scores.set(task, self.scores)
+        masks = self.rule(self.live.values) > 0
+        for row, task in enumerate(tasks):
+            if task not in self.bank:
+                self.bank.add(task, masks[row], self.live.statistics[row])
+            elif not self.combinations.rests_on(task):
+                self.bank.replace(task, masks[row], self.live.statistics[row])
+            if self.kept_scores is not None:
+                self.kept_scores.set(task, self.live.values[row])
 
-    def finish_task(self, task: int) -> None:
-        """Commit the mask of the scores, and the running statistics, to the bank; see `commit_task`."""
-        if self.search is not None:
-            self._begin(task, self.search.scores, self.search.statistics)
-            self.rule = self.rules[self.search.chosen(task)]
-        self.commit_task(task)
-        if not self.combining:
-            self.start.remember(self.scores)
-        self.task_in_training, self.combining = None, False
-
-    def _begin(self, task: int, values: Tensor, statistics: Tensor, *, combining: bool = False) -> None:
-        self._start(task, values)
-        self.statistics.copy_(statistics)
+    def _begin(self, *tasks: int, scores: list[Tensor], statistics: Tensor, combining: bool = False) -> None:
+        self.live.begin(tasks, scores, statistics)
         self.combining = combining
 
     def _check_unknown(self, task: int) -> None:
-        if task in self.bank or task in self.combinations:
+        if task in self.finished_masks:
             raise ConfigurationError(
                 f"Task {task} is finished and its mask is in the bank. To train anew, make a new method; to go on, "
                 "resume from a checkpoint (ckpt_path); to train this task on, `reopen_task`; to train its mask again "
                 "from the start, `bank.remove` it first."
             )
 
-    def _coefficients(self) -> Tensor:
-        """Of the combination in training, over the bank's masks, ``(masks,)``."""
-        return self.scores[: len(self.bank)]
+    # Tasks that depend on others: they start from them, or are trained several times.
+
+    @property
+    def one_after_another(self) -> str | None:
+        """The option that makes tasks depend on where others end; None if several can be trained in the same step."""
+        if self.search is not None:
+            return "mask.sparsity=auto"
+        return None if self.start.init == "random" else f"mask.init={self.start.init}"
+
+    def start_like(self, task: int) -> None:
+        """Start the task in training from the mask of a finished one, with magnitudes of its own."""
+        scores = self._scores_like(task, self._drawn_scores(self.live.task))
+        self.live.begin(self.live.tasks, [scores])
+
+    def finish_trial(self, task: int, *, accuracy: float) -> None:
+        """End one of several trainings of a task, with its validation accuracy in [0, 1]."""
+        assert self.search is not None
+        self._check_finished((task,))
+        self.search.judge(task, accuracy, *self.live.row(task))
+
+    def _scores_like(self, task: int, drawn: Tensor) -> Tensor:
+        """Scores with the mask of a finished task, out of freshly drawn ones."""
+        mask = self.bank.get(task)
+        return self.rule.scores_of(mask, drawn.to(mask.device))
+
+    # Streams that announce no task (scenario NNs).
+
+    def keep_scores(self, place: str) -> None:
+        """Keep the scores of finished tasks for `reopen_task`, in one of `KeptScores`' places."""
+        if self.one_after_another is not None:
+            raise ConfigurationError(
+                f"{self.one_after_another} needs to be told where a task ends, and scenario=nns does not tell."
+            )
+        self.kept_scores = KeptScores(place)
+
+    def reopen_task(self, task: int) -> None:
+        """Train a finished task on, from its kept scores, or from scores made of its bits where none are kept.
+
+        A mask that a combination rests on is trained without effect.
+        """
+        statistics = self.finished_masks.get_statistics(task)
+        if task in self.combinations:
+            coefficients = self.combinations.get(task, self.bank.tasks)
+            self._begin(task, scores=[coefficients], statistics=statistics, combining=True)
+            return
+        scores = None if self.kept_scores is None else self.kept_scores.get(task)
+        if scores is None:
+            scores = self._scores_like(task, self._drawn_scores(task))
+        self._begin(task, scores=[scores], statistics=statistics)
+
+    def begin_combination(self, task: int) -> None:
+        """Train no mask but coefficients of all masks there are, at first equal ones.
+
+        From then on none of these masks can change: `reopen_task` keeps them as they are.
+        """
+        self._check_unknown(task)
+        if not len(self.bank):
+            raise ConfigurationError(f"Task {task} cannot be a combination: there is no mask yet.")
+        # Coefficients take the first places of the scores, so that optimizers, checkpoints and DDP see one parameter
+        # of one shape, whatever is trained.
+        equal = self.frozen.new_full((len(self.bank),), 1 / len(self.bank))
+        self._begin(task, scores=[equal], statistics=self.base.fresh_statistics(), combining=True)
+
+    @contextmanager
+    def with_random_masks(self, count: int) -> Iterator[None]:
+        """Add masks of fresh scores, with negative numbers, for the length of a ``with`` block."""
+        added = range(-count, 0)
+        for task in added:
+            fresh = self.rule(self._drawn_scores(task)) > 0
+            self.bank.add(task, fresh, self.base.fresh_statistics())
+        try:
+            yield
+        finally:
+            for task in added:
+                self.bank.remove(task)
+
+    # Parameters.
 
     def effective(self, task: int) -> dict[str, Tensor]:
         """``W * M_task``: differentiable in the scores while the task is in training, from the bank afterwards.
@@ -384,100 +273,78 @@ class SupSup(FrozenNetworkMethod):
         With the task's running statistics: those in training are updated in place, finished ones are copies. In
         evaluation mode, a task that is trained on counts as it was last committed.
         """
-        # In training first: to look into the bank makes an accelerator wait.
-        if task == self.task_in_training and (
-            self.training or (task not in self.bank and task not in self.combinations)
-        ):
-            return self._in_training(task)
-        if task in self.together:
-            row = self.together.index(task)
-            return self._parameters_in_training(self.scores[row], self.statistics[row])
-        if task in self.combinations:
-            weights = self.bank.superpose(self.combinations.get(task, self.bank.tasks)) * self.frozen
-            kept = self.combinations.get_statistics(task)
-        else:
-            weights = self.bank.select(task, self.frozen)
-            kept = self.bank.get_statistics(task)
-        return {**self.layout.split(weights), **self.statistics_layout.split(kept)}
+        # In training mode first: to look into the bank makes an accelerator wait.
+        if task in self.live.tasks and not self.training and task in self.finished_masks:
+            return self.finished_parameters(task)
+        return super().effective(task)
 
-    def _in_training(self, task: int) -> dict[str, Tensor]:
-        """Parameters by name, differentiable in the scores."""
+    def live_parameters(self, values: Tensor) -> dict[str, Tensor]:
+        """Parameters by name, ``(*tasks, *shape)``, differentiable in the scores or coefficients in training."""
         if self.combining:
-            weights = self.bank.superpose(self._coefficients()) * self.frozen
-        elif len(self.combinations) and self.combinations.rests_on(task):
-            weights = self.bank.get(task) * self.frozen + 0 * self.scores  # a gradient of 0, as DDP waits for one
+            weights = self.bank.superpose(values[: len(self.bank)]) * self.frozen
+        elif len(self.combinations) and self.combinations.rests_on(self.live.task):
+            weights = self.bank.get(self.live.task) * self.frozen + 0 * values  # a gradient of 0, as DDP waits for one
         else:
-            return self._parameters_in_training(self.scores, self.statistics)
-        return {**self.layout.split(weights), **self._statistics_in_training(self.statistics)}
+            return super().live_parameters(values)
+        return self.layout.split(weights)
 
-    # Superposition.
+    def finished_parameters(self, task: int) -> dict[str, Tensor]:
+        """``W * M_task`` by name, and the task's running statistics. Raises `KeyError` if the task is not finished."""
+        weights = self.finished_masks.select(task, self.frozen)
+        statistics = self.finished_masks.get_statistics(task)
+        return {**self.layout.split(weights), **self.base.statistics_layout.split(statistics)}
+
+    def superposed(self, coefficients: Tensor | None = None) -> dict[str, Tensor]:
+        """``W * sum_i a_i M_i`` by name, where a combination stands for a weighted mean of its masks."""
+        return self.layout.split(self.finished_masks.superpose(coefficients) * self.frozen)
+
+    def project(self, gradients: dict[str, Tensor], rows: Tensor | None = None) -> Tensor:
+        """``dO/da_i = <dO/dW_a * W, M_i>``: one inner product per mask, ``(*batch, k)``; combinations combine them."""
+        batch_dims = next(iter(gradients.values())).ndim - len(self.layout.shapes[0])
+        vector = self.layout.flatten(gradients, batch_dims=batch_dims) * self.frozen
+        return self.finished_masks.project(vector, rows)
+
+    # What is kept.
 
     @property
     def tasks(self) -> Tensor:
         """The finished tasks, ``(k,)`` int64: masks, then combinations."""
-        return torch.cat([self.bank.tasks, self.combinations.tasks])
+        return self.finished_masks.tasks
 
     @property
     def num_masks(self) -> int:
-        """Finished tasks that are no combination."""
+        """Number of finished tasks that are no combination."""
         return len(self.bank)
-
-    def superposed(self, coefficients: Tensor | None = None) -> dict[str, Tensor]:
-        """``W * sum_i a_i M_i``, where a combination stands for a weighted mean of its masks."""
-        if len(self.combinations):
-            masks, k = len(self.bank), len(self.tasks)
-            if coefficients is None:
-                coefficients = self.frozen.new_full((k,), 1 / k)
-            own, combined = coefficients[:masks], coefficients[masks:]
-            coefficients = own + combined @ self._shares()
-        return self.layout.split(self.bank.superpose(coefficients) * self.frozen)
-
-    def project(self, gradients: dict[str, Tensor], rows: Tensor | None = None) -> Tensor:
-        """``dO/da_i = <dO/dW_a * W, M_i>``: one inner product a mask, ``(*batch, k)``; combinations combine them."""
-        batch_dims = next(iter(gradients.values())).ndim - len(self.layout.shapes[0])
-        vector = self.layout.flatten(gradients, batch_dims=batch_dims) * self.frozen
-        if not len(self.combinations):
-            return self.bank.project(vector, rows)
-        masks = self.bank.project(vector)
-        products = torch.cat([masks, masks @ self._shares().T], dim=-1)
-        return products if rows is None else products[..., rows]
-
-    def _shares(self) -> Tensor:
-        """Coefficients of the combinations, of magnitude 1 in all: else the larger sum would win every gradient."""
-        matrix = self.combinations.matrix(self.bank.tasks)
-        return matrix / matrix.abs().sum(1, keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)
-
-    # What is kept.
 
     def sparsity(self) -> Tensor:
         """Measured share of weights that each mask, or combination, switches off, ``(k,)``."""
-        combined = [self.bank.superpose(row) for row in self.combinations.matrix(self.bank.tasks)]
-        return torch.cat([self.bank.sparsity(), *((weights == 0).float().mean().view(1) for weights in combined)])
+        return self.finished_masks.sparsity()
 
     def task_bytes(self) -> int:
-        """One bit a weight, and the normalisation layers' statistics in float32."""
-        return self.bank.packed.shape[1] + self.bank.statistics.shape[1] * self.bank.statistics.itemsize
+        """Bytes per mask: one bit per weight, and the normalisation layers' statistics in float32."""
+        return self.bank.num_bytes()
 
     def combination_bytes(self) -> int:
-        """Bytes that a combination adds: a float32 a mask, and the normalisation layers' statistics."""
-        return 4 * (len(self.bank) + self.statistics_layout.num_weights)
+        """Bytes per combination: a float32 per mask, and the normalisation layers' statistics."""
+        return 4 * (len(self.bank) + self.bank.statistics.shape[1])
 
     def bytes_of(self, task: int) -> int:
-        """Of a mask, or of a combination."""
+        """Bytes stored for this task."""
         return self.combination_bytes() if task in self.combinations else self.task_bytes()
 
     def parts(self) -> list[Part]:
         """Parameters and statistics in the network's order; the density is that of task 0's mask before training."""
         masks = self.layout.split(self.rule(self._drawn_scores(0)))
+        statistics = self.base.statistics_layout.names
         parts = []
         for name, tensor in self.network.state_dict().items():
             kept, density, task_bytes = "frozen", None, 0.0
-            if name not in masks and name in self._regrown and name not in self.statistics_layout.names:
-                kept = "tied"
-            elif name in masks:
+            if name in masks:
                 kept, density, task_bytes = "mask", masks[name].mean().item(), tensor.numel() / 8
-            elif name in self.statistics_layout.names:
-                kept, task_bytes = "statistics", float(tensor.numel() * self.statistics.itemsize)
+            elif name in statistics:
+                kept, task_bytes = "statistics", 4.0 * tensor.numel()
+            elif name in self.base.regrown:
+                kept = "tied"
             parts.append(Part(name, tuple(tensor.shape), kept, density, task_bytes))
         return parts
 
@@ -487,42 +354,19 @@ class SupSup(FrozenNetworkMethod):
         return {**init, **({} if self.search is None else {"sparsity_search": self.search.report()})}
 
     def _learned(self) -> dict[str, Tensor]:
-        """The bank, and the combinations where there are any."""
-        bank = {name: value for name, value in self.bank.state_dict().items() if name != "statistics" or value.shape[1]}
-        combined = self.combinations.state_dict() if len(self.combinations) else {}
-        return {**bank, **codec.prefixed("combinations.", combined)}
+        return self.finished_masks.state()
 
     def _check_learned(self, tensors: dict[str, Tensor]) -> None:
-        check_names(tensors, {"packed", "tasks"}, optional=self._optional(tensors))
-        bank, combined = self._parts_of(tensors)
-        self.bank.check_state(bank)
-        self.combinations.check_state(combined)
-        _check_combined(bank, combined)
-
-    def _optional(self, tensors: dict[str, Tensor]) -> set[str]:
-        """Statistics where the network has any, and combinations as a whole."""
-        combined = {f"combinations.{name}" for name in self.combinations.state_dict()}
-        statistics = {"statistics"} if self.statistics_layout.names else set()
-        return statistics | (combined if combined <= tensors.keys() else set())
+        self.finished_masks.check_state(tensors)
 
     def _set_learned(self, tensors: dict[str, Tensor]) -> None:
-        """Both from a file."""
-        bank, combined = self._parts_of(tensors)
-        if len(bank["tasks"]) and len(self.start.remembered) and not self.start.num_tasks:
+        if len(tensors["tasks"]) and len(self.start.remembered) and not self.start.num_tasks:
             logger.warning(
                 "mask.init=%s: a file of masks holds no scores, so the next task starts at random; a checkpoint has "
                 "them.",
                 self.start.init,
             )
-        self.bank.load_state_dict(bank)
-        self.combinations.load_state_dict(combined)
-
-    def _parts_of(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """States of bank and combinations out of a file's tensors."""
-        bank = {name: tensors[name] for name in ("packed", "tasks")}
-        bank["statistics"] = tensors.get("statistics", torch.empty(bank["tasks"].numel(), 0))
-        combined = codec.under("combinations.", tensors)
-        return bank, combined or Combinations(self.statistics_layout.num_weights).state_dict()
+        self.finished_masks.load_state(tensors)
 
     def merge(self, path: str | Path) -> None:
         """Add the tasks of a bank file, trained elsewhere on the same network.
@@ -532,7 +376,6 @@ class SupSup(FrozenNetworkMethod):
             KeyError: a task is in both and differs. Nothing is merged then.
         """
         learned, parameters = self._read(path)
-        bank, combined = self._parts_of(learned)
         own = self.network.state_dict()
         different = [name for name, value in parameters.items() if not torch.equal(own[name].cpu(), value)]
         if different:
@@ -540,37 +383,28 @@ class SupSup(FrozenNetworkMethod):
                 f"The mask bank {path} was trained with other values of {', '.join(different)}, which are not masked. "
                 "Make the network from the same seed (lightning.seed_everything) wherever it is trained."
             )
-        if len(combined["tasks"]):
-            raise MismatchError(
-                f"The mask bank {path} holds combinations of its masks, which cannot be merged; load it by itself."
-            )
-        other = MaskBank(self.layout.num_weights, self.statistics_layout.num_weights)
-        other.load_state_dict(bank)
-        clashes = sorted({*other.tasks.tolist()} & {*self.combinations.tasks.tolist()})
-        if clashes:
-            raise KeyError(f"Tasks {clashes} are combinations here and masks in {path}; nothing is merged.")
-        self.bank.merge(other)
+        self.finished_masks.merge(learned, str(path))
+
+    # Checkpoints.
 
     def get_extra_state(self) -> dict[str, Any]:
-        """With what is in training: a mask, several of them, or coefficients."""
-        return {**super().get_extra_state(), "combining": self.combining, "together": self.together}
+        """The identity, and whether a combination is in training; into `state_dict`."""
+        return {**super().get_extra_state(), "combining": self.combining}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """From `state_dict`."""
-        super().set_extra_state(state)
         self.combining = state.get("combining", False)
-        self.together = tuple(state.get("together", ()))
 
     def _follow_network(self) -> None:
         super()._follow_network()
-        if self.search is not None and self.task_in_training is not None:
-            self.rule = self.rules[self.search.begin(self.task_in_training)]
+        if self.search is not None and self.live.tasks:
+            self.rule = self.rules[self.search.begin(self.live.task)]
 
     def _fill_in(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """What checkpoints did not have before there was any of it."""
+        """Parts of the state that older checkpoints do not have."""
         for name, value in self.start.state_dict().items():
             state_dict.setdefault(f"{prefix}start.{name}", value)
-        for name, value in Combinations(self.statistics_layout.num_weights).state_dict().items():
+        for name, value in Combinations(self.bank.statistics.shape[1]).state_dict().items():
             state_dict.setdefault(f"{prefix}combinations.{name}", value)
         kept = f"{prefix}kept_scores._extra_state"
         if self.kept_scores is None:
@@ -580,25 +414,7 @@ class SupSup(FrozenNetworkMethod):
 
     def _check_state(self, state: dict[str, Any], *, strict: bool) -> None:
         super()._check_state(state, strict=strict)
-        _check_combined(codec.under("bank.", state), codec.under("combinations.", state))
-        rows = [tuple(state[name].shape[:-1]) for name in self.row_each if name in state]
-        if len(set(rows)) > 1 or any(len(shape) > 1 for shape in rows):
-            raise DataError(f"What is stored in training is damaged: it is of {' and '.join(map(str, rows))} tasks.")
+        check_combined(codec.under("bank.", state), codec.under("combinations.", state))
         kept = state.get("kept_scores._extra_state", {"scores": {}})["scores"]
         if any(scores.shape != (self.layout.num_weights,) for scores in kept.values()):
             raise DataError("What is stored of the scores of finished tasks is damaged.")
-
-    def _make_room_for(self, state: dict[str, Any]) -> None:
-        if "scores" in state:
-            self._make_room(tuple(state["scores"].shape[:-1]))
-
-
-def _check_combined(bank: dict[str, Tensor], combined: dict[str, Tensor]) -> None:
-    """Raise `DataError` where combinations rest on no masks or on absent ones, or have a mask of their own."""
-    if not combined or not bank:
-        return
-    own = {*bank["tasks"].tolist()}
-    used = combined["masks"][combined["coefficients"].any(0)]
-    without_masks = ~combined["coefficients"].any(1)
-    if own & {*combined["tasks"].tolist()} or not {*used.tolist()} <= own or without_masks.any():
-        raise DataError("What is stored of each combination is damaged: it does not fit the masks.")

@@ -19,6 +19,7 @@ from supsup_lightning import __version__
 from supsup_lightning.checks.trainer_checks import LIMITS
 from supsup_lightning.files import replacing
 from supsup_lightning.methods import Method
+from supsup_lightning.methods.protocols import TrainsOn
 from supsup_lightning.module import ContinualModule
 from supsup_lightning.report.metrics import TaskAccuracy, TaskAssignment, backward_transfer, forgetting
 from supsup_lightning.scenario import Scenario
@@ -80,8 +81,8 @@ def results(
     return {
         **run,
         "num_tasks": len(per_task),
-        "num_masks": method.num_masks,
-        "tasks_at_once": method.tasks_at_once,
+        "num_masks": num_masks(method),
+        "tasks_at_once": method.live.rows,
         "average_accuracy": round(sum(per_task) / len(per_task), 6),
         "accuracy_per_task": per_task,
         **_validation(validation or {}, num_tasks=len(per_task)),
@@ -98,7 +99,7 @@ def results(
         **({} if recovery is None else {"recovery": dict(recovery)}),
         **(stream or {}),
         "model_bytes": model_bytes,
-        "cap": round((model_bytes + method.kept_elsewhere()) / method.dense_bytes(), 6),
+        "cap": round((model_bytes + kept.get("network", 0)) / method.dense_bytes(), 6),
         "train_seconds": round(sum(seconds_per_task), 3),
         "seconds_per_task": [round(seconds, 4) for seconds in seconds_per_task],
         "inference_ms_per_batch": round(inference_ms_per_batch, 4),
@@ -138,12 +139,21 @@ def stream(module: ContinualModule, assignment: TaskAssignment) -> dict[str, Any
         if task in module.true_tasks:
             learned[module.true_tasks[task]].append(task)
     return {
-        "num_combinations": len(method.tasks) - method.num_masks,
-        "combination_bytes": method.combination_bytes(),
+        "num_combinations": len(method.tasks) - num_masks(method),
+        "combination_bytes": method.combination_bytes() if isinstance(method, TrainsOn) else 0,
         "adjusted_rand_index": figures["adjusted_rand_index"],
         "assignment_accuracy": figures["matched"],
         "learned_as": {str(task): own for task, own in learned.items()},
     }
+
+
+def num_masks(method: Method) -> int:
+    """Number of finished tasks that are no combination of others."""
+    return method.num_masks if isinstance(method, TrainsOn) else len(method.tasks)
+
+
+def _bytes_of(method: Method, task: int) -> int:
+    return method.bytes_of(task) if isinstance(method, TrainsOn) else method.task_bytes()
 
 
 def peak_memory_bytes() -> int | None:
@@ -285,7 +295,7 @@ def table(result: Mapping[str, Any], *, accuracy: TaskAccuracy, method: Method) 
         own = [task] if learned_as is None else learned_as.get(str(task), [])
         off = f"{sum(sparsity[number] for number in own) / len(own):.4f}" if own else ""
         row = [str(task), f"{value:.4f}", f"{found[task]:.4f}" if hidden else "given", off]
-        row.append(f"{sum(method.bytes_of(number) for number in own):,}")
+        row.append(f"{sum(_bytes_of(method, number) for number in own):,}")
         if learned_as is not None:
             row.append(", ".join(map(str, own)) or "nothing of its own")
         rows.append(row)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from supsup_lightning.errors import ConfigurationError, check_choice
 from supsup_lightning.layout import Layout
-from supsup_lightning.methods.trained_network import TrainedNetworkMethod
+from supsup_lightning.methods.baselines.trained_network import TrainedNetworkMethod
 
 
 class TrunkMethod(TrainedNetworkMethod):
@@ -58,7 +58,7 @@ class TrunkMethod(TrainedNetworkMethod):
             seed=seed,
         )
         self.trunk = trunk
-        self.needs_base = trunk == "random"  # the network's own
+        self._needs_base = trunk == "random"  # the network's own
         self.shared = shared
         self.row_learning_rate = learning_rate
         self.register_buffer("trunk_values", torch.zeros(num_shared, dtype=torch.float32))
@@ -73,20 +73,21 @@ class TrunkMethod(TrainedNetworkMethod):
     def _trains_trunk(self) -> bool:
         return self.trunk == "trained" and not len(self.finished)
 
-    def _start(self, task: int) -> None:
+    def _start(self) -> tuple[list[Tensor] | None, Tensor | None]:
         row = self._initial_row()
-        self._set_values(torch.cat([row, self._initial(self.shared)]) if self._trains_trunk else row)
-        self.statistics.copy_(self._fresh_statistics())
+        values = torch.cat([row, self._initial(self.shared)]) if self._trains_trunk else row
+        return [values], self.base.fresh_statistics()
 
-    def finish_task(self, task: int) -> None:
+    def finish_task(self, *tasks: int) -> None:
         """Keep the row, and the trunk of the first task."""
-        self._check_training(task)
+        self.live.check(tasks)
         if self._trains_trunk:
-            self.trunk_values.copy_(self._apart(self.values)[1].detach())
-        super().finish_task(task)
+            self.trunk_values.copy_(self._apart(self.live.values[0])[1].detach())
+        super().finish_task(*tasks)
 
-    def _in_training(self, task: int) -> dict[str, Tensor]:
-        row, trunk = self._apart(self.values)
+    def live_parameters(self, values: Tensor) -> dict[str, Tensor]:
+        """Parameters by name out of a row, and of the trunk if that is trained."""
+        row, trunk = self._apart(values)
         return self._combined(row, self.shared.split(trunk) if self._trains_trunk else self._frozen_trunk())
 
     def _of(self, task: int, row: Tensor) -> dict[str, Tensor]:
@@ -103,11 +104,11 @@ class TrunkMethod(TrainedNetworkMethod):
         row_size = self.finished.get_buffer("values").shape[1]
         return values[:row_size], values[row_size:]
 
-    def _row(self) -> Tensor:
-        return self._apart(self.values)[0]
+    def _row(self, values: Tensor) -> Tensor:
+        return self._apart(values)[0]
 
     def _is_needed(self, name: str) -> bool:
-        return super()._is_needed(name) or (self.needs_base and name in self.shared.names)
+        return super()._is_needed(name) or (self._needs_base and name in self.shared.names)
 
     def _kept_of_trunk(self) -> tuple[str, float]:
         return ("shared" if self.trunk == "trained" else "frozen"), 0.0

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from supsup_lightning.methods.fine_tune import LowerBound
+from supsup_lightning.methods.baselines.bounds import LowerBound
 from supsup_lightning.seeding import generator
 
 # Rotations of tasks that are asked again are kept for a while: drawing them takes longer than a forward pass.
@@ -39,7 +39,7 @@ class PSP(LowerBound):
         self._cached: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
 
     @property
-    def needs_seed(self) -> bool:
+    def _needs_seed(self) -> bool:
         """Always, as it makes the rotations."""
         return True
 
@@ -47,8 +47,10 @@ class PSP(LowerBound):
         """``C_k`` ``(inputs, inputs)`` of each weight of two or more dimensions."""
         if task not in self._cached:
             drawn = {
-                name: _rotation(shape[1:].numel(), generator(self.seed, "rotation", task, name)).to(self.values.device)
-                for name, shape in zip(self.base.names, map(torch.Size, self.base.shapes), strict=True)
+                name: _rotation(shape[1:].numel(), generator(self.seed, "rotation", task, name)).to(
+                    self.live.values.device
+                )
+                for name, shape in zip(self.base.drawn.names, map(torch.Size, self.base.drawn.shapes), strict=True)
             }
             most = _MOST_CACHED_BYTES // max(1, sum(rotation.nbytes for rotation in drawn.values()))
             while len(self._cached) > max(0, most - 1):
@@ -57,25 +59,25 @@ class PSP(LowerBound):
         self._cached.move_to_end(task)
         return self._cached[task]
 
-    def _start(self, task: int) -> None:
-        super()._start(task)
-        self.statistics.copy_(self._fresh_statistics())
+    def _start(self) -> tuple[list[Tensor] | None, Tensor | None]:
+        return super()._start()[0], self.base.fresh_statistics()
 
-    def _in_training(self, task: int) -> dict[str, Tensor]:
-        return self._rotated(task, self.layout.split(self.values))
+    def live_parameters(self, values: Tensor) -> dict[str, Tensor]:
+        """Parameters by name, rotated for the task in training."""
+        return self._rotated(self.live.task, self.layout.split(values))
 
     def _of(self, task: int, row: Tensor) -> dict[str, Tensor]:
-        return self._rotated(task, self.layout.split(self.values.detach()))
+        return self._rotated(task, self.layout.split(self.live.values[0].detach()))
 
     def _rotated(self, task: int, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-        with torch.autocast(self.values.device.type, enabled=False):  # weights keep their precision
+        with torch.autocast(self.live.values.device.type, enabled=False):  # weights keep their precision
             for name, rotation in self.rotations(task).items():
                 weight = parameters[name]
                 parameters[name] = (weight.flatten(1) @ rotation).view_as(weight)
         return parameters
 
     def _kept_of(self, name: str, shape: tuple[int, ...]) -> tuple[str, float]:
-        return ("rotated" if name in self.base.names else "overwritten"), 0.0
+        return ("rotated" if name in self.base.drawn.names else "overwritten"), 0.0
 
     def _apply(self, fn, recurse=True):
         self._cached.clear()  # they regrow on the new device

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.layout import Layout
-from supsup_lightning.methods.trunk import TrunkMethod
+from supsup_lightning.methods.baselines.trunk import TrunkMethod
 
 
 class SeparateHeads(TrunkMethod):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from supsup_lightning.errors import ConfigurationError, check_whole
 from supsup_lightning.layout import ByName, Layout
-from supsup_lightning.methods.trained_network import TrainedNetworkMethod
+from supsup_lightning.methods.baselines.trained_network import TrainedNetworkMethod
 
 
 class UpperBound(TrainedNetworkMethod):
@@ -28,7 +28,7 @@ class UpperBound(TrainedNetworkMethod):
     40
     """
 
-    needs_base = False
+    _needs_base = False
 
     def __init__(self, network: nn.Module, *, weights: str = "kaiming_uniform", seed: int = 0) -> None:
         super().__init__(network, weights=weights, seed=seed)
@@ -137,33 +137,33 @@ class LowerBound(TrainedNetworkMethod):
     (0, {'tasks': 24, 'weights': 40})
     """
 
-    needs_base = False
+    _needs_base = False
     shares_statistics = True
     begins_anew = False
 
     def __init__(self, network: nn.Module, *, weights: str = "kaiming_uniform", seed: int = 0) -> None:
         super().__init__(network, row_size=0, weights=weights, seed=seed)
 
-    def _start(self, task: int) -> None:
-        if not len(self.finished):
-            super()._start(task)
+    def _start(self) -> tuple[list[Tensor] | None, Tensor | None]:
+        return (None, None) if len(self.finished) else super()._start()
 
     def _of(self, task: int, row: Tensor) -> dict[str, Tensor]:
-        return self.layout.split(self.values.detach())
+        return self.layout.split(self.live.values[0].detach())
 
-    def _row(self) -> Tensor:
-        return self.values[:0]
+    def _row(self, values: Tensor) -> Tensor:
+        return values[:0]
 
     def _kept_of(self, name: str, shape: tuple[int, ...]) -> tuple[str, float]:
         return "overwritten", 0.0
 
     def _learned(self) -> dict[str, Tensor]:
         """The one network, and which tasks it has seen."""
-        statistics = {"shared_statistics": self.statistics} if self.shares_statistics and len(self.statistics) else {}
-        return {**super()._learned(), "weights": self.values, **statistics}
+        shared = self.shares_statistics and self.live.statistics.numel()
+        statistics = {"shared_statistics": self.live.statistics[0]} if shared else {}
+        return {**super()._learned(), "weights": self.live.values[0], **statistics}
 
     def _set_learned(self, tensors: dict[str, Tensor]) -> None:
         super()._set_learned(tensors)
-        self.values.data.copy_(tensors["weights"])
+        self.live.values.data[0] = tensors["weights"]
         if "shared_statistics" in tensors:
-            self.statistics.copy_(tensors["shared_statistics"])
+            self.live.statistics[0] = tensors["shared_statistics"]

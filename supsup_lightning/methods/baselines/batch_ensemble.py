@@ -1,10 +1,9 @@
 """BatchEnsemble (Wen et al. 2020): tasks share weights, each scaled by a matrix of rank one."""
 
-import torch
 from torch import Tensor, nn
 
 from supsup_lightning.layout import Layout
-from supsup_lightning.methods.trunk import TrunkMethod
+from supsup_lightning.methods.baselines.trunk import TrunkMethod
 
 
 class BatchEnsemble(TrunkMethod):
@@ -56,7 +55,7 @@ class BatchEnsemble(TrunkMethod):
 
     def _initial_row(self) -> Tensor:
         """Ones, under which a task begins with the trunk as it is."""
-        return torch.ones_like(self.values[: self.outputs.num_weights + self.inputs.num_weights])
+        return self.live.values.new_ones(self.outputs.num_weights + self.inputs.num_weights)
 
     def _combined(self, row: Tensor, trunk: dict[str, Tensor]) -> dict[str, Tensor]:
         s, t = row.split([self.outputs.num_weights, self.inputs.num_weights])

@@ -1,0 +1,59 @@
+"""Which tasks an epoch belongs to: arithmetic on its number alone, so that a resumed run continues exactly."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """Tasks are trained in groups, of one as a rule, and once, or several times from the start ("trials").
+
+    Attributes:
+        num_tasks: number of tasks.
+        epochs_per_task: epochs of one training of a task.
+        trials_per_task: number of trainings per task, where a method searches.
+        tasks_at_once: number of tasks trained in the same step.
+
+    >>> times = Timetable(num_tasks=3, epochs_per_task=4, tasks_at_once=2)
+    >>> times.num_epochs, list(times.tasks(3)), list(times.tasks(4)), times.ends_task(3)
+    (8, [0, 1], [2], True)
+    """
+
+    num_tasks: int
+    epochs_per_task: int
+    trials_per_task: int = 1
+    tasks_at_once: int = 1
+
+    @property
+    def epochs_of_task(self) -> int:
+        """Epochs of all trainings of a task."""
+        return self.trials_per_task * self.epochs_per_task
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of all tasks."""
+        return -(-self.num_tasks // self.tasks_at_once) * self.epochs_of_task
+
+    def tasks(self, epoch: int) -> range:
+        """The tasks that are trained in this epoch."""
+        first = epoch // self.epochs_of_task * self.tasks_at_once
+        return range(first, min(first + self.tasks_at_once, self.num_tasks))
+
+    def within_task(self, epoch: int) -> int:
+        """The epoch counted from the beginning of its training of a task."""
+        return epoch % self.epochs_per_task
+
+    def begins_trial(self, epoch: int) -> bool:
+        """Whether this is the first epoch of a training of a task."""
+        return self.within_task(epoch) == 0
+
+    def ends_trial(self, epoch: int) -> bool:
+        """Whether this is the last epoch of a training of a task."""
+        return self.within_task(epoch + 1) == 0
+
+    def ends_task(self, epoch: int) -> bool:
+        """Whether this is the last epoch of its tasks."""
+        return (epoch + 1) % self.epochs_of_task == 0
+
+    def is_last_trial(self, epoch: int) -> bool:
+        """Whether this is an epoch of the last training of its tasks."""
+        return epoch % self.epochs_of_task >= self.epochs_of_task - self.epochs_per_task
