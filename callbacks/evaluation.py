@@ -3,16 +3,19 @@
 from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
 
 from supsup_lightning.checks.trainer_checks import task_data
+from supsup_lightning.checks.untouched import in_mode
 from supsup_lightning.data.tasks import limited
 from supsup_lightning.errors import ConfigurationError, as_whole
-from supsup_lightning.module import ContinualModule, in_mode
 from supsup_lightning.report.metrics import TaskAccuracy
+
+if TYPE_CHECKING:
+    from supsup_lightning.module import ContinualModule
 
 
 class EvaluateSeenTasks(L.Callback):
@@ -56,21 +59,21 @@ class EvaluateSeenTasks(L.Callback):
         self.seconds = 0.0
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: ContinualModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: "ContinualModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """In an unannounced stream, test the tasks seen so far where the first block of one ends."""
         data = trainer.datamodule
         if not pl_module.scenario.task_known_in_training:
             self._evaluate(trainer, pl_module, data.tasks_seen(data.step(trainer.current_epoch, batch_idx)))
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Where a task ends, test all finished tasks."""
         data, epoch = trainer.datamodule, trainer.current_epoch
         if pl_module.scenario.task_known_in_training and data.timetable.ends_task(epoch):
             learned = data.timetable.tasks(epoch)
             self._evaluate(trainer, pl_module, range(learned[-1] + 1), new=len(learned))
 
-    def _evaluate(self, trainer: L.Trainer, module: ContinualModule, tasks: Collection[int], *, new: int = 1) -> None:
+    def _evaluate(self, trainer: L.Trainer, module: "ContinualModule", tasks: Collection[int], *, new: int = 1) -> None:
         """Test these tasks, if their number is listed, or was passed by with the ``new`` ones."""
         passed = range(len(tasks) - new + 1, len(tasks) + 1)
         listed = self.eval_at == "all" or any(count in passed for count in self.eval_at)
@@ -88,7 +91,7 @@ class EvaluateSeenTasks(L.Callback):
         num_tasks = task_data(trainer, "test").num_tasks
         self.matrix = self.matrix[:num_tasks, :num_tasks]
 
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """The final test is the last row."""
         assert pl_module.test_accuracy is not None
         accuracy, _ = pl_module.test_accuracy.compute()
@@ -115,7 +118,7 @@ def evaluation_of(trainer: L.Trainer) -> EvaluateSeenTasks | None:
 
 
 @torch.no_grad()
-def evaluate_tasks(module: ContinualModule, data: Any, tasks: Iterable[int], *, limit: float = 1.0) -> TaskAccuracy:
+def evaluate_tasks(module: "ContinualModule", data: Any, tasks: Iterable[int], *, limit: float = 1.0) -> TaskAccuracy:
     """Test these tasks with the masks that there are now, by the rules of the module's scenario.
 
     Args:

@@ -1,7 +1,7 @@
 """Stops a training that has diverged."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -9,7 +9,9 @@ from torch import Tensor
 
 from supsup_lightning.data.values import are_numbers
 from supsup_lightning.errors import DataError, TrainingDiverged
-from supsup_lightning.module import ContinualModule
+
+if TYPE_CHECKING:
+    from supsup_lightning.module import ContinualModule
 
 
 class LossGuard(L.Callback):
@@ -32,7 +34,7 @@ class LossGuard(L.Callback):
         self.numbers.clear()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: ContinualModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: "ContinualModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the loss; look at the kept ones now and then, and after the epoch's last."""
         self.losses.append(outputs["loss"] if isinstance(outputs, Mapping) else outputs)

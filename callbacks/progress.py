@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from math import isfinite
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
@@ -12,8 +12,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from supsup_lightning.callbacks.task_boundary import boundary_of
 from supsup_lightning.callbacks.task_discovery import discovery_of
-from supsup_lightning.module import ContinualModule
 from supsup_lightning.report.summary import num_masks
+
+if TYPE_CHECKING:
+    from supsup_lightning.module import ContinualModule
 
 _SECONDS_BETWEEN_REFRESHES = 0.2
 
@@ -51,7 +53,7 @@ class TaskProgress(ProgressBar):
         self._open(trainer.datamodule.num_epochs, completed=self._first_epoch)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: ContinualModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: "ContinualModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Refresh a few times a second; between refreshes this costs nothing."""
         if self._progress is None or monotonic() - self._refreshed < _SECONDS_BETWEEN_REFRESHES:
@@ -67,7 +69,7 @@ class TaskProgress(ProgressBar):
         else:
             self._update(epochs, f"training task {pl_module.method.live.task}", f"{accuracy}  {_discovered(pl_module)}")
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """One line for a finished task, or for an epoch in which tasks were to be discovered."""
         if not self._enabled:
             return
@@ -100,7 +102,7 @@ class TaskProgress(ProgressBar):
         minutes_left = (data.num_tasks - data.timetable.tasks(trainer.current_epoch)[-1] - 1) / rate
         self._print(f"task {task + 1}/{data.num_tasks}{said}  {rate:.1f} tasks/min  {_clock(60 * minutes_left)} left")
 
-    def _print_epoch(self, trainer: L.Trainer, module: ContinualModule) -> None:
+    def _print_epoch(self, trainer: L.Trainer, module: "ContinualModule") -> None:
         data, discovery = trainer.datamodule, discovery_of(trainer)
         begun = data.step(trainer.current_epoch, 0)
         for decision in discovery.decisions if discovery is not None else ():
@@ -181,13 +183,13 @@ class TaskProgress(ProgressBar):
         return 60 * tasks / max(1e-9, monotonic() - self._began)
 
 
-def _batch_accuracy(module: ContinualModule, outputs: Any) -> float:
+def _batch_accuracy(module: "ContinualModule", outputs: Any) -> float:
     if not isinstance(outputs, Mapping) or not module.method.live.tasks:
         return float("nan")
     return module.batch_accuracy(outputs["logits"], outputs["labels"]).item()
 
 
-def _discovered(module: ContinualModule) -> str:
+def _discovered(module: "ContinualModule") -> str:
     tasks = len(module.method.tasks)
     masks = num_masks(module.method)
     combined = f" and {tasks - masks} combinations" if tasks > masks else ""

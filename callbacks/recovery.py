@@ -2,7 +2,7 @@
 
 import csv
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor
 from supsup_lightning.files import replacing
 from supsup_lightning.inference import HopfieldRecovery
 from supsup_lightning.methods.protocols import RecoversMasks, require
-from supsup_lightning.module import ContinualModule
 from supsup_lightning.report.metrics import RecoveryStatistics
+
+if TYPE_CHECKING:
+    from supsup_lightning.module import ContinualModule
 
 # Of more, loggers would get a hundred curves and more.
 _MOST_LOGGED_MASKS = 10
@@ -37,7 +39,7 @@ class RecordRecovery(L.Callback):
         self.traces: dict[int, Tensor] = {}
         self.statistics: RecoveryStatistics | None = None
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_test_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Start anew."""
         self.traces.clear()
         self.statistics = RecoveryStatistics().to(pl_module.device)
@@ -45,7 +47,7 @@ class RecordRecovery(L.Callback):
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: ContinualModule,
+        pl_module: "ContinualModule",
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -66,12 +68,12 @@ class RecordRecovery(L.Callback):
             distances = recovery.distances(masks)
             self.traces[dataloader_idx] = torch.cat([values, distances.to(values.dtype)], dim=1).cpu()
 
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Bring the counts of all processes together."""
         assert self.statistics is not None
         self.statistics.compute()
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_test_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Write and log what was followed, in the first process, to which each task's first batch goes."""
         if not trainer.is_global_zero:
             return

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -19,9 +19,11 @@ from supsup_lightning.checks.trainer_checks import shortened
 from supsup_lightning.cli import optimized_metric
 from supsup_lightning.errors import SaveError
 from supsup_lightning.files import set_aside
-from supsup_lightning.module import ContinualModule
 from supsup_lightning.report import summary
 from supsup_lightning.runs import run_identity
+
+if TYPE_CHECKING:
+    from supsup_lightning.module import ContinualModule
 
 logger = logging.getLogger(__name__)
 
@@ -78,18 +80,18 @@ class WriteResults(L.Callback):
             for task, share in trainer.datamodule.true_tasks(trainer.current_epoch).items():
                 self.seconds[task] = self.seconds.get(task, 0.0) + share * seconds
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Where tasks are finished, keep their validation accuracy."""
         data, epoch = trainer.datamodule, trainer.current_epoch
         if pl_module.scenario.task_known_in_training and data.timetable.ends_task(epoch):
             tasks = data.timetable.tasks(epoch)
             self.validation |= dict(zip(tasks, validation_accuracies(trainer, pl_module, tasks), strict=True))
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Write the bank."""
         self._save_bank(trainer, pl_module)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: ContinualModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: "ContinualModule", exception: BaseException) -> None:
         """Keep the finished masks of a training that broke off."""
         finished = len(pl_module.method.tasks)
         if finished and self._training_began:
@@ -115,7 +117,7 @@ class WriteResults(L.Callback):
         _wait_for_accelerator()
         self.test_seconds.append(perf_counter() - self._started)
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_test_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Write results.json and accuracy_matrix.csv, tell the loggers, and print the table."""
         skipped = torch.tensor(trainer.datamodule.num_skipped(), device=pl_module.device)
         skipped = trainer.strategy.reduce(skipped, reduce_op="sum")
@@ -170,7 +172,7 @@ class WriteResults(L.Callback):
         self.seconds = state_dict["seconds"]
         self.validation = state_dict.get("validation", {})  # absent from older ones
 
-    def _save_bank(self, trainer: L.Trainer, module: ContinualModule) -> None:
+    def _save_bank(self, trainer: L.Trainer, module: "ContinualModule") -> None:
         if trainer.is_global_zero:
             contents = digest(module.method.kept())
             if contents != self._saved or not self.bank_path.exists():  # the test changes nothing
@@ -178,7 +180,7 @@ class WriteResults(L.Callback):
                 self._saved = contents
 
 
-def validation_accuracies(trainer: L.Trainer, module: ContinualModule, tasks: Sequence[int]) -> list[float]:
+def validation_accuracies(trainer: L.Trainer, module: "ContinualModule", tasks: Sequence[int]) -> list[float]:
     """Of what is kept of the tasks that an epoch has finished, each given; NaN where it was not validated."""
     search = module.method.details().get("sparsity_search")
     if search is not None:  # the training that is kept need not be the last

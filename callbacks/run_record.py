@@ -1,7 +1,7 @@
 """Ties training to the job that it is part of."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
@@ -11,9 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from supsup_lightning.files import replacing
-from supsup_lightning.module import ContinualModule
 from supsup_lightning.runs import run_identity, stopping
 from supsup_lightning.runs.run_identity import Identity
+
+if TYPE_CHECKING:
+    from supsup_lightning.module import ContinualModule
 
 
 class RecordRun(L.Callback):
@@ -32,14 +34,14 @@ class RecordRun(L.Callback):
         self.config = config
         self.folder = folder
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """From here on, what lies in the directory is this run's."""
         if trainer.world_size > 1:  # Lightning's handler waits for the other processes, which wait for this one's step
             stopping.take_over(lambda: _note_sigterm(trainer))
         if trainer.ckpt_path is None or not (self.folder / run_identity.FILE).exists():
             self._write(trainer, pl_module)
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_test_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """For a run of an earlier version, of which nothing but its test was left to do."""
         if not (self.folder / run_identity.FILE).exists():
             self._write(trainer, pl_module)
@@ -48,7 +50,7 @@ class RecordRun(L.Callback):
         """Lightning itself looks for a signal in training, but here only before a loader's last batch."""
         stopping.raise_if_asked()
 
-    def _write(self, trainer: L.Trainer, module: ContinualModule) -> None:
+    def _write(self, trainer: L.Trainer, module: "ContinualModule") -> None:
         if trainer.is_global_zero:
             self.identity.write(
                 self.folder,

@@ -1,11 +1,13 @@
 """What nobody tells the learner, kept for reports: the true task of each training batch, beside the one it trained."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning as L
 
-from supsup_lightning.module import ContinualModule
 from supsup_lightning.report.metrics import TaskAssignment
+
+if TYPE_CHECKING:
+    from supsup_lightning.module import ContinualModule
 
 
 class Stretch(NamedTuple):
@@ -35,16 +37,16 @@ class RecordStream(L.Callback):
         self.num_steps = 0
         self._batches: dict[int, dict[int, int]] = {}  # of each of the learner's tasks, by true task
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Tell the module what a resumed run knew."""
         self._update_true_tasks(pl_module)
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_test_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Likewise, as a run that resumes after its training does not start that again."""
         self._update_true_tasks(pl_module)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: ContinualModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: "ContinualModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note the true task of the batch."""
         data = trainer.datamodule
@@ -79,7 +81,7 @@ class RecordStream(L.Callback):
         self.num_steps = state_dict["num_steps"]
         self._batches = state_dict["batches"]
 
-    def _update_true_tasks(self, module: ContinualModule) -> None:
+    def _update_true_tasks(self, module: "ContinualModule") -> None:
         module.true_tasks = {task: _most_frequent(counts) for task, counts in self._batches.items()}
 
 

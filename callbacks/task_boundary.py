@@ -1,6 +1,6 @@
 """Where one task ends and the next begins."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -12,9 +12,11 @@ from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.patience import Patience
 from supsup_lightning.methods.protocols import Searches, WarmStarts
-from supsup_lightning.module import ContinualModule
 from supsup_lightning.planning import trials_of
 from supsup_lightning.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from supsup_lightning.module import ContinualModule
 
 
 class TaskBoundary(L.Callback):
@@ -32,7 +34,7 @@ class TaskBoundary(L.Callback):
     def __init__(self) -> None:
         self.patience = Patience()
 
-    def setup(self, trainer: L.Trainer, pl_module: ContinualModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: "ContinualModule", stage: str) -> None:
         """Raise `ConfigurationError` where the trainer would not serve each task its own data."""
         if stage == "fit":
             wanted = "data that say where a task begins; others need scenario=nns, with TaskDiscovery in its place"
@@ -58,11 +60,11 @@ class TaskBoundary(L.Callback):
             if trainer.current_epoch == 0:
                 self.patience = Patience()  # not another training's
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Where a run resumes after a task has ended early, its epochs that are left train nothing."""
         trainer.datamodule.task_is_over = self.patience.over
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Where a run resumes within a task, make the schedule anew: it was made before the task was known."""
         _check_tasks(trainer, pl_module, over=self.patience.over)
         if trainer.datamodule.timetable.begins_trial(trainer.current_epoch):
@@ -74,7 +76,7 @@ class TaskBoundary(L.Callback):
         for part, state in zip((*trainer.optimizers, *schedules), states, strict=True):
             part.load_state_dict(state)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Begin a task in its first epoch; in every epoch, seed what layers draw (dropout, say) from task and epoch."""
         data, epoch = trainer.datamodule, trainer.current_epoch
         stop_between_epochs(trainer)
@@ -91,7 +93,7 @@ class TaskBoundary(L.Callback):
             trainer.strategy.setup_optimizers(trainer)
         torch.manual_seed(derive_seed(data.seed, "layers", epoch, trainer.global_rank))
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Finish a task in its last epoch, or before, and a trial, where there are several, in its own."""
         data, epoch = trainer.datamodule, trainer.current_epoch
         if not self.patience.over:
@@ -105,7 +107,7 @@ class TaskBoundary(L.Callback):
             self.patience.begin()
         data.task_is_over = self.patience.over
 
-    def _end_trial(self, trainer: L.Trainer, module: ContinualModule) -> None:
+    def _end_trial(self, trainer: L.Trainer, module: "ContinualModule") -> None:
         data, method = trainer.datamodule, module.method
         tasks = data.timetable.tasks(trainer.current_epoch)
         if data.patience is not None:
@@ -139,7 +141,7 @@ def _trained(method: Method) -> list[Tensor]:
     return [method.live.values, method.live.statistics]
 
 
-def _validated(module: ContinualModule) -> float:
+def _validated(module: "ContinualModule") -> float:
     """Validation accuracy of the epoch; the same in all processes."""
     assert module.validation_accuracy is not None
     return module.validation_accuracy.compute()[0].float().nanmean().item()
@@ -153,7 +155,7 @@ def stop_between_epochs(trainer: L.Trainer) -> None:
     trainer.fit_loop.min_epochs = max(trainer.fit_loop.min_epochs or 0, trainer.current_epoch + 1)
 
 
-def _check_tasks(trainer: L.Trainer, module: ContinualModule, *, over: bool) -> None:
+def _check_tasks(trainer: L.Trainer, module: "ContinualModule", *, over: bool) -> None:
     """Raise `ConfigurationError` where finished tasks are to be trained again, or some before these are missing."""
     data, epoch = trainer.datamodule, trainer.current_epoch
     first = data.timetable.tasks(epoch)[0]
@@ -178,7 +180,7 @@ def _check_tasks(trainer: L.Trainer, module: ContinualModule, *, over: bool) -> 
         )
 
 
-def _check_independence(trainer: L.Trainer, module: ContinualModule) -> None:
+def _check_independence(trainer: L.Trainer, module: "ContinualModule") -> None:
     """Raise `ConfigurationError` where tasks that are trained in the same step would change one another's masks."""
     at_once = trainer.datamodule.tasks_at_once
     if trainer.gradient_clip_val is not None and trainer.gradient_clip_algorithm != "value":

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning as L
 import torch
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from supsup_lightning.callbacks.task_boundary import TaskBoundary, stop_between_epochs
 from supsup_lightning.checks.compatibility import check_trains_on
 from supsup_lightning.checks.trainer_checks import check_fit
+from supsup_lightning.checks.untouched import in_mode
 from supsup_lightning.data import Unannounced
 from supsup_lightning.errors import ConfigurationError, DiscoveryStopped
 from supsup_lightning.inference.discovery import (
@@ -22,8 +23,10 @@ from supsup_lightning.inference.discovery import (
     mean_over_processes,
     num_processes,
 )
-from supsup_lightning.module import ContinualModule, in_mode
 from supsup_lightning.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from supsup_lightning.module import ContinualModule
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +114,7 @@ class TaskDiscovery(L.Callback):
 
     # Lightning's hooks.
 
-    def setup(self, trainer: L.Trainer, pl_module: ContinualModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: "ContinualModule", stage: str) -> None:
         """Raise `ConfigurationError` where trainer or method cannot do this."""
         if stage != "fit":
             return
@@ -122,9 +125,9 @@ class TaskDiscovery(L.Callback):
                 "tasks where the stream changes; use 1 in scenario=nns."
             )
         check_trains_on(pl_module.method)
-        pl_module.method.keep_scores(self.discovery.scores)
+        _method(pl_module).keep_scores(self.discovery.scores)
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Raise `ConfigurationError` where discovery and network do not fit."""
         self.discovery.check(output_size=pl_module.output_size, num_classes=max(pl_module.num_classes))
         if self.discovery.on_unknown != "new_mask" and pl_module.inference.superimposes:
@@ -135,7 +138,7 @@ class TaskDiscovery(L.Callback):
                 self.discovery.on_unknown,
             )
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Where a run resumes, go on with the task in training."""
         if not pl_module.method.live.tasks:
             return
@@ -151,12 +154,12 @@ class TaskDiscovery(L.Callback):
         self._window = list(data.batches(max(0, next_step - size), next_step))
         self._warm_up(trainer)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Whoever asks to stop waits for the end of the epoch, where the stream can go on."""
         stop_between_epochs(trainer)
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: ContinualModule, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: "ContinualModule", batch: Batch, batch_idx: int
     ) -> None:
         """Decide, where it is time; seed what layers draw (dropout, say) by the step."""
         data = trainer.datamodule
@@ -173,7 +176,7 @@ class TaskDiscovery(L.Callback):
         torch.manual_seed(derive_seed(data.seed, "layers", step, trainer.global_rank))
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: ContinualModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: "ContinualModule", outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Measure accuracy on training batches, each before it is learned from."""
         task = pl_module.method.live.task
@@ -185,14 +188,14 @@ class TaskDiscovery(L.Callback):
             self._alarmed = True
         del self._shares[: -max(self.discovery.every, self.discovery.trial_steps, 2 * _RECENT_BATCHES * num_batches)]
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: ContinualModule) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """At the end of the stream, commit what is in training, before the last checkpoint is written."""
         if trainer.current_epoch + 1 < trainer.datamodule.num_epochs:
             return
         if self._trial is None:
             self._commit(pl_module)
         elif self._is_accurate():
-            pl_module.method.commit_task(pl_module.method.live.task)
+            _method(pl_module).commit_task(pl_module.method.live.task)
         else:
             logger.warning(
                 "The stream ended within a trial of a combination (discovery.trial_steps=%d) that was not accurate "
@@ -219,7 +222,7 @@ class TaskDiscovery(L.Callback):
 
     # Decisions.
 
-    def _decide(self, trainer: L.Trainer, module: ContinualModule, step: int) -> None:
+    def _decide(self, trainer: L.Trainer, module: "ContinualModule", step: int) -> None:
         self._commit(module)
         decision = self._judge(trainer, module, step, current=module.method.live.task)
         if not decision.fits:
@@ -229,7 +232,7 @@ class TaskDiscovery(L.Callback):
         else:
             self._note(trainer, decision)
 
-    def _judge(self, trainer: L.Trainer, module: ContinualModule, step: int, *, current: int) -> Decision:
+    def _judge(self, trainer: L.Trainer, module: "ContinualModule", step: int, *, current: int) -> Decision:
         images, labels = _joined(self._window)
         with in_mode(module, training=False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             verdict = self.discovery.judge(
@@ -242,9 +245,9 @@ class TaskDiscovery(L.Callback):
             )
         return Decision(step, "go on", *trainer.strategy.broadcast(verdict))
 
-    def _commit(self, module: ContinualModule) -> None:
+    def _commit(self, module: "ContinualModule") -> None:
         """Commit what is in training, unless it has become worse at its task."""
-        method, task = module.method, module.method.live.task
+        method, task = _method(module), module.method.live.task
         if task in method.tasks.tolist():
             before = self._accuracy_on_confirmed(module, live=False)
             now = self._accuracy_on_confirmed(module, live=True)
@@ -258,7 +261,7 @@ class TaskDiscovery(L.Callback):
             self.accuracy[task] = self._measured_accuracy()
 
     @torch.no_grad()
-    def _accuracy_on_confirmed(self, module: ContinualModule, *, live: bool) -> float:
+    def _accuracy_on_confirmed(self, module: "ContinualModule", *, live: bool) -> float:
         """Of the task in training, as it is now or as it was last committed."""
         assert self._confirmed is not None
         images, labels = self._confirmed
@@ -268,8 +271,8 @@ class TaskDiscovery(L.Callback):
             logits = module.method.call_network(effective, images)
         return _accuracy(module, logits, labels)
 
-    def _begin_unknown(self, trainer: L.Trainer, module: ContinualModule, decision: Decision) -> None:
-        discovery, method = self.discovery, module.method
+    def _begin_unknown(self, trainer: L.Trainer, module: "ContinualModule", decision: Decision) -> None:
+        discovery, method = self.discovery, _method(module)
         if discovery.on_unknown != "new_mask" and method.num_masks >= discovery.combine_from:
             self._trial = Trial(decision.step + discovery.trial_steps, nearest=decision.task)
             method.begin_combination(self._next_task)
@@ -277,8 +280,8 @@ class TaskDiscovery(L.Callback):
         else:
             self._begin_mask(trainer, module, decision)
 
-    def _begin_mask(self, trainer: L.Trainer, module: ContinualModule, decision: Decision) -> None:
-        discovery, method = self.discovery, module.method
+    def _begin_mask(self, trainer: L.Trainer, module: "ContinualModule", decision: Decision) -> None:
+        discovery, method = self.discovery, _method(module)
         if discovery.max_masks is None or method.num_masks < discovery.max_masks:
             self._begin(trainer, module, decision._replace(task=self._next_task, action="new mask"))
         elif discovery.at_max_masks == "stop":
@@ -289,13 +292,13 @@ class TaskDiscovery(L.Callback):
         else:
             self._reopen(trainer, module, decision._replace(action="reuse"))
 
-    def _end_trial(self, trainer: L.Trainer, module: ContinualModule, trial: Trial, step: int) -> None:
+    def _end_trial(self, trainer: L.Trainer, module: "ContinualModule", trial: Trial, step: int) -> None:
         """Keep the combination, or give it up for a known task, or for a new one."""
         self._trial = None
         changed = self._alarmed  # the stream, before the trial was over
         if self._is_accurate() or (self.discovery.on_unknown == "combine" and not changed):
             task = module.method.live.task
-            module.method.commit_task(task)
+            _method(module).commit_task(task)
             self.accuracy[task] = self._measured_accuracy()
             self._note(trainer, Decision(step, "combined", task))
             if changed:
@@ -324,15 +327,15 @@ class TaskDiscovery(L.Callback):
         """Mean over the known tasks."""
         return sum(self.accuracy.values()) / len(self.accuracy)
 
-    def _begin(self, trainer: L.Trainer, module: ContinualModule, decision: Decision) -> None:
+    def _begin(self, trainer: L.Trainer, module: "ContinualModule", decision: Decision) -> None:
         module.method.begin_task(decision.task)
         self._start(trainer, module, decision)
 
-    def _reopen(self, trainer: L.Trainer, module: ContinualModule, decision: Decision) -> None:
-        module.method.reopen_task(decision.task)
+    def _reopen(self, trainer: L.Trainer, module: "ContinualModule", decision: Decision) -> None:
+        _method(module).reopen_task(decision.task)
         self._start(trainer, module, decision)
 
-    def _start(self, trainer: L.Trainer, module: ContinualModule, decision: Decision) -> None:
+    def _start(self, trainer: L.Trainer, module: "ContinualModule", decision: Decision) -> None:
         self._next_task = max(self._next_task, decision.task + 1)
         trainer.strategy.setup_optimizers(trainer)
         with warnings.catch_warnings():
@@ -379,7 +382,7 @@ class TaskDiscovery(L.Callback):
         later = last[len(last) // 2 :]
         return sum(later) / len(later)
 
-    def _drops(self, num_batches: int, *, num_images: int, module: ContinualModule) -> bool:
+    def _drops(self, num_batches: int, *, num_images: int, module: "ContinualModule") -> bool:
         """Whether accuracy on the last batches is far below that on those just before."""
         last, before = self._shares[-num_batches:], self._shares[:-num_batches][-_RECENT_BATCHES * num_batches :]
         if self.discovery.alarm is None or not before:
@@ -399,7 +402,7 @@ def _joined(batches: list[Batch]) -> Batch:
     return (torch.cat(images), torch.cat(labels)) if len(batches) > 1 else batches[0]
 
 
-def _accuracy(module: ContinualModule, logits: Tensor, labels: Tensor) -> float:
+def _accuracy(module: "ContinualModule", logits: Tensor, labels: Tensor) -> float:
     """Share of a batch, over all processes, whose class is right."""
     predicted = logits[:, : max(module.num_classes)].argmax(1)
     return mean_over_processes((predicted == labels).float().mean()).item()
@@ -413,3 +416,8 @@ def discovery_of(trainer: L.Trainer) -> TaskDiscovery | None:
 def boundary_or_discovery(discovery: Discovery | None) -> L.Callback:
     """`TaskDiscovery` where tasks have to be discovered, `TaskBoundary` where they are announced."""
     return TaskBoundary() if discovery is None else TaskDiscovery(discovery)
+
+
+def _method(module: "ContinualModule") -> Any:
+    """The method, which `check_trains_on` has looked at."""
+    return module.method

@@ -5,11 +5,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from supsup_lightning import planning
+from supsup_lightning import callbacks, optimization, planning
 from supsup_lightning.checks import compatibility, network_trial, trainer_checks
 from supsup_lightning.checks.checkpoint_checks import check_checkpoint
 from supsup_lightning.checks.trainer_checks import task_data
@@ -18,7 +17,7 @@ from supsup_lightning.data.inputs import Inputs, prepared
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference import Discovery, Inference, OneShot
 from supsup_lightning.methods import Method
-from supsup_lightning.methods.protocols import RecoversMasks, SetsLearningRate, Superposes, TrainsOn
+from supsup_lightning.methods.protocols import RecoversMasks, TrainsOn
 from supsup_lightning.optimization import (
     MakeOptimizer,
     MakeSchedule,
@@ -114,18 +113,8 @@ class ContinualModule(L.LightningModule):
             self.num_classes = tuple(data.num_classes)
         example = data.example().to(self.device)
         self.inputs = Inputs(tuple(example.shape[1:]), example.dtype, data.normalisation())
-        self.output_size = output_size = network_trial.output_size(self.method, example)
-        for task, images in data.other_examples().items():
-            network_trial.output_size(self.method, images.to(self.device), task=task)
-        largest = max(data.num_classes)
-        if output_size < largest:
-            task = data.num_classes.index(largest)
-            raise ConfigurationError(
-                f"network.output_size={output_size} is smaller than the {largest} classes of task {task}; "
-                f"raise it to at least {largest}."
-            )
-        layers = self.method.layout.names if isinstance(self.method, Superposes) else ()
-        self.inference.check(output_size=output_size, num_classes=largest, layers=layers)
+        self.output_size = network_trial.output_size_of(self.method, data, example)
+        compatibility.check_outputs(self.inference, self.method, data, output_size=self.output_size)
         if stage == "fit" and self.trainer.is_global_zero and isinstance(self.method, RecoversMasks):
             self.method.check_num_tasks(data.num_tasks)
         network_trial.check_superposition(self.method, self.inference, example)
@@ -136,61 +125,29 @@ class ContinualModule(L.LightningModule):
         if not self.training:
             logger.warning("The model was in evaluation mode, where a test that broke off has left it; it trains now.")
             self.train()
-        self.described_training = self._described()
         data = self.trainer.datamodule
+        self.described_training = self._described()
         if self._trained_on and self.trainer.current_epoch and self.trainer.ckpt_path is None:  # in the same Trainer
             data.check_trained_on(self._trained_on, "What this Trainer has trained so far")
         self._trained_on = data.state_dict()
-        example = data.example().to(self.device)
-        network_trial.try_tasks(
-            self.method,
-            self.inference,
-            example,
-            num_classes=max(self.num_classes),
-            inference_mode=self.trainer.test_loop.inference_mode,
+        self.finished_answers = network_trial.before_training(
+            self.method, self.inference, self.trainer, num_classes=max(self.num_classes)
         )
-        self.finished_answers = network_trial.FinishedAnswers(self.method, example)
-        batch_size = getattr(data, "batch_size", len(example)) // self.trainer.world_size
-        network_trial.check_training_step(self.method, example[:1].expand(batch_size, *example.shape[1:]))
 
     def configure_optimizers(self) -> Any:
         """A fresh optimizer and schedule over one task."""
-        data = self.trainer.datamodule
         combining = isinstance(self.method, TrainsOn) and self.method.combining
         make = self.make_coefficient_optimizer if combining else self.make_optimizer
-        optimizer = checked(make)(self.method.trainable())
-        fused = any(group.get("fused") for group in optimizer.param_groups)
-        if fused and self.trainer.gradient_clip_val and isinstance(self.trainer.precision_plugin, MixedPrecision):
-            raise ConfigurationError(
-                f"trainer.gradient_clip_val={self.trainer.gradient_clip_val} in mixed precision "
-                f"({self.trainer.precision}) does not go with a fused optimizer; add optimizer.fused=false (in Python, "
-                "give ContinualModule an optimizer without it)."
-            )
-        if isinstance(self.method, SetsLearningRate) and self.method.learning_rate is not None:
-            for group in optimizer.param_groups:
-                group["lr"] = self.method.learning_rate
-        # After the last epoch, a checkpoint is about to be restored.
-        steps = self._steps_of_epoch(min(self.trainer.current_epoch, data.num_epochs - 1))
-        schedule = checked(self.make_schedule, "schedule")(optimizer, steps)
-        trainer_checks.check_schedule(schedule, steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _steps_of_epoch(self, epoch: int) -> int | None:
-        """Optimizer steps of a training of the epoch's tasks, all of which last as long; None where nobody knows."""
-        data = self.trainer.datamodule
-        if not self.scenario.task_known_in_training:
-            return None
-        batches = data.limited_steps(data.timetable.tasks(epoch)[0])
-        return -(-batches // self.trainer.accumulate_grad_batches) * data.epochs_per_task
+        return optimization.for_task(self.trainer, self.method, make, self.make_schedule)
 
     def _described(self) -> dict[str, Any]:
-        parameters, steps = self.method.trainable(), self._steps_of_epoch(0)
-        return described(self.make_optimizer, self.make_schedule, parameters, steps=steps)
+        steps = self.trainer.datamodule.optimizer_steps(0)
+        return described(self.make_optimizer, self.make_schedule, self.method.trainable(), steps=steps)
 
     def plan_training(self, data: L.LightningDataModule, *, accelerator: str = "auto") -> None:
         """Agree with the data on how tasks are trained: how often each, and how many at once; before the `Trainer` is.
 
-        Says how much memory several tasks at once will take, and decides ``data.tasks_at_once=auto``.
+        Logs how much memory several tasks at once will take, and decides ``data.tasks_at_once=auto``.
 
         Args:
             data: to be trained on.
@@ -209,20 +166,7 @@ class ContinualModule(L.LightningModule):
             discovery: how tasks are found that nothing announces (scenario NNs); by default `AccuracyDiscovery`.
         """
         self.plan_training(data)
-        from supsup_lightning.callbacks import (
-            EvaluateSeenTasks,
-            LossGuard,
-            RecordRecovery,
-            RecordStream,
-            TaskBoundary,
-            TaskDiscovery,
-        )
-
-        begins_tasks = (
-            [TaskBoundary()] if self.scenario.task_known_in_training else [TaskDiscovery(discovery), RecordStream()]
-        )
-        recovery = [RecordRecovery()] if self.inference.needs is RecoversMasks else []
-        return [*begins_tasks, LossGuard(), EvaluateSeenTasks(), *recovery]
+        return callbacks.needed_for(self.scenario, self.inference, discovery=discovery)
 
     # Steps.
 

@@ -5,12 +5,16 @@ from collections.abc import Callable, Mapping
 from math import isclose
 from typing import Any
 
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from supsup_lightning.checks.meaning import differences, plain
+from supsup_lightning.checks.trainer_checks import check_schedule
 from supsup_lightning.errors import ConfigurationError, MismatchError
+from supsup_lightning.methods import Method
+from supsup_lightning.methods.protocols import SetsLearningRate
 
 _SAME_RESULT = ("fused", "foreach", "capturable", "differentiable")  # up to rounding
 _NUM_RATES = 100
@@ -43,6 +47,33 @@ def checked(make: Callable[..., Any], what: str = "optimizer") -> Callable[..., 
     return checked_make
 
 
+def for_task(
+    trainer: Any, method: Method, make_optimizer: MakeOptimizer, make_schedule: MakeSchedule
+) -> dict[str, Any]:
+    """What `LightningModule.configure_optimizers` returns: a fresh optimizer and schedule over one task.
+
+    Raises:
+        ConfigurationError: options that do not work, or not with the trainer's.
+    """
+    data = trainer.datamodule
+    optimizer = checked(make_optimizer)(method.trainable())
+    fused = any(group.get("fused") for group in optimizer.param_groups)
+    if fused and trainer.gradient_clip_val and isinstance(trainer.precision_plugin, MixedPrecision):
+        raise ConfigurationError(
+            f"trainer.gradient_clip_val={trainer.gradient_clip_val} in mixed precision ({trainer.precision}) does not "
+            "go with a fused optimizer; add optimizer.fused=false (in Python, give ContinualModule an optimizer "
+            "without it)."
+        )
+    if isinstance(method, SetsLearningRate) and method.learning_rate is not None:
+        for group in optimizer.param_groups:
+            group["lr"] = method.learning_rate
+    # After the last epoch, a checkpoint is about to be restored.
+    steps = data.optimizer_steps(min(trainer.current_epoch, data.num_epochs - 1))
+    schedule = checked(make_schedule, "schedule")(optimizer, steps)
+    check_schedule(schedule, steps)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
 def described(
     make_optimizer: MakeOptimizer, make_schedule: MakeSchedule, parameters: list[nn.Parameter], *, steps: int | None
 ) -> dict[str, Any]:
@@ -51,13 +82,14 @@ def described(
     Args:
         make_optimizer: of the module.
         make_schedule: of the module.
-        parameters: to be trained.
+        parameters: to be trained, ``(tasks, n)``. The optimizer gets vectors, as weights of several layers are no
+            matrix: one that takes matrices alone (Muon) is refused.
         steps: of a task, None where they are not known.
 
     Returns:
         The optimizer's class and options, and the schedule's first rates, as shares of ``lr``.
     """
-    optimizer = checked(make_optimizer)(parameters)
+    optimizer = checked(make_optimizer)([nn.Parameter(parameter.detach()[0]) for parameter in parameters])
     group = optimizer.param_groups[0]
     options = {name: value for name, value in group.items() if name not in ("params", "initial_lr", *_SAME_RESULT)}
     schedule = checked(make_schedule, "schedule")(optimizer, steps)

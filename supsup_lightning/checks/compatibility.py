@@ -53,6 +53,19 @@ def check_parts(scenario: Scenario, inference: Inference, method: Method) -> Non
         )
 
 
+def check_outputs(inference: Inference, method: Method, data: TaskDataModule, *, output_size: int) -> None:
+    """Raise `ConfigurationError` for too few outputs for the classes of a task, or for the inference."""
+    largest = max(data.num_classes)
+    if output_size < largest:
+        task = data.num_classes.index(largest)
+        raise ConfigurationError(
+            f"network.output_size={output_size} is smaller than the {largest} classes of task {task}; "
+            f"raise it to at least {largest}."
+        )
+    layers = method.layout.names if isinstance(method, Superposes) else ()
+    inference.check(output_size=output_size, num_classes=largest, layers=layers)
+
+
 def check_trains_on(method: Method) -> None:
     """Raise `ConfigurationError` for a method that cannot learn from a stream that announces no task."""
     if not isinstance(method, TrainsOn):

@@ -8,7 +8,9 @@ import copy
 import random
 from collections.abc import Iterator
 from textwrap import shorten
+from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from supsup_lightning.bank.rows import TaskRows
 from supsup_lightning.checks.untouched import Untouched, in_mode
+from supsup_lightning.data import TaskDataModule
 from supsup_lightning.errors import ConfigurationError, SupSupError
 from supsup_lightning.inference import Inference
 from supsup_lightning.methods import Method
@@ -74,6 +77,14 @@ def output_size(method: Method, images: Tensor, *, task: int = 0) -> int:
     return output.shape[1]
 
 
+def output_size_of(method: Method, data: TaskDataModule, example: Tensor) -> int:
+    """Outputs of the network, which takes the inputs of all tasks; see `output_size`."""
+    size = output_size(method, example)
+    for task, images in data.other_examples().items():
+        output_size(method, images.to(example.device), task=task)
+    return size
+
+
 def check_superposition(method: Method, inference: Inference, images: Tensor) -> None:
     """Whether the network can be asked which task images belong to, as ``inference`` does.
 
@@ -129,6 +140,24 @@ def _superposed_gradient(method: FrozenNetworkMethod, images: Tensor, *, each: b
         vmap(lambda image: grad(value)(parameters, image))(images.unsqueeze(1))
     else:
         grad(value)(parameters, images)
+
+
+def before_training(method: Method, inference: Inference, trainer: L.Trainer, *, num_classes: int) -> "FinishedAnswers":
+    """Try two tasks and a training step on the trainer's device.
+
+    Returns:
+        What watches the answers of finished tasks during training.
+
+    Raises:
+        ConfigurationError: the network, or the inference, does not work.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    example = data.example().to(trainer.strategy.root_device)
+    inference_mode = trainer.test_loop.inference_mode
+    try_tasks(method, inference, example, num_classes=num_classes, inference_mode=inference_mode)
+    batch_size = getattr(data, "batch_size", len(example)) // trainer.world_size
+    check_training_step(method, example[:1].expand(batch_size, *example.shape[1:]))
+    return FinishedAnswers(method, example)
 
 
 def try_tasks(

@@ -90,6 +90,10 @@ class TaskDataModule(L.LightningDataModule, ABC):
     def identity(self) -> dict[str, Any]:
         """The options that masks depend on."""
 
+    def optimizer_steps(self, epoch: int) -> int | None:
+        """Optimizer steps of one training of the epoch's tasks; None if nobody knows."""
+        return None
+
     def num_skipped(self) -> int:
         """Images left out because they could not be read."""
         return 0
@@ -251,6 +255,12 @@ class TaskSequence(TaskDataModule):
                 f"least {1 / steps:.4g}, or a whole number of batches."
             )
         return number
+
+    def optimizer_steps(self, epoch: int) -> int:
+        """Optimizer steps of one training of the epoch's tasks, all of which are of the same length."""
+        batches = self.limited_steps(self.timetable.tasks(epoch)[0])
+        accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
+        return -(-batches // accumulated) * self.epochs_per_task
 
     def check_lengths(self) -> None:
         """Raise `ConfigurationError` where tasks that are trained at once differ in their number of steps."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch import Tensor
 from supsup_lightning.errors import ConfigurationError, check_choice, check_whole
 from supsup_lightning.inference.objectives import OBJECTIVES, Objective, check_superfluous
 from supsup_lightning.inference.one_shot import confidence_gain
-from supsup_lightning.methods import Method
 from supsup_lightning.methods.kept_scores import PLACES
 
 _NOTHING_LEARNED = 0.05
@@ -130,7 +129,7 @@ class Discovery(ABC):
     @abstractmethod
     def judge(
         self,
-        method: Method,
+        method: Any,
         images: Tensor,
         labels: Tensor,
         *,
@@ -177,7 +176,7 @@ class AccuracyDiscovery(Discovery):
 
     def judge(
         self,
-        method: Method,
+        method: Any,
         images: Tensor,
         labels: Tensor,
         *,
@@ -230,7 +229,7 @@ class GradientDiscovery(Discovery):
 
     def judge(
         self,
-        method: Method,
+        method: Any,
         images: Tensor,
         labels: Tensor,
         *,

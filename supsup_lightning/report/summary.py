@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.table import Column, Table
@@ -20,9 +20,11 @@ from supsup_lightning.checks.trainer_checks import LIMITS
 from supsup_lightning.files import replacing
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.protocols import TrainsOn
-from supsup_lightning.module import ContinualModule
 from supsup_lightning.report.metrics import TaskAccuracy, TaskAssignment, backward_transfer, forgetting
 from supsup_lightning.scenario import Scenario
+
+if TYPE_CHECKING:
+    from supsup_lightning.module import ContinualModule
 
 # A table of more tasks shows the first and the last of them.
 _MOST_TABLE_ROWS = 40
@@ -125,7 +127,7 @@ def _validation(accuracy: Mapping[int, float], *, num_tasks: int) -> dict[str, A
     }
 
 
-def stream(module: ContinualModule, assignment: TaskAssignment) -> dict[str, Any]:
+def stream(module: "ContinualModule", assignment: TaskAssignment) -> dict[str, Any]:
     """What results.json says besides of a stream that announces no task.
 
     Args:
