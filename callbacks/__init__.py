@@ -15,7 +15,8 @@ from supsup_lightning.callbacks.results import WriteResults
 from supsup_lightning.callbacks.stream_record import RecordStream
 from supsup_lightning.callbacks.task_boundary import TaskBoundary
 from supsup_lightning.callbacks.task_discovery import TaskDiscovery, boundary_or_discovery
-from supsup_lightning.inference import Discovery, Inference
+from supsup_lightning.discovery import Discovery
+from supsup_lightning.inference import Inference
 from supsup_lightning.methods.protocols import RecoversMasks
 from supsup_lightning.scenario import Scenario
 

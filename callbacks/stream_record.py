@@ -35,15 +35,6 @@ class RecordStream(L.Callback):
     def __init__(self) -> None:
         self.stretches: list[Stretch] = []
         self.num_steps = 0
-        self._batches: dict[int, dict[int, int]] = {}  # of each of the learner's tasks, by true task
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
-        """Tell the module what a resumed run knew."""
-        self._update_true_tasks(pl_module)
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
-        """Likewise, as a run that resumes after its training does not start that again."""
-        self._update_true_tasks(pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: "ContinualModule", outputs: Any, batch: Any, batch_idx: int
@@ -54,10 +45,7 @@ class RecordStream(L.Callback):
         true, task = data.true_task(step), pl_module.method.live.task
         if not self.stretches or self.stretches[-1][1:] != (true, task):
             self.stretches.append(Stretch(step, true, task))
-        counts = self._batches.setdefault(task, {})
-        counts[true] = counts.get(true, 0) + 1
         self.num_steps = step + 1
-        pl_module.true_tasks[task] = _most_frequent(counts)
 
     def assignment(self) -> TaskAssignment:
         """How well the learner's tasks match the true ones."""
@@ -72,21 +60,12 @@ class RecordStream(L.Callback):
         return {
             "stretches": [tuple(stretch) for stretch in self.stretches],
             "num_steps": self.num_steps,
-            "batches": self._batches,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From a checkpoint."""
         self.stretches = [Stretch(*stretch) for stretch in state_dict["stretches"]]
         self.num_steps = state_dict["num_steps"]
-        self._batches = state_dict["batches"]
-
-    def _update_true_tasks(self, module: "ContinualModule") -> None:
-        module.true_tasks = {task: _most_frequent(counts) for task, counts in self._batches.items()}
-
-
-def _most_frequent(counts: dict[int, int]) -> int:
-    return max(counts, key=counts.__getitem__)
 
 
 def record_of_stream(trainer: L.Trainer) -> RecordStream | None:

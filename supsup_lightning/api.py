@@ -2,19 +2,22 @@
 
 from supsup_lightning.bank import MaskBank
 from supsup_lightning.bank.hopfield_memory import HopfieldMemory
-from supsup_lightning.data import ContinualDataModule, DataModuleSequence, PermutedDigits, PermutedMNIST, Unannounced
-from supsup_lightning.inference import (
+from supsup_lightning.data import ContinualDataModule, DataModuleSequence, PermutedDigits, PermutedMNIST
+from supsup_lightning.discovery import (
     AccuracyDiscovery,
-    Binary,
     Discovery,
+    GradientDiscovery,
+    Unannounced,
+    Verdict,
+    mean_over_processes,
+)
+from supsup_lightning.inference import (
+    Binary,
     Exhaustive,
     Given,
-    GradientDiscovery,
     HopfieldRecovery,
     Inference,
     OneShot,
-    Verdict,
-    mean_over_processes,
 )
 from supsup_lightning.layout import ByName
 from supsup_lightning.methods import (

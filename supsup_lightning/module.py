@@ -14,8 +14,9 @@ from supsup_lightning.checks.checkpoint_checks import check_checkpoint
 from supsup_lightning.checks.trainer_checks import task_data
 from supsup_lightning.checks.untouched import in_mode
 from supsup_lightning.data.inputs import Inputs, prepared
+from supsup_lightning.discovery import Discovery
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.inference import Discovery, Inference, OneShot
+from supsup_lightning.inference import Inference, OneShot
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.protocols import RecoversMasks, TrainsOn
 from supsup_lightning.optimization import (
@@ -74,7 +75,7 @@ class ContinualModule(L.LightningModule):
         self.num_classes: tuple[int, ...] = ()  # of each task; known once there is data
         self.output_size = 0  # likewise
         self.inputs: Inputs | None = None  # likewise
-        self.true_tasks: dict[int, int] = {}  # where tasks are discovered: whose images each has learned; for reports
+        self.true_tasks: dict[int, int] = {}  # if tasks are discovered: whose images each has learned; for scores alone
         self.validated_tasks: tuple[int, ...] = ()  # those in training, or all where `Trainer.validate` is called
         self.validation_accuracy: TaskAccuracy | None = None  # of the validated tasks, in their order
         self.finished_answers: network_trial.FinishedAnswers | None = None  # watched in training
@@ -385,7 +386,7 @@ class ContinualModule(L.LightningModule):
     def get_extra_state(self) -> dict[str, Any]:
         """Into `state_dict`."""
         inputs = None if self.inputs is None else self.inputs.state()
-        return {"num_classes": self.num_classes, "inputs": inputs}
+        return {"num_classes": self.num_classes, "inputs": inputs, "true_tasks": self.true_tasks}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """From `state_dict`, once the method has not refused the rest of it."""
@@ -395,6 +396,7 @@ class ContinualModule(L.LightningModule):
 def _take_loaded(module: ContinualModule, _: Any) -> None:
     if module._loaded:
         module.num_classes = module._loaded["num_classes"]
+        module.true_tasks = dict(module._loaded.get("true_tasks", {}))
         if module._loaded.get("inputs") is not None:  # older checkpoints have none
             module.inputs = Inputs.of(module._loaded["inputs"])
     module._loaded = {}

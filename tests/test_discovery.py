@@ -23,12 +23,13 @@ from supsup_lightning import (
     Unannounced,
 )
 from supsup_lightning.callbacks import RecordStream, TaskBoundary, TaskDiscovery
-from supsup_lightning.data import Digits, Recurring, Rotated, Split, Switching
+from supsup_lightning.data import Digits, Rotated, Split
+from supsup_lightning.discovery import Decision, Discovery, Recurring, Switching, Verdict
 from supsup_lightning.errors import ConfigurationError, DiscoveryStopped
-from supsup_lightning.inference.discovery import Discovery, Verdict
 from supsup_lightning.report.metrics import TaskAssignment
 from supsup_lightning.schedules import constant, cosine
 from tests.conftest import QUIET, digits_lenet, fit, random_images, random_method, run_cli
+from tests.test_command_line import results, run_here
 
 
 def digits_stream(num_tasks=3, *, steps=150, order=None, **options) -> Unannounced:
@@ -93,7 +94,7 @@ def test_a_task_that_comes_again_trains_its_mask_on(tmp_path, scores):
     assert len(module.method.bank) == 3
     assert actions(discovery).count("switch") == 6
     assert record.assignment().compute()["matched"] > 0.95
-    assert all(250 < steps < 350 for steps in discovery.steps.values())
+    assert all(250 < steps < 350 for steps in discovery.learner.steps.values())
     assert module.test_accuracy.compute()[0].mean() > 0.93
 
 
@@ -210,15 +211,10 @@ def test_auto_combines_where_that_is_accurate_and_makes_a_mask_where_not(tmp_pat
     module, discovery, record = turned(tmp_path, [0, 30, 15, 180], on_unknown="auto", tolerance=0.2)
     assert actions(discovery).count("combined") == 1
     combined = module.method.combinations.tasks.tolist()
-    assert [record_of(record, task) for task in combined] == [2]
+    assert [module.true_tasks[task] for task in combined] == [2]
     assert module.method.num_masks == 3
     assert actions(discovery).count("combine") == 2  # the half turn was tried as well
     assert module.method.combination_bytes() == 3 * 4
-
-
-def record_of(record, task) -> int:
-    """The true task that trained a task of the learner's."""
-    return max(record._batches[task], key=record._batches[task].__getitem__)
 
 
 def test_combine_always_does_and_costs_a_number_a_mask(tmp_path):
@@ -447,3 +443,22 @@ def test_the_assignment_does_not_depend_on_numbers_and_counts_batches():
     assert one.compute() == other.compute() == {"adjusted_rand_index": 1, "matched": 1}
     assert split.compute()["matched"] == 0.5
     assert 0 < split.compute()["adjusted_rand_index"] < 1
+
+
+def test_scores_do_not_depend_on_the_record_of_the_stream(tmp_path, monkeypatch):
+    options = ["scenario=nns", "data.num_tasks=2", "data.steps_per_task=150", "unannounced.steps_per_epoch=100", *QUIET]
+    for name, more in (("with", []), ("without", ["~callbacks.stream_record"])):
+        run_here(monkeypatch, tmp_path, *options, *more, f"hydra.run.dir={name}")
+    one, other = (results(tmp_path / name) for name in ("with", "without"))
+    assert one["task_inference_accuracy"] == other["task_inference_accuracy"] > 0.9
+    assert one["accuracy_per_task"] == other["accuracy_per_task"]
+    (tmp_path / "without" / "results.json").unlink()  # a run whose test is left to do
+    run_here(monkeypatch, tmp_path, *options, "~callbacks.stream_record", "hydra.run.dir=without", "resume=true")
+    assert results(tmp_path / "without")["task_inference_accuracy"] == one["task_inference_accuracy"]
+
+
+def test_what_each_task_has_learned_follows_from_the_decisions():
+    stream = digits_stream(3, steps=100)
+    decisions = [Decision(0, "new mask", 0), Decision(120, "new mask", 1), Decision(210, "new mask", 2)]
+    assert stream.learned(decisions, before=300) == {0: {0: 100, 1: 20}, 1: {1: 80, 2: 10}, 2: {2: 90}}
+    assert stream.learned(decisions, before=130) == {0: {0: 100, 1: 20}, 1: {1: 10}}

@@ -6,8 +6,9 @@ import torch
 from torch.utils.data import TensorDataset
 
 from supsup_lightning import ContinualDataModule, DataModuleSequence, OneShot
-from supsup_lightning.data import Blocks, Mixed, Recurring, Unannounced, Whole
+from supsup_lightning.data import Mixed, Whole
 from supsup_lightning.data.datasets import Datasets
+from supsup_lightning.discovery import Blocks, Recurring, Unannounced
 from supsup_lightning.errors import ConfigurationError, check_whole
 from tests.test_datasets import Blobs
 

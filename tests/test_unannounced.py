@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supsup_lightning import DataModuleSequence, PermutedDigits, Unannounced
-from supsup_lightning.data import Blocks, Recurring, Switching
+from supsup_lightning.discovery import Blocks, Recurring, Switching
 from supsup_lightning.errors import ConfigurationError, MismatchError
 from tests.test_datasets import Blobs
 

@@ -22,7 +22,6 @@ from supsup_lightning.data.sources import (
 )
 from supsup_lightning.data.streams import Permuted, Rotated, Split, Stream, Task, Whole
 from supsup_lightning.data.tasks import TaskDataModule, TaskSequence
-from supsup_lightning.data.unannounced import Blocks, Order, Recurring, Switching, Unannounced
 
 
 def PermutedDigits(*, num_tasks: int = 10, **options) -> ContinualDataModule:
@@ -45,7 +44,6 @@ __all__ = [
     "CIFAR100",
     "KMNIST",
     "MNIST",
-    "Blocks",
     "ContinualDataModule",
     "CropFlip",
     "DataModuleSequence",
@@ -57,21 +55,17 @@ __all__ = [
     "ImageFolder",
     "Images",
     "Mixed",
-    "Order",
     "Permuted",
     "PermutedDigits",
     "PermutedMNIST",
     "Reading",
-    "Recurring",
     "Rotated",
     "Source",
     "Split",
     "Stream",
-    "Switching",
     "Task",
     "TaskDataModule",
     "TaskSequence",
-    "Unannounced",
     "Whole",
     "halves",
 ]

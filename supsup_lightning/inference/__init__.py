@@ -1,29 +1,17 @@
 """Which task does this input belong to? One file an answer, one small surface for all (`Inference`)."""
 
 from supsup_lightning.inference.binary import Binary
-from supsup_lightning.inference.discovery import (
-    AccuracyDiscovery,
-    Discovery,
-    GradientDiscovery,
-    Verdict,
-    mean_over_processes,
-)
 from supsup_lightning.inference.exhaustive import Exhaustive
 from supsup_lightning.inference.inference import Given, Inference
 from supsup_lightning.inference.mask_recovery import Descent, HopfieldRecovery
 from supsup_lightning.inference.one_shot import OneShot
 
 __all__ = [
-    "AccuracyDiscovery",
     "Binary",
     "Descent",
-    "Discovery",
     "Exhaustive",
     "Given",
-    "GradientDiscovery",
     "HopfieldRecovery",
     "Inference",
     "OneShot",
-    "Verdict",
-    "mean_over_processes",
 ]

@@ -8,8 +8,8 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
-from typing import Any, NamedTuple
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,20 @@ from torch import Tensor
 from supsup_lightning.data.tasks import TaskDataModule, TaskSequence
 from supsup_lightning.errors import ConfigurationError, as_whole, check_whole
 from supsup_lightning.seeding import generator
+
+
+class Decision(Protocol):
+    """What a learner has decided: from ``step`` on, it trains its own task number ``task``."""
+
+    @property
+    def step(self) -> int:
+        """First step of the stream."""
+        ...
+
+    @property
+    def task(self) -> int:
+        """The learner's own number."""
+        ...
 
 
 class Block(NamedTuple):
@@ -157,7 +171,7 @@ class Unannounced(TaskDataModule):
         self.order = Blocks() if order is None else order
         self.steps_per_epoch = check_whole("unannounced.steps_per_epoch", steps_per_epoch)
         self._blocks: list[Block] = []
-        self._ends: list[int] = []  # of each block, in steps of the stream
+        self._ends: list[int] = []
 
     # The stream.
 
@@ -168,8 +182,14 @@ class Unannounced(TaskDataModule):
             data = self.tasks
             lengths = [data.steps_per_epoch(task) * data.epochs_per_task for task in range(data.num_tasks)]
             self._blocks = self.order.blocks(lengths, seed=self.seed)
-            self._ends = list(accumulate(block.steps for block in self._blocks))
         return self._blocks
+
+    @property
+    def _block_ends(self) -> list[int]:
+        """End of each block, in steps of the stream."""
+        if not self._ends:
+            self._ends = list(accumulate(block.steps for block in self.blocks))
+        return self._ends
 
     @property
     def num_steps(self) -> int:
@@ -187,7 +207,7 @@ class Unannounced(TaskDataModule):
 
     def true_task(self, step: int) -> int:
         """The task of a batch of the stream; for reports alone."""
-        return self.blocks[bisect_right(self._ends, step)].task
+        return self.blocks[bisect_right(self._block_ends, step)].task
 
     def true_tasks(self, epoch: int) -> dict[int, float]:
         """Share of each task in the batches of an epoch."""
@@ -199,13 +219,32 @@ class Unannounced(TaskDataModule):
 
     def tasks_seen(self, step: int) -> list[int]:
         """The tasks so far, if the first block of one ends with this batch, and otherwise none; for reports alone."""
-        number = bisect_right(self._ends, step)
-        if step + 1 != self._ends[number]:
+        number = bisect_right(self._block_ends, step)
+        if step + 1 != self._block_ends[number]:
             return []
         before = {block.task for block in self.blocks[:number]}
         if self.blocks[number].task in before:
             return []
         return sorted({*before, self.blocks[number].task})
+
+    def learned(self, decisions: Iterable[Decision], *, before: int) -> dict[int, dict[int, int]]:
+        """Number of batches of each true task that each of the learner's tasks has been trained on; for reports alone.
+
+        Args:
+            decisions: the learner's, each with the first step that it counts for.
+            before: step of the stream before which training has stopped.
+        """
+        counts: dict[int, dict[int, int]] = {}
+        starts = [(decision.step, decision.task) for decision in decisions if decision.step < before]
+        for (start, task), (end, _) in pairwise([*starts, (before, -1)]):
+            step = start
+            while step < end:
+                number = bisect_right(self._block_ends, step)
+                stop = min(end, self._block_ends[number])
+                own, true = counts.setdefault(task, {}), self.blocks[number].task
+                own[true] = own.get(true, 0) + stop - step
+                step = stop
+        return counts
 
     def place(self, epoch: int, batch: int) -> str:
         """The position in the stream."""

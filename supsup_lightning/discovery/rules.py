@@ -262,5 +262,14 @@ def mean_over_processes(value: Tensor) -> Tensor:
     return value / num_processes()
 
 
+def from_first_process(value: Any) -> Any:
+    """The first process's value, in every process."""
+    if num_processes() > 1:
+        values = [value]
+        torch.distributed.broadcast_object_list(values)
+        (value,) = values
+    return value
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
