@@ -44,6 +44,7 @@ __all__ = [
     "LeNet",
     "LowerBound",
     "MaskBank",
+    "MaskOptions",
     "Method",
     "OneShot",
     "PermutedDigits",

@@ -20,6 +20,7 @@ from supsup_lightning.inference import (
     OneShot,
 )
 from supsup_lightning.layout import ByName
+from supsup_lightning.masks import MaskOptions
 from supsup_lightning.methods import (
     PSP,
     BatchEnsemble,

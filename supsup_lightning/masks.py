@@ -6,8 +6,8 @@ backward   d effective / d s = W           (threshold: the step is taken for the
            d effective / d s = W * sign(s)  (top-k: the step is taken for the identity of |s|)
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from math import prod, sqrt
 from typing import Any, Protocol
 
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.layout import Layout
+from supsup_lightning.errors import ConfigurationError, check_choice
+from supsup_lightning.layout import ByName, Layout, MaskRule
 
 Shape = Sequence[int]
 
@@ -292,39 +292,138 @@ WEIGHT_INITIALISERS = {
 }
 
 
-def make_rule(
-    name: str, shapes: Sequence[Shape], *, sparsity: float | str | None, allocation: str, budget: float | None
-) -> Rule:
-    """The mask rule of the options ``mask.rule``, ``mask.sparsity``, ``mask.allocation`` and ``mask.budget``.
+@dataclass(frozen=True)
+class MaskOptions:
+    """All options of masks: ``mask.*`` on the command line.
+
+    Attributes:
+        rule: ``threshold`` (on where the score is not negative) or ``topk`` (a fixed share of each layer is on).
+        sparsity: with ``topk``, the share of weights switched off, in [0, 1); or ``auto``: each task gets the sparsest
+            mask about as accurate as its densest (`SparsitySearch`), for several times the training.
+        allocation: with ``topk``, how layers share it: ``uniform`` or ``erdos_renyi``.
+        budget: in place of ``sparsity`` with ``erdos_renyi``: the paper's ``b``, more of it is denser.
+        init: where the scores of a task start: ``random``, or from earlier tasks (`StartingScores`), on which its mask
+            depends then.
+        search_candidates: for ``sparsity="auto"``, sparsities to choose from; 2, 4, 8 or 16 of them.
+        search_tolerance: for ``sparsity="auto"``, by how much validation accuracy may be below the densest mask's.
+        is_masked: which parameters are masked: `ByName`, or any function of name and tensor. None for a method's own
+            choice.
 
     Raises:
         ConfigurationError: an option that is unknown, out of its range, missing, or without effect.
+
+    >>> MaskOptions(rule="topk", sparsity=0.75).make_rule([(2, 2)])
+    TopK(sizes=(4,), kept=(1,))
     """
-    if isinstance(sparsity, str):
-        raise ConfigurationError(f"mask.sparsity={sparsity} is no share in [0, 1); auto is for method=supsup alone.")
+
+    rule: str = "threshold"
+    sparsity: float | str | None = None
+    allocation: str = "uniform"
+    budget: float | None = None
+    init: str = "random"
+    search_candidates: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
+    search_tolerance: float = 0.01
+    is_masked: MaskRule | None = None
+
+    @classmethod
+    def of_config(
+        cls,
+        *,
+        search: Mapping[str, Any],
+        include: Sequence[str],
+        exclude: Sequence[str],
+        min_dimensions: int,
+        max_dimensions: int | None,
+        **options: Any,
+    ) -> "MaskOptions":
+        """From the keys of conf/mask, where the search is a group of its own and parameters are named by patterns."""
+        is_masked = ByName(include, exclude, min_dimensions, max_dimensions)
+        searching = {f"search_{name}": value for name, value in search.items()}
+        return cls(**options, **searching, is_masked=is_masked)
+
+    def __post_init__(self) -> None:
+        check_choice("mask.rule", self.rule, ("threshold", "topk"))
+        if not isinstance(self.search_candidates, str) and isinstance(self.search_candidates, Sequence):
+            object.__setattr__(self, "search_candidates", tuple(self.search_candidates))  # equal however it is given
+        check_choice("mask.allocation", self.allocation, tuple(ALLOCATIONS))
+        sparsity, budget = self.sparsity, self.budget
+        if isinstance(sparsity, str) and (sparsity != "auto" or self.rule != "topk"):
+            raise ConfigurationError(
+                f"mask.sparsity={sparsity} with mask.rule={self.rule}: give a share in [0, 1) or auto, and "
+                "mask.rule=topk."
+            )
+        if budget is not None and not budget > 0:
+            raise ConfigurationError(f"mask.budget={budget} must be positive; the paper's are 1, 2, 4, 8, 16 and 32.")
+        if not isinstance(sparsity, str):
+            _check_share(sparsity)
+        if self.rule == "threshold":
+            for option, value in (("sparsity", sparsity), ("budget", budget)):
+                if value is not None:
+                    raise ConfigurationError(
+                        f"mask.{option}={value} has no effect with mask.rule=threshold, where the signs of the scores "
+                        f"decide; use mask.rule=topk, or leave mask.{option} out."
+                    )
+            if self.allocation != "uniform":
+                raise ConfigurationError(
+                    f"mask.allocation={self.allocation} has no effect with mask.rule=threshold; use topk."
+                )
+            return
+        if budget is not None and self.allocation != "erdos_renyi":
+            raise ConfigurationError(f"mask.budget={budget} is for mask.allocation=erdos_renyi; or give mask.sparsity.")
+        if (sparsity is None) == (budget is None):
+            raise ConfigurationError(
+                f"mask.rule=topk needs mask.sparsity, the share of weights switched off, in [0, 1), or with "
+                f"mask.allocation=erdos_renyi mask.budget, and not both; got sparsity={sparsity}, budget={budget}."
+            )
+
+    @property
+    def searches(self) -> bool:
+        """Whether each task gets a sparsity of its own."""
+        return self.sparsity == "auto"
+
+    def make_rule(self, shapes: Sequence[Shape], *, sparsity: float | None = None) -> Rule:
+        """The rule for layers of these shapes.
+
+        Args:
+            shapes: of the masked parameters.
+            sparsity: in place of ``auto``.
+
+        Raises:
+            ConfigurationError: a layer would keep no weight.
+        """
+        if self.rule == "threshold":
+            return Threshold()
+        sizes = tuple(prod(shape) for shape in shapes)
+        share = sparsity if self.searches else self.sparsity
+        if share is None:
+            assert self.budget is not None  # `__post_init__`
+            return TopK(sizes, _kept(shapes, erdos_renyi_densities(shapes, self.budget), f"mask.budget={self.budget}"))
+        assert not isinstance(share, str)
+        _check_share(share)
+        return TopK(sizes, ALLOCATIONS[self.allocation](shapes, share))
+
+    def identity(self) -> dict[str, str]:
+        """The options that a checkpoint or file has to share."""
+        return {
+            "rule": self.rule,
+            "sparsity": str(self.sparsity),
+            "allocation": self.allocation if self.rule == "topk" else "none",
+            "budget": str(self.budget),
+        }
+
+    def without_effect(self, used: Collection[str]) -> dict[str, Any]:
+        """Options that were set, by name, and that change nothing.
+
+        Args:
+            used: names of the options that a method looks at.
+        """
+        unused = {field.name for field in fields(self)} - {*used}
+        if not self.searches:
+            unused |= {"search_candidates", "search_tolerance"}
+        own = {field.name: field.default for field in fields(self)}
+        return {name: getattr(self, name) for name in sorted(unused) if getattr(self, name) != own[name]}
+
+
+def _check_share(sparsity: float | None) -> None:
     if sparsity is not None and not 0 <= sparsity < 1:
         raise ConfigurationError(f"mask.sparsity={sparsity} is the share of weights switched off; it lies in [0, 1).")
-    if budget is not None and not budget > 0:
-        raise ConfigurationError(f"mask.budget={budget} must be positive; the paper's are 1, 2, 4, 8, 16 and 32.")
-    if name == "threshold":
-        for option, value in (("sparsity", sparsity), ("budget", budget)):
-            if value is not None:
-                raise ConfigurationError(
-                    f"mask.{option}={value} has no effect with mask.rule=threshold, where the signs of the scores "
-                    f"decide; use mask.rule=topk, or leave mask.{option} out."
-                )
-        if allocation != "uniform":
-            raise ConfigurationError(f"mask.allocation={allocation} has no effect with mask.rule=threshold; use topk.")
-        return Threshold()
-    if budget is not None and allocation != "erdos_renyi":
-        raise ConfigurationError(f"mask.budget={budget} is for mask.allocation=erdos_renyi; or give mask.sparsity.")
-    if (sparsity is None) == (budget is None):
-        raise ConfigurationError(
-            f"mask.rule=topk needs mask.sparsity, the share of weights switched off, in [0, 1), or with "
-            f"mask.allocation=erdos_renyi mask.budget, and not both; got sparsity={sparsity}, budget={budget}."
-        )
-    sizes = tuple(prod(shape) for shape in shapes)
-    if sparsity is not None:
-        return TopK(sizes, ALLOCATIONS[allocation](shapes, sparsity))
-    assert budget is not None
-    return TopK(sizes, _kept(shapes, erdos_renyi_densities(shapes, budget), f"mask.budget={budget}"))

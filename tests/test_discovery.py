@@ -208,7 +208,7 @@ def turned(folder, angles, *, steps=300, **discovery):
 
 @pytest.mark.slow
 def test_auto_combines_where_that_is_accurate_and_makes_a_mask_where_not(tmp_path):
-    module, discovery, record = turned(tmp_path, [0, 30, 15, 180], on_unknown="auto", tolerance=0.2)
+    module, discovery, _ = turned(tmp_path, [0, 30, 15, 180], on_unknown="auto", tolerance=0.2)
     assert actions(discovery).count("combined") == 1
     combined = module.method.combinations.tasks.tolist()
     assert [module.true_tasks[task] for task in combined] == [2]

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.layout import Layout
 from supsup_lightning.masks import (
+    MaskOptions,
     Threshold,
     TopK,
     erdos_renyi_allocation,
     kaiming_uniform_scores,
-    make_rule,
     masked_weights,
     signed_constant_weights,
     uniform_allocation,
@@ -116,12 +116,12 @@ def test_uniform_allocation_counts_to_the_weight():
 def test_bad_options_are_refused(options, message):
     options = {"sparsity": None, "allocation": "uniform", "budget": None, **options}
     with pytest.raises(ConfigurationError, match=message):
-        make_rule(options.pop("rule"), [(100, 100), (10, 10)], **options)
+        MaskOptions(**options).make_rule([(100, 100), (10, 10)])
 
 
 def test_a_budget_gives_each_layer_the_papers_density():
     shapes = [(20, 3, 3, 3), (160, 80, 3, 3), (5, 160)]
-    rule = make_rule("topk", shapes, sparsity=None, allocation="erdos_renyi", budget=16)
+    rule = MaskOptions(rule="topk", allocation="erdos_renyi", budget=16).make_rule(shapes)
     # min(0.5, b (out + in) / (out in kh kw)): the middle layer is the only one below the cap
     assert rule.kept == (270, round(16 * 240 / (160 * 80 * 9) * 160 * 80 * 9), 400)
     mask = rule(torch.randn(sum(rule.sizes), generator=torch.Generator().manual_seed(0)))

@@ -8,20 +8,25 @@ from hypothesis import strategies as st
 
 from supsup_lightning import GG, ContinualModule, Given, PermutedDigits, Unannounced
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.methods.sparsity_search import CANDIDATES, SparsitySearch
+from supsup_lightning.masks import MaskOptions
+from supsup_lightning.methods.sparsity_search import SparsitySearch
 from supsup_lightning.scenario import NNS
 from tests.conftest import QUIET, StopAfter, digits_lenet, fit, random_method, run_cli
 
 
 @given(accuracies=st.lists(st.integers(0, 100), min_size=8, max_size=8), tolerance=st.integers(0, 30))
 def test_it_finds_the_sparsest_where_accuracy_falls_with_sparsity(accuracies, tolerance):
-    by_sparsity = dict(zip(CANDIDATES, sorted(accuracies, reverse=True), strict=True))
-    search = SparsitySearch(CANDIDATES, tolerance=tolerance / 100, num_weights=1)
+    by_sparsity = dict(zip(MaskOptions().search_candidates, sorted(accuracies, reverse=True), strict=True))
+    search = SparsitySearch(MaskOptions().search_candidates, tolerance=tolerance / 100, num_weights=1)
     tried = []
     for _ in range(search.num_trials):
         tried.append(search.begin(0))
         search.judge(0, by_sparsity[tried[-1]] / 100, torch.tensor([tried[-1]]), torch.zeros(0))
-    right = max(s for s, accuracy in by_sparsity.items() if accuracy >= by_sparsity[CANDIDATES[0]] - tolerance)
+    right = max(
+        s
+        for s, accuracy in by_sparsity.items()
+        if accuracy >= by_sparsity[MaskOptions().search_candidates[0]] - tolerance
+    )
     assert search.chosen(0) == right
     assert search.scores.item() == pytest.approx(right)  # the scores are those of the mask that is kept
     assert len(set(tried)) == len(tried) == 4

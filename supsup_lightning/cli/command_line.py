@@ -21,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -142,20 +143,32 @@ def _typed(pattern: str) -> list[str]:
     return [option for option in HydraConfig.get().overrides.task if re.match(rf"[+~]*({pattern})\b", option)]
 
 
+_NAMING = ("include", "exclude", "min_dimensions", "max_dimensions")  # options of mask that name parameters
+
+
 def _check_mask_options(config: DictConfig) -> None:
     """Raise `ConfigurationError` for an option of `mask` that the method does not look at."""
+    typed = _typed("mask")
+    if not typed:
+        return
     method = HydraConfig.get().runtime.choices["method"]
-    used = OmegaConf.to_yaml(config.method)  # not resolved: `${mask.rule}`
-    for option in _typed("mask"):
-        name = option.lstrip("+~").partition("=")[0]
-        if "${mask." not in used:
+    target, used = str(config.method.get("_target_")), None  # of a user's own method nobody knows
+    if "mask" not in config.method:
+        used = ()
+    elif target.startswith("supsup_lightning."):
+        used = getattr(get_class(target), "mask_options", ())
+    for option in typed:
+        if used == ():
             raise ConfigurationError(
                 f"{option} has no effect with method={method}, which learns no masks; leave it out, or use "
                 "method=supsup."
             )
-        if name != "mask" and f"${{{name}}}" not in used:
+        name = option.lstrip("+~").partition("=")[0].removeprefix("mask.")
+        search = name.startswith("search")
+        field = "search_candidates" if search else "is_masked" if name in _NAMING else name
+        if used is not None and name != "mask" and field not in used:
             raise ConfigurationError(f"{option} has no effect with method={method}; leave it out, or use another.")
-        if name.startswith("mask.search.") and config.mask.sparsity != "auto":
+        if search and config.mask.sparsity != "auto":
             raise ConfigurationError(
                 f"{option} has an effect with mask.sparsity=auto alone; add that, or leave it out."
             )

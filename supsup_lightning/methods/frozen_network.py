@@ -1,11 +1,15 @@
 """What methods share that learn masks over the parameters of one frozen network."""
 
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from supsup_lightning.errors import check_choice
+from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.layout import Layout
-from supsup_lightning.masks import ALLOCATIONS, Rule, kaiming_uniform_scores, make_rule, masked_weights
+from supsup_lightning.masks import MaskOptions, Rule, kaiming_uniform_scores, masked_weights
 from supsup_lightning.methods.method import Method
 from supsup_lightning.seeding import generator
 
@@ -17,16 +21,18 @@ class FrozenNetworkMethod(Method):
         network: any module. Its base weights are overwritten with random ones; none is trained.
         layout: of the masked parameters.
         drawn: layout of the base weights, drawn from the seed unless ``weights`` is ``keep``.
-        rule: of masks; with ``sparsity``, ``allocation`` and ``budget`` as in `make_rule`.
+        mask: options of masks.
+        sparsity: in place of ``auto``.
         weights: ``signed_constant`` or ``kaiming_normal``, drawn from the seed; ``keep`` leaves the network's own.
-        store_weights: put base weights and masked parameters into checkpoints and files, too.
-        seed: of weights and scores.
+        options: of `Method`: ``store_weights``, ``compile``, ``seed``.
 
     Attributes:
         frozen: ``(weights,)`` float32, the masked parameters. ``live.values`` are the scores of masks in training.
+        mask_options: names of the options of `MaskOptions` that have an effect.
     """
 
     frozen: Tensor
+    mask_options: tuple[str, ...] = ("rule", "sparsity", "allocation", "budget", "is_masked")
 
     def __init__(
         self,
@@ -34,35 +40,21 @@ class FrozenNetworkMethod(Method):
         *,
         layout: Layout,
         drawn: Layout,
-        rule: str,
-        sparsity: float | None,
-        allocation: str,
-        budget: float | None,
+        mask: MaskOptions,
+        sparsity: float | None = None,
         weights: str,
-        store_weights: bool,
-        compile: bool = False,
-        seed: int,
+        **options: Any,
     ) -> None:
-        check_choice("mask.rule", rule, ("threshold", "topk"))
-        check_choice("mask.allocation", allocation, tuple(ALLOCATIONS))
-        super().__init__(
-            network,
-            layout=layout,
-            drawn=drawn,
-            identified=tuple(dict.fromkeys([*layout.names, *drawn.names])),
-            weights=weights,
-            store_weights=store_weights,
-            compile=compile,
-            seed=seed,
-        )
-        self.rule: Rule = make_rule(rule, layout.shapes, sparsity=sparsity, allocation=allocation, budget=budget)
+        for name, value in mask.without_effect(self.mask_options).items():
+            raise ConfigurationError(
+                f"{_option(name)}={value} has no effect with {type(self).__name__} and the other mask options; leave "
+                "it out."
+            )
+        identified = tuple(dict.fromkeys([*layout.names, *drawn.names]))
+        super().__init__(network, layout=layout, drawn=drawn, identified=identified, weights=weights, **options)
+        self.rule: Rule = mask.make_rule(layout.shapes, sparsity=sparsity)
         self.register_buffer("frozen", self._flat_weights(), persistent=False)
-        self.identity |= {
-            "rule": rule,
-            "sparsity": str(sparsity),
-            "allocation": allocation if rule == "topk" else "none",
-            "budget": str(budget),
-        }
+        self.identity |= mask.identity()
 
     def live_parameters(self, values: Tensor) -> dict[str, Tensor]:
         """``W * mask``, ``(*tasks, *shape)`` by name, out of scores ``(*tasks, weights)``; differentiable in them."""
@@ -84,3 +76,28 @@ class FrozenNetworkMethod(Method):
             rounded = {name: part.to(types.get(name, part.dtype)).float() for name, part in parts.items()}
             weights = torch.where(self.layout.flatten(rounded) == weights, self.frozen, weights)
         self.frozen.copy_(weights)
+
+
+def mask_options(mask: MaskOptions | None, options: dict[str, Any]) -> MaskOptions:
+    """Options of masks, as one value or as keywords of a method.
+
+    Raises:
+        ConfigurationError: both are given, or a keyword is unknown.
+    """
+    if mask is not None and options:
+        raise ConfigurationError(f"Give {', '.join(options)} within mask=MaskOptions(...), or without it, not both.")
+    if mask is not None:
+        return mask
+    known = [field.name for field in fields(MaskOptions)]
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise ConfigurationError(
+                f"There is no option {name!r}{f'; did you mean {near[0]!r}' if near else ''}. Masks have "
+                f"{', '.join(known)}."
+            )
+    return MaskOptions(**options)
+
+
+def _option(name: str) -> str:
+    return f"mask.{name.replace('search_', 'search.')}"

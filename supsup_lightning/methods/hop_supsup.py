@@ -12,8 +12,9 @@ from supsup_lightning.bank import MaskBank, codec
 from supsup_lightning.bank.hopfield_memory import HopfieldMemory, capacity
 from supsup_lightning.bank.rows import check_names
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.layout import ByName, Layout, MaskRule
-from supsup_lightning.methods.frozen_network import FrozenNetworkMethod
+from supsup_lightning.layout import ByName, Layout
+from supsup_lightning.masks import MaskOptions
+from supsup_lightning.methods.frozen_network import FrozenNetworkMethod, mask_options
 from supsup_lightning.methods.method import Part
 
 logger = logging.getLogger(__name__)
@@ -50,10 +51,10 @@ class HopSupSup(FrozenNetworkMethod):
     Args:
         network: any module. Its weights of two or more dimensions are overwritten with random ones (``weights``).
         memory: rule of the memory: ``storkey`` or ``hebbian``.
-        rule: of masks; with ``sparsity``, ``allocation`` and ``budget`` as for `SupSup`.
+        mask: options of masks, or as keywords, as for `SupSup`; by default gains are masked, that is vectors named
+            weight.
         weights: the base weights: ``signed_constant`` or ``kaiming_normal``, regrown from the seed; ``keep`` leaves the
             network's own.
-        is_masked: which parameters are masked; by default gains, that is vectors named weight.
         store_weights: put weights and gains into checkpoints and files. Otherwise a checksum stands for them.
         seed: of weights and scores.
 
@@ -80,26 +81,23 @@ class HopSupSup(FrozenNetworkMethod):
         network: nn.Module,
         *,
         memory: str = "storkey",
-        rule: str = "threshold",
-        sparsity: float | None = None,
-        allocation: str = "uniform",
-        budget: float | None = None,
+        mask: MaskOptions | None = None,
         weights: str = "signed_constant",
-        is_masked: MaskRule = GAINS,
         store_weights: bool = False,
         seed: int = 0,
+        **options: Any,
     ) -> None:
-        layout = Layout.of(network, is_masked)
+        mask = mask_options(mask, options)
+        if mask.searches:
+            raise ConfigurationError("mask.sparsity=auto is for method=supsup alone; give a share in [0, 1).")
+        layout = Layout.of(network, mask.is_masked or GAINS)
         for name, shape in zip(layout.names, layout.shapes, strict=True):
             _check_vector(name, shape)
         super().__init__(
             network,
             layout=layout,
             drawn=Layout.choosing(network, lambda name, p: p.ndim >= 2 and name not in layout.names),
-            rule=rule,
-            sparsity=sparsity,
-            allocation=allocation,
-            budget=budget,
+            mask=mask,
             weights=weights,
             store_weights=store_weights,
             seed=seed,

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from supsup_lightning.errors import ConfigurationError
 
-CANDIDATES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
-
 
 class SparsitySearch(nn.Module):
     """Trains a task from the start at some sparsities, and keeps the sparsest mask within a tolerance of the densest.

@@ -1,8 +1,9 @@
 """SupSup: a task is a binary mask over the frozen weights of one network (section 3 of the paper)."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from supsup_lightning.bank import MaskBank, codec
 from supsup_lightning.bank.combinations import Combinations
 from supsup_lightning.bank.finished_masks import FinishedMasks, check_combined
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
-from supsup_lightning.layout import ByName, Layout, MaskRule
-from supsup_lightning.masks import make_rule
-from supsup_lightning.methods.frozen_network import FrozenNetworkMethod
+from supsup_lightning.layout import ByName, Layout
+from supsup_lightning.masks import MaskOptions
+from supsup_lightning.methods.frozen_network import FrozenNetworkMethod, mask_options
 from supsup_lightning.methods.kept_scores import KeptScores
 from supsup_lightning.methods.method import Part
-from supsup_lightning.methods.sparsity_search import CANDIDATES, SparsitySearch
+from supsup_lightning.methods.sparsity_search import SparsitySearch
 from supsup_lightning.methods.starting_scores import StartingScores
 
 logger = logging.getLogger(__name__)
@@ -32,19 +33,10 @@ class SupSup(FrozenNetworkMethod):
 
     Args:
         network: any module. Its masked weights are overwritten with random ones (``weights``); none is trained.
-        rule: ``threshold`` (on where the score is not negative) or ``topk`` (a fixed share of each layer is on).
-        sparsity: with ``topk``, the share of weights switched off, in [0, 1); or ``auto``: each task gets the sparsest
-            mask about as accurate as its densest (`SparsitySearch`), for several times the training.
-        allocation: with ``topk``, how layers share it: ``uniform`` or ``erdos_renyi``.
-        budget: in place of ``sparsity`` with ``erdos_renyi``: the paper's ``b``, more of it is denser.
-        init: where the scores of a task start: ``random``, or from earlier tasks (`StartingScores`), on which its mask
-            depends then.
-        search_candidates: for ``sparsity="auto"``, sparsities to choose from; 2, 4, 8 or 16 of them.
-        search_tolerance: for ``sparsity="auto"``, by how much validation accuracy may be below the densest mask's.
+        mask: options of masks; or give its options as keywords, ``SupSup(network, rule="topk", sparsity=0.9)``. By
+            default, parameters of two or more dimensions are masked.
         weights: the base weights: ``signed_constant`` or ``kaiming_normal``, regrown from the seed; ``keep`` leaves the
             network's own (pretrained, say).
-        is_masked: which parameters are masked: `ByName`, by default those of two or more dimensions, or any function
-            of name and tensor.
         store_weights: put the masked weights into checkpoints and bank files, too. Otherwise these hold a checksum
             that refuses other weights. Parameters that are not masked (biases, say) are small and always stored.
         compile: training steps call the network through `torch.compile`; needs a C++ compiler (docs/speed.md).
@@ -67,47 +59,35 @@ class SupSup(FrozenNetworkMethod):
     """
 
     file_format = codec.MASK_BANK
+    mask_options = tuple(field.name for field in fields(MaskOptions))
 
     def __init__(
         self,
         network: nn.Module,
         *,
-        rule: str = "threshold",
-        sparsity: float | str | None = None,
-        allocation: str = "uniform",
-        budget: float | None = None,
-        init: str = "random",
-        search_candidates: Sequence[float] = CANDIDATES,
-        search_tolerance: float = 0.01,
+        mask: MaskOptions | None = None,
         weights: str = "signed_constant",
-        is_masked: MaskRule = ByName(),  # noqa: B008 (immutable)
         store_weights: bool = False,
         compile: bool = False,
         seed: int = 0,
+        **options: Any,
     ) -> None:
-        layout = Layout.of(network, is_masked)
+        mask = mask_options(mask, options)
+        layout = Layout.of(network, mask.is_masked or ByName())
         search = None
-        if isinstance(sparsity, str):
-            if sparsity != "auto" or rule != "topk":
-                raise ConfigurationError(
-                    f"mask.sparsity={sparsity} with mask.rule={rule}: give a share in [0, 1) or auto, and "
-                    "mask.rule=topk."
-                )
+        if mask.searches:
             search = SparsitySearch(
-                search_candidates,
-                tolerance=search_tolerance,
+                mask.search_candidates,
+                tolerance=mask.search_tolerance,
                 num_weights=layout.num_weights,
                 num_statistics=Layout.of_running_statistics(network).num_weights,
             )
-            sparsity = search.candidates[0]
         super().__init__(
             network,
             layout=layout,
             drawn=layout,
-            rule=rule,
-            sparsity=sparsity,
-            allocation=allocation,
-            budget=budget,
+            mask=mask,
+            sparsity=None if search is None else search.candidates[0],
             weights=weights,
             store_weights=store_weights,
             compile=compile,
@@ -120,19 +100,16 @@ class SupSup(FrozenNetworkMethod):
         self._mask_sizes = self.layout.sizes
         self.kept_scores: KeptScores | None = None
         self.combining = False  # the task in training is a combination, whose coefficients are trained
-        self.start = StartingScores(init, self.layout.num_weights)
-        self.begins_like_another = init == "nearest"
-        if init != "random":
-            self.identity["init"] = init
+        self.start = StartingScores(mask.init, self.layout.num_weights)
+        self.begins_like_another = mask.init == "nearest"
+        if mask.init != "random":
+            self.identity["init"] = mask.init
         self.search = search
         self.trials_per_task = 1 if search is None else search.num_trials
         if search is not None:
             self.identity["sparsity"] = f"auto {search.candidates} {search.tolerance}"
             # At once, so that what no candidate can meet is known before training.
-            self.rules = {
-                candidate: make_rule(rule, layout.shapes, sparsity=candidate, allocation=allocation, budget=budget)
-                for candidate in search.candidates
-            }
+            self.rules = {each: mask.make_rule(layout.shapes, sparsity=each) for each in search.candidates}
 
     # A task's life.
 

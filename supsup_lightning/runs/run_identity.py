@@ -84,7 +84,7 @@ class Identity:
 
     def differences(self, stored: Mapping[str, Any]) -> list[str]:
         """What differs from a run.json, but for the files of the data; in words, the most telling first."""
-        options = dict(stored["options"])
+        options = _renamed(stored["options"])
         here = dict(self.options)
         if stored["depends_on_processes"]:
             options |= stored["processes"]
@@ -217,6 +217,17 @@ def _without_places(value: Any, places: Mapping[str, str]) -> Any:
                 return name + value[len(place) :]
         return value
     return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def _renamed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a run.json as this version names them: before 0.2, the method repeated those of `mask`."""
+    if "mask._target_" in options or "mask.rule" not in options:
+        return dict(options)
+    repeated = re.compile(
+        r"method\.(rule|sparsity|allocation|budget|init|search_candidates|search_tolerance|is_masked\..*)"
+    )
+    kept = {name: value for name, value in options.items() if not repeated.fullmatch(name)}
+    return {**kept, "mask._target_": "supsup_lightning.MaskOptions.of_config"}
 
 
 def _value(options: Mapping[str, Any], key: str) -> Any:
