@@ -392,7 +392,7 @@ def test_an_option_without_effect_is_refused(overrides, message, tmp_path):
 
 
 def test_a_search_is_for_masks_in_a_bank():
-    with pytest.raises(ConfigurationError, match="mask.sparsity=auto is no share .* for method=supsup alone"):
+    with pytest.raises(ConfigurationError, match="mask.sparsity=auto is for method=supsup alone"):
         HopSupSup(network(), rule="topk", sparsity="auto")
 
 
