@@ -35,12 +35,8 @@ JOBS: dict[str, list[str]] = {
     "hopfield": ["experiment=split_mnist_hopfield", *FEW, "data=split_digits", "data.epochs_per_task=null", *QUIET],
     "at_once": ["data.tasks_at_once=3", "data.num_tasks=5", "data.steps_per_task=40", *QUIET],
     "at_once_norm": [
-        "data.tasks_at_once=2",
-        *FEW,
-        "network=gem_resnet18",
-        "+network.width=0.1",
-        "network.output_size=20",
-        *QUIET,
+        *["data.tasks_at_once=2", *FEW, "network=gem_resnet18", "+network.width=0.1", "network.output_size=20"],
+        *["inference.images=batch", *QUIET],
     ],
     "resnet": [
         *["experiment=split_cifar100_supsup", "data.num_tasks=2", "data.steps_per_task=4", "data.epochs_per_task=null"],

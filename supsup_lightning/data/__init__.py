@@ -20,7 +20,7 @@ from supsup_lightning.data.sources import (
     Source,
     halves,
 )
-from supsup_lightning.data.streams import Permuted, Rotated, Split, Stream, Task, Whole
+from supsup_lightning.data.streams import OneSource, Permuted, Rotated, Split, Stream, Task, Whole
 from supsup_lightning.data.tasks import TaskDataModule, TaskSequence
 
 
@@ -55,6 +55,7 @@ __all__ = [
     "ImageFolder",
     "Images",
     "Mixed",
+    "OneSource",
     "Permuted",
     "PermutedDigits",
     "PermutedMNIST",

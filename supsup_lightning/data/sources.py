@@ -48,22 +48,29 @@ def refuse_crops(source: Any, reading: Reading) -> None:
 
 
 class Source(Protocol):
-    """A data set with a training and a test half. All methods take the folder that holds the data sets."""
+    """A data set with a training and a test half. All methods take the folder that holds the data sets.
+
+    A class of your own may inherit from it, and has to define `num_classes` and `load`.
+    """
 
     def prepare(self, root: Path) -> None:
-        """Download what is absent; called by one process of a machine. Raises `DataError`."""
+        """Download what is absent; called by one process per machine. By default nothing. Raises `DataError`."""
 
     def num_classes(self, root: Path) -> int:
         """How many classes there are; known without reading an image. Raises `DataError`."""
         ...
 
     def load(self, root: Path, reading: Reading) -> tuple[Images, Images]:
-        """Training and test images, normalised by the training images. Raises `DataError`."""
+        """Training and test images, normalised by the training images; `halves` makes them from tensors.
+
+        Raises:
+            DataError: missing or damaged files.
+        """
         ...
 
     def num_skipped(self) -> int:
-        """Images that were left out because they could not be read."""
-        ...
+        """Number of images that were left out because they could not be read."""
+        return 0
 
 
 @runtime_checkable
@@ -237,7 +244,17 @@ class CIFAR100(CIFAR10):
 def halves(
     train_pixels: Tensor, train_labels: Tensor, test_pixels: Tensor, test_labels: Tensor
 ) -> tuple[Images, Images]:
-    """Both halves in memory, normalised by the training half. Raises `DataError` if their images differ in shape."""
+    """Both halves in memory, normalised by the training half.
+
+    Args:
+        train_pixels: ``(images, channels, height, width)``, uint8, or floats which are taken as they are.
+        train_labels: ``(images,)`` int64, from 0.
+        test_pixels: as ``train_pixels``.
+        test_labels: as ``train_labels``.
+
+    Raises:
+        DataError: the images of the halves differ in shape.
+    """
     if train_pixels.shape[1:] != test_pixels.shape[1:]:
         one, two = (list(pixels.shape[1:]) for pixels in (train_pixels, test_pixels))
         raise DataError(f"Training images have the shape {one} and test images {two}; both halves have to be alike.")

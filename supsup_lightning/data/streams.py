@@ -60,8 +60,17 @@ class Stream(ABC):
         """The data of a task, which depend on nothing but the seed and its number."""
 
 
-class _OneSource(Stream):
-    """What the streams over one data set have in common."""
+class OneSource(Stream):
+    """Tasks over one data set: all images, under a transform per task. Override `transformed`, `task` or `length`.
+
+    Args:
+        source: the data set.
+
+    Attributes:
+        train: training images, once `load` was called.
+        test: test images.
+        num_classes: of the data set.
+    """
 
     train: Images
     test: Images
@@ -72,7 +81,7 @@ class _OneSource(Stream):
 
     @property
     def sources(self) -> Sequence[Source]:
-        """The one."""
+        """The data set."""
         return (self.source,)
 
     def length(self, root: Path) -> int | None:
@@ -103,11 +112,22 @@ class _OneSource(Stream):
         return Task(self.transformed(self.train, task, seed), self.transformed(self.test, task, seed), self.num_classes)
 
     def transformed(self, images: Images, task: int, seed: int) -> Images:
-        """The same images under the task's transform."""
+        """The images of a task.
+
+        Args:
+            images: a half of the data set.
+            task: its number.
+            seed: of the data.
+
+        Returns:
+            ``dataclasses.replace(images, transform=...)`` with a function from a batch ``(batch, channels, height,
+            width)`` to another. Random numbers have to come from ``seeding.generator(seed, purpose, task)``, so that
+            they depend on nothing else. By default, the images as they are.
+        """
         return images
 
 
-class Whole(_OneSource):
+class Whole(OneSource):
     """A single task: the data set as it is. For `Mixed`."""
 
     def length(self, root: Path) -> int | None:
@@ -115,7 +135,7 @@ class Whole(_OneSource):
         return 1
 
 
-class Permuted(_OneSource):
+class Permuted(OneSource):
     """Each task sees the pixels (over all channels) in one random order of its own, fixed by seed and task."""
 
     def transformed(self, images: Images, task: int, seed: int) -> Images:
@@ -136,7 +156,7 @@ class _Permutation:
         return pixels.index_select(1, self.order).view_as(batch)
 
 
-class Rotated(_OneSource):
+class Rotated(OneSource):
     """Task ``i`` sees the images turned by ``i * degrees``, counter-clockwise, bilinearly, on black.
 
     Args:
@@ -181,7 +201,7 @@ class _Rotation:
         return F.rotate(batch, self.angle, interpolation=InterpolationMode.BILINEAR, fill=fill)
 
 
-class Split(_OneSource):
+class Split(OneSource):
     """Each task has some of the classes, and every class is in one task.
 
     Classes that do not divide evenly leave a last task with fewer of them.

@@ -6,6 +6,7 @@ from supsup_lightning.methods.baselines import (
     LowerBound,
     SeparateHeads,
     SmallNetworks,
+    TrainedNetworkMethod,
     UpperBound,
 )
 from supsup_lightning.methods.hop_supsup import HopSupSup
@@ -22,5 +23,6 @@ __all__ = [
     "SeparateHeads",
     "SmallNetworks",
     "SupSup",
+    "TrainedNetworkMethod",
     "UpperBound",
 ]

@@ -4,5 +4,6 @@ from supsup_lightning.methods.baselines.batch_ensemble import BatchEnsemble
 from supsup_lightning.methods.baselines.bounds import LowerBound, SmallNetworks, UpperBound
 from supsup_lightning.methods.baselines.psp import PSP
 from supsup_lightning.methods.baselines.separate_heads import SeparateHeads
+from supsup_lightning.methods.baselines.trained_network import TrainedNetworkMethod
 
-__all__ = ["PSP", "BatchEnsemble", "LowerBound", "SeparateHeads", "SmallNetworks", "UpperBound"]
+__all__ = ["PSP", "BatchEnsemble", "LowerBound", "SeparateHeads", "SmallNetworks", "TrainedNetworkMethod", "UpperBound"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from inspect import signature
-from math import ceil, prod
+from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +32,6 @@ class UpperBound(TrainedNetworkMethod):
 
     def __init__(self, network: nn.Module, *, weights: str = "kaiming_uniform", seed: int = 0) -> None:
         super().__init__(network, weights=weights, seed=seed)
-
-    def _of(self, task: int, row: Tensor) -> dict[str, Tensor]:
-        return self.layout.split(row)
-
-    def _kept_of(self, name: str, shape: tuple[int, ...]) -> tuple[str, float]:
-        return "own", 4.0 * prod(shape)
 
 
 class SmallNetworks(UpperBound):

@@ -1,6 +1,6 @@
 """What the baselines share: a network's own weights are trained, for one task or for all of them."""
 
-from abc import abstractmethod
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,15 @@ from supsup_lightning.methods.method import Method, Part
 
 
 class TrainedNetworkMethod(Method):
-    """A vector of values in training, and a row of values for each finished task.
+    """A vector of values in training, and a row of values for each finished task; the base for methods of your own.
 
     Training starts from the network's own parameters, whose weights are drawn from the seed. Normalisation layers keep
-    their running statistics for each task.
+    their running statistics for each task. By default the values are the parameters of ``layout``, one row per task;
+    override `live_parameters` to make parameters of them in another way.
 
     Args:
         network: any module, which stays as it is.
+        layout: parameters that are trained; by default all.
         num_values: largest number of values in training.
         row_size: values kept per task.
         identified: as in `Method`.
@@ -36,6 +38,7 @@ class TrainedNetworkMethod(Method):
         self,
         network: nn.Module,
         *,
+        layout: Layout | None = None,
         num_values: int | None = None,
         row_size: int | None = None,
         identified: tuple[str, ...] = (),
@@ -45,6 +48,7 @@ class TrainedNetworkMethod(Method):
     ) -> None:
         super().__init__(
             network,
+            layout=layout,
             identified=identified,
             num_values=num_values,
             weights=weights,
@@ -91,9 +95,9 @@ class TrainedNetworkMethod(Method):
         kept = self.finished.read(task, "statistics") if statistics is None else statistics
         return {**self._of(task, row), **self.base.statistics_layout.split(kept)}
 
-    @abstractmethod
     def _of(self, task: int, row: Tensor) -> dict[str, Tensor]:
         """Parameters by name of a finished task, out of its row."""
+        return self.live_parameters(row)
 
     def _row(self, values: Tensor) -> Tensor:
         """What is kept of the values in training."""
@@ -119,9 +123,9 @@ class TrainedNetworkMethod(Method):
             parts.append(Part(name, tuple(tensor.shape), kept, None, task_bytes))
         return parts
 
-    @abstractmethod
     def _kept_of(self, name: str, shape: tuple[int, ...]) -> tuple[str, float]:
-        """What a task keeps of a parameter, in a word of `Part.kept`, and in bytes."""
+        """What a task keeps of a parameter of the layout, in a word of `Part.kept`, and in bytes."""
+        return "own", 4.0 * prod(shape)
 
     def _is_needed(self, name: str) -> bool:
         return super()._is_needed(name) and name not in self.layout.names
