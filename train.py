@@ -47,7 +47,7 @@ def run(config: DictConfig, folder: Path) -> float | None:
     checkpoint = command_line.checkpoint_to_resume(config, folder / "checkpoints" / "last.ckpt")
 
     L.seed_everything(config.seed, workers=True, verbose=False)
-    data = instantiate(config.unannounced or config.data)
+    data = instantiate(config.datamodule)
     module = instantiate(config.module)
     module.plan_training(data, accelerator=config.trainer.get("accelerator", "auto"))
     with listening(config, folder) as loggers:

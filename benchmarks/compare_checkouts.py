@@ -26,9 +26,9 @@ UNSEEN = [option for option in QUIET if option != "logger=csv"]
 
 JOBS: dict[str, list[str]] = {
     "demo": ["data.num_tasks=5", "data.steps_per_task=150", "inference.images=each", *QUIET],
-    "nns": ["scenario=nns", "data.num_tasks=4", "data.steps_per_task=120", "unannounced.steps_per_epoch=100", *QUIET],
+    "nns": ["scenario=nns", "data.num_tasks=4", "data.steps_per_task=120", *QUIET],
     "combined": [
-        *["scenario=nns", "data.num_tasks=4", "data.steps_per_task=200", "unannounced.steps_per_epoch=100"],
+        *["scenario=nns", "data.num_tasks=4", "data.steps_per_task=200"],
         *["discovery.on_unknown=auto", "discovery.combine_from=2", "discovery.trial_steps=40", "inference=exhaustive"],
         *["inference.objective=entropy", "inference.images=batch", *QUIET],
     ],

@@ -9,8 +9,9 @@ from omegaconf import OmegaConf, open_dict
 
 import supsup_lightning.cli.command_line  # noqa: F401 (registers the resolver that the configuration uses)
 from supsup_lightning.bank.hopfield_memory import PUBLISHED
+from supsup_lightning.cli import effects
 from supsup_lightning.runs.loggers import configurations
-from tests.conftest import ROOT, two_classes_of_images
+from tests.conftest import ROOT, run_cli, two_classes_of_images
 
 FILES = sorted(
     path.relative_to(ROOT / "conf").with_suffix("").as_posix()
@@ -57,15 +58,16 @@ def test_every_file_composes_and_instantiates(file, tmp_path, monkeypatch):
         overrides = overrides[:1]
     config = composed(*overrides, folder=tmp_path)
     OmegaConf.resolve(config)
-    data, module = instantiate(config.unannounced or config.data), instantiate(config.module)
+    data, module = instantiate(config.datamodule), instantiate(config.module)
     module.plan_training(data, accelerator=config.trainer.accelerator)
     callbacks = [instantiate(callback) for callback in config.callbacks.values()]
     loggers = [instantiate(options, **more) for options, more in configurations(config)]
-    trainer = instantiate(config.trainer, max_epochs=data.num_epochs, callbacks=callbacks, logger=loggers or False)
+    trainer = instantiate(config.trainer, max_epochs=1, callbacks=callbacks, logger=loggers or False)
     assert module.method.layout.num_weights > 0
     assert isinstance(module.make_optimizer(module.method.trainable()), torch.optim.Optimizer)
     assert trainer.reload_dataloaders_every_n_epochs == 1
-    assert trainer.max_epochs == data.num_epochs
+    assert "max_epochs" not in config.trainer  # train.py takes it from the data
+    assert data.num_epochs >= 1
 
 
 def test_the_published_recovery_is_the_one_in_python(tmp_path):
@@ -86,3 +88,19 @@ def test_choices_that_belong_together_come_together(tmp_path):
     assert "recovery" in hopfield.callbacks
     assert "recovery" not in composed(folder=tmp_path).callbacks
     assert composed("optimizer=rmsprop", folder=tmp_path).schedule._target_ == "supsup_lightning.schedules.constant"
+
+
+def test_partial_files_are_no_choices_of_the_help(tmp_path):
+    shown = run_cli("--help", cwd=tmp_path).stdout
+    assert "data/stream: permuted" in shown
+    assert "options:" not in shown
+
+
+def test_two_groups_that_bring_a_schedule_along_say_which_is_used(tmp_path, caplog):
+    with caplog.at_level("WARNING"):
+        effects.check(composed("scenario=nns", "optimizer=rmsprop", folder=tmp_path))
+        assert "schedule=inverse_sqrt, of scenario=nns, takes the place of schedule=constant" in caplog.text
+        caplog.clear()
+        effects.check(composed("scenario=nns", "optimizer=rmsprop", "schedule=constant", folder=tmp_path))
+        effects.check(composed("optimizer=rmsprop", folder=tmp_path))
+        assert not caplog.text

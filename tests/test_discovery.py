@@ -446,7 +446,7 @@ def test_the_assignment_does_not_depend_on_numbers_and_counts_batches():
 
 
 def test_scores_do_not_depend_on_the_record_of_the_stream(tmp_path, monkeypatch):
-    options = ["scenario=nns", "data.num_tasks=2", "data.steps_per_task=150", "unannounced.steps_per_epoch=100", *QUIET]
+    options = ["scenario=nns", "data.num_tasks=2", "data.steps_per_task=150", "datamodule.steps_per_epoch=100", *QUIET]
     for name, more in (("with", []), ("without", ["~callbacks.stream_record"])):
         run_here(monkeypatch, tmp_path, *options, *more, f"hydra.run.dir={name}")
     one, other = (results(tmp_path / name) for name in ("with", "without"))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_module
+from hydra._internal.hydra import Hydra
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -57,6 +58,7 @@ def run(train: Callable[[], Any]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra prints errors itself and exits
     # Hydra copies this singleton once for each group that `--help` lists: half its time, and nothing writes to a copy.
     ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
+    _hide_partial_files()
     _quieten_lightning()
     # Hydra takes null for no group.
     sys.argv[1:] = [re.sub(r"^(logger|callbacks)=(.*,)?null\b", r"\1=\2none", argument) for argument in sys.argv[1:]]
@@ -80,6 +82,16 @@ def run(train: Callable[[], Any]) -> None:
         sys.exit(1)
 
 
+def _hide_partial_files() -> None:
+    """Leave groups called options, whose files are parts of others, out of the choices that `--help` lists."""
+    listed = Hydra.format_config_groups
+
+    def without_parts(hydra: Hydra, predicate: Callable[[str], bool], compact: bool = True) -> str:
+        return listed(hydra, lambda group: predicate(group) and not group.endswith("/options"), compact)
+
+    Hydra.format_config_groups = without_parts  # type: ignore[method-assign, assignment]
+
+
 @contextmanager
 def job() -> Iterator[Path]:
     """The output directory of the current job, which no other process has; what ends the job goes into its log."""
@@ -97,10 +109,11 @@ def check_options(config: DictConfig) -> None:
             raise ConfigurationError(f"{option}={config[option]!r} must be true or false.")
     effects.check(config)
     optimized_metric.check(config)
+    announced = effects.is_announced(config)
     for group in ("order", "discovery"):
-        if config.unannounced is None and config.get(group) is not None:
+        if announced and config.get(group) is not None:
             raise ConfigurationError(f"{group} has an effect in scenario=nns alone; add that, or leave {group} out.")
-    if config.unannounced is None and "task_discovery" in config.callbacks:
+    if announced and "task_discovery" in config.callbacks:
         raise ConfigurationError("callbacks=discovery is for scenario=nns alone; add that, or leave it out.")
     _check_callbacks(config)
     _check_mask_options(config)

@@ -1,5 +1,6 @@
 """Options that would have no effect, for whatever else is chosen: each is refused where it is typed."""
 
+import logging
 import re
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from supsup_lightning.cli.output_name import targets
 from supsup_lightning.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
 
 _LENGTH = "the data say how long training is: use data.steps_per_task or data.epochs_per_task"
 _DECIDED = {
@@ -24,7 +27,7 @@ _DECIDED = {
 }
 
 # Options of train.yaml that belong to no group.
-OWN = ("seed", "resume", "print_masked", "unannounced", "optimized_metric", "eval_at", "module")
+OWN = ("seed", "resume", "print_masked", "datamodule", "optimized_metric", "eval_at", "module")
 
 _SAID_OF_RUN = r"callbacks\.results\.(folder|optimized_metric|run(\.(scenario|data|network|method|seed))?)"
 
@@ -45,6 +48,11 @@ def _all_in_memory(config: DictConfig) -> bool:
     return bool(sources) and all(name in _IN_MEMORY for name in sources)
 
 
+def is_announced(config: DictConfig) -> bool:
+    """Whether training batches come with their task: the Trainer gets the data as they are."""
+    return config.datamodule.get("_target_") == "supsup_lightning.data.announced"
+
+
 def _option(path: str, default: Any = None) -> Callable[[DictConfig], Any]:
     return lambda config: OmegaConf.select(config, path, default=default)
 
@@ -60,6 +68,19 @@ def _check_added(config: DictConfig) -> None:
         group = name in groups or "/" in name
         if override.startswith("+") and not (group or name in OWN or re.search(rf"\$\{{{name}[.}}]", written)):
             raise ConfigurationError(f"{override} has no effect: nothing reads {name}, and no option refers to it.")
+
+
+def _say_what_gave_way() -> None:
+    """Log which of two schedules is used if optimizer and scenario both bring one along and none was chosen."""
+    hydra = HydraConfig.get()
+    choices = hydra.runtime.choices
+    chosen = any(override.startswith(("schedule=", "experiment=")) for override in hydra.overrides.task)
+    if choices.get("optimizer") == "rmsprop" and choices.get("scenario") == "nns" and not chosen:
+        logger.warning(
+            "schedule=%s, of scenario=nns, takes the place of schedule=constant, which optimizer=rmsprop brings along; "
+            "add schedule=constant or schedule=inverse_sqrt to choose.",
+            choices.get("schedule"),
+        )
 
 
 # Pattern of the option, where it has no effect, what would give it one.
@@ -106,6 +127,7 @@ _RULES: tuple[tuple[str, Callable[[DictConfig], bool], str], ...] = (
 def check(config: DictConfig) -> None:
     """Raise `ConfigurationError` for an option that is typed, or set in the trainer, and changes nothing."""
     _check_added(config)
+    _say_what_gave_way()
     for name in config.trainer:
         if (message := decided(f"trainer.{name}")) is not None:
             raise ConfigurationError(message)

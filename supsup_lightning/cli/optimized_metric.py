@@ -7,6 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from supsup_lightning.cli import effects
 from supsup_lightning.errors import ConfigurationError
 
 DEFAULT = "validation_accuracy"
@@ -24,7 +25,7 @@ _UNANNOUNCED = ("adjusted_rand_index", "assignment_accuracy", "num_combinations"
 def check(config: DictConfig) -> None:
     """Raise `ConfigurationError` for a metric that the run will not have."""
     name = config.optimized_metric
-    announced = config.unannounced is None
+    announced = effects.is_announced(config)
     names = [*_ALWAYS, *(_ANNOUNCED if announced else _UNANNOUNCED)]
     if not str(config.scenario.get("path", "")).endswith(".GG"):
         names += _TASK_HIDDEN

@@ -24,6 +24,11 @@ from supsup_lightning.data.streams import OneSource, Permuted, Rotated, Split, S
 from supsup_lightning.data.tasks import TaskDataModule, TaskSequence
 
 
+def announced(tasks: TaskSequence) -> TaskSequence:
+    """The tasks as they are: training batches come with their task. For `datamodule` in conf/train.yaml."""
+    return tasks
+
+
 def PermutedDigits(*, num_tasks: int = 10, **options) -> ContinualDataModule:
     """scikit-learn's 8 x 8 digits under one fixed permutation of the pixels a task. Nothing to download.
 
@@ -68,5 +73,6 @@ __all__ = [
     "TaskDataModule",
     "TaskSequence",
     "Whole",
+    "announced",
     "halves",
 ]

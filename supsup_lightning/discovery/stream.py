@@ -169,7 +169,7 @@ class Unannounced(TaskDataModule):
             )
         self.tasks = tasks
         self.order = Blocks() if order is None else order
-        self.steps_per_epoch = check_whole("unannounced.steps_per_epoch", steps_per_epoch)
+        self.steps_per_epoch = check_whole("datamodule.steps_per_epoch", steps_per_epoch)
         self._blocks: list[Block] = []
         self._ends: list[int] = []
 

@@ -26,7 +26,7 @@ def find(folder: Path, identity: Identity, config: DictConfig) -> dict[str, Any]
     """The results of the run, if it is finished; None if it is not. See `finished` and `check_begun`."""
 
     def files() -> Mapping[str, Any] | None:
-        return instantiate(config.unannounced or config.data).files()
+        return instantiate(config.datamodule).files()
 
     result = finished(folder, identity, files=files, num_tasks=config.data.get("num_tasks"))
     if result is None:

@@ -220,9 +220,12 @@ def _without_places(value: Any, places: Mapping[str, str]) -> Any:
 
 
 def _renamed(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a run.json as this version names them: before 0.2, the method repeated those of `mask`."""
+    """Options of a run.json as this version names them: before 0.2, `method` repeated those of `mask`."""
     if "mask._target_" in options or "mask.rule" not in options:
         return dict(options)
+    stream = {name.replace("unannounced.", "datamodule."): value for name, value in options.items()}
+    options = {"datamodule._target_": "supsup_lightning.data.announced", **stream}
+    options.pop("unannounced", None)
     repeated = re.compile(
         r"method\.(rule|sparsity|allocation|budget|init|search_candidates|search_tolerance|is_masked\..*)"
     )
