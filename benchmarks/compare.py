@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 
 # Learning rates: 1e-3 or 3e-3 (Adam), whichever was better in a first try on three tasks; factors of BatchE 0.1.
-RIVALS = [
+BASELINES = [
     Row("PSP", "PSP", "method=psp"),
     Row("BatchE", "BatchE", "method=batch_ensemble"),
     Row("BatchE, random trunk", "BatchE", "method=batch_ensemble method.trunk=random"),
@@ -47,7 +47,7 @@ PERMUTED_MNIST = [
     Row("upper bound", "upper bound", "method=upper_bound optimizer.lr=3e-3"),
     Row("SupSup", "SupSup", "method=supsup optimizer=sgd"),
     Row("SupSup, 90 % off", "SupSup", "method=supsup optimizer=sgd mask.rule=topk mask.sparsity=0.9"),
-    *RIVALS,
+    *BASELINES,
 ]
 # The task is found by one image of a batch.
 HIDDEN = [
@@ -71,7 +71,7 @@ SPLIT_CIFAR100 = [
     Row("upper bound", "upper bound", "method=upper_bound"),
     *(Row(f"SupSup, budget {b}", "SupSup", f"method=supsup {TOPK} mask.budget={b}") for b in (2, 8, 32)),
     Row("SupSup, transfer, budget 32", "SupSup", f"method=supsup {TOPK} mask.budget=32 mask.init=transfer"),
-    *RIVALS,
+    *BASELINES,
 ]
 
 

@@ -117,7 +117,7 @@ def lightning_loop(method: SupSup, data: ContinualDataModule, accelerator: str =
 
 
 def in_turns(loops: dict[str, Callable[[int], float]], steps: int, rounds: int) -> dict[str, list[float]]:
-    """Of each loop, given a number of steps, milliseconds by round; one short round warms up."""
+    """Milliseconds per round of each loop, given a number of steps; one short round warms up."""
     times: dict[str, list[float]] = {name: [] for name in loops}
     for number in range(rounds + 1):
         for name, loop in loops.items():

@@ -59,7 +59,7 @@ def accuracy(method: SupSup, data: ContinualDataModule, task: int) -> float:
 
 
 def curves(init: str, of: Setting) -> list[list[float]]:
-    """Of each task, accuracy after every few steps."""
+    """Accuracy of each task after every few steps."""
     method = SupSup(of.network, init=init, **of.mask)
     found = []
     for task in range(of.data.num_tasks):

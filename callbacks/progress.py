@@ -203,5 +203,5 @@ def _clock(seconds: float) -> str:
 
 
 def _test_batches(trainer: L.Trainer) -> list[int]:
-    """Of each task; 1 where its loader has no length."""
+    """Number of test batches of each task; 1 where its loader has no length."""
     return [int(number) if isfinite(number) else 1 for number in trainer.num_test_batches]

@@ -57,7 +57,7 @@ class WriteResults(L.Callback):
 
     @property
     def bank_path(self) -> Path:
-        """Of the mask bank."""
+        """Path of the mask bank."""
         return self.folder / "mask_bank.safetensors"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -181,7 +181,7 @@ class WriteResults(L.Callback):
 
 
 def validation_accuracies(trainer: L.Trainer, module: "ContinualModule", tasks: Sequence[int]) -> list[float]:
-    """Of what is kept of the tasks that an epoch has finished, each given; NaN where it was not validated."""
+    """Validation accuracy of each task that an epoch has finished; NaN if it was not validated."""
     search = module.method.details().get("sparsity_search")
     if search is not None:  # the training that is kept need not be the last
         return [dict(search["tried"][str(task)])[search["chosen"][str(task)]] for task in tasks]

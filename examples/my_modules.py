@@ -22,5 +22,5 @@ class SomeDigits(L.LightningDataModule):
         return DataLoader(self.items[100:], batch_size=32, shuffle=True)
 
     def test_dataloader(self) -> DataLoader:
-        """Likewise."""
+        """The test half."""
         return DataLoader(self.items[:100], batch_size=32)

@@ -1,4 +1,4 @@
-"""An ordinary ``nn.Module`` without a word about masks, to be replaced by yours (docs/networks.md)."""
+"""An ordinary ``nn.Module`` that knows nothing of masks, to be replaced by yours (docs/networks.md)."""
 
 from collections.abc import Sequence
 

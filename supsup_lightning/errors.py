@@ -39,7 +39,7 @@ def check_choice(option: str, value: object, choices: tuple[object, ...]) -> Non
 
 
 def as_whole(value: Any) -> int | None:
-    """A whole number of any type (Python's, NumPy's, a tensor's) as an `int`; None if it is no such, as `True` is not.
+    """An integer of any type (Python's, NumPy's, a tensor's) as an `int`; None if it is no such, as `True` is not.
 
     >>> import numpy as np
     >>> as_whole(np.int64(4)), as_whole(4.0), as_whole(True)
@@ -54,7 +54,7 @@ def as_whole(value: Any) -> int | None:
 
 
 def check_whole(option: str, value: Any, *, least: int = 1, more: str = "") -> int:
-    """The value as an `int`. Raises `ConfigurationError` unless it is a whole number from ``least`` on.
+    """The value as an `int`. Raises `ConfigurationError` unless it is an integer of at least ``least``.
 
     Args:
         option: its name.
@@ -64,5 +64,5 @@ def check_whole(option: str, value: Any, *, least: int = 1, more: str = "") -> i
     """
     number = as_whole(value)
     if number is None or number < least:
-        raise ConfigurationError(f"{option}={value!r} must be a whole number from {least} on{more}.")
+        raise ConfigurationError(f"{option}={value!r} must be an integer of at least {least}{more}.")
     return number

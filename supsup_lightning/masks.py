@@ -229,7 +229,7 @@ def _random_signs(size: int, generator: Generator) -> Tensor:
 
 
 def uniform_allocation(shapes: Sequence[Shape], sparsity: float) -> tuple[int, ...]:
-    """The same density in each layer; exact to the nearest weight.
+    """Number of weights kept in each layer, at the same density; exact to the nearest weight.
 
     >>> uniform_allocation([(10, 10), (5, 4)], 0.9)
     (10, 2)

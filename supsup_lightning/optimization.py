@@ -34,7 +34,7 @@ def default_coefficient_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
 
 
 def checked(make: Callable[..., Any], what: str = "optimizer") -> Callable[..., Any]:
-    """The same, with a `ConfigurationError` where its options do not work."""
+    """The factory, with a `ConfigurationError` in place of what wrong options raise."""
 
     def checked_make(*arguments: Any) -> Any:
         try:

@@ -83,7 +83,7 @@ def _check_together(
 def training_bytes(
     method: Method, images: Tensor, *, batch_size: int, make_optimizer: Callable[[list[nn.Parameter]], Optimizer]
 ) -> int:
-    """That each task in training takes, predicted.
+    """Predicted bytes per task in training.
 
     Scores, their gradients, effective weights and their gradients, what the optimizer keeps, and what the network
     keeps of a batch for its backward pass; not what operations take for themselves.
@@ -110,7 +110,7 @@ def _state_per_weight(make_optimizer: Callable[[list[nn.Parameter]], Optimizer])
 
 
 def _saved_bytes(method: Method, images: Tensor) -> int:
-    """That the network keeps of these images for the backward pass."""
+    """Bytes that the network keeps of these images for the backward pass."""
     parameters = dict(method.network.named_parameters())
     weights = method.layout.flatten({name: parameters[name].detach().float() for name in method.layout.names})
     weights.requires_grad_()

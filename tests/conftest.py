@@ -106,7 +106,7 @@ class StopAfter(L.Callback):
 
 
 def first_losses(method, *, lr: float) -> list[float]:
-    """Of four steps of SGD on the first task of the permuted digits."""
+    """Losses of four steps of SGD on the first task of the permuted digits."""
     data = PermutedDigits(num_tasks=1, steps_per_task=4)
     data.setup()
     method.begin_task(0)

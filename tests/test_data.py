@@ -92,7 +92,7 @@ def test_processes_share_every_batch(digits, monkeypatch):
     ("options", "message"),
     [
         ({"steps_per_task": 5, "epochs_per_task": 5}, "are both given"),
-        ({"num_tasks": 0}, "data.num_tasks=0 must be a whole number from 1 on"),
+        ({"num_tasks": 0}, "data.num_tasks=0 must be an integer of at least 1"),
         ({"batch_size": 1.5}, "data.batch_size=1.5 must be"),
         ({"steps_per_task": -1}, "data.steps_per_task=-1 must be"),
         ({"validation_share": 0}, "data.validation_share=0 must lie between 0 and 1"),

@@ -373,7 +373,7 @@ def test_a_run_writes_what_was_discovered_and_draws_it(tmp_path):
         (["scenario=nns", "schedule=cosine"], "schedule=cosine has to know how long a task lasts"),
         (["scenario=nns", "callbacks=default"], "others need scenario=nns, with TaskDiscovery"),
         (["scenario=nns", "inference=given"], "In scenario=nns the task is hidden at inference"),
-        (["scenario=nns", "discovery.every=0"], "discovery.every=0 must be a whole number"),
+        (["scenario=nns", "discovery.every=0"], "discovery.every=0 must be an integer"),
         (["scenario=nns", "discovery.on_unknown=new"], "discovery.on_unknown='new' is not known"),
         (["scenario=nns", "discovery.scores=disk"], "discovery.scores='disk' is not known; choose one of device"),
         (["scenario=nns", "discovery.evry=10"], "Did you mean discovery.every"),

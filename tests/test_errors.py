@@ -38,7 +38,7 @@ def _values(part):
 
 @pytest.mark.parametrize("value", [True, np.True_, torch.tensor(True), 4.0, "4", None, np.array([4, 4]), torch.ones(2)])
 def test_what_is_no_whole_number_is_refused(value):
-    with pytest.raises(ConfigurationError, match="data.num_tasks=.* must be a whole number from 1 on"):
+    with pytest.raises(ConfigurationError, match="data.num_tasks=.* must be an integer of at least 1"):
         check_whole("data.num_tasks", value)
     with pytest.raises(ConfigurationError, match="num_classes"):
         DataModuleSequence([Blobs(4)], num_classes=[value])

@@ -122,7 +122,7 @@ def test_a_table_says_the_same_as_its_tree(tree):
         ("file,label\na.png,1\n", "has no column 'path'; it has file, label"),
         ("", "has no column 'path'; it has none"),
         ("path,label\na.png,\n", "Line 2 of .* has no label"),
-        ("path,label\na.png,0.5\nb.png,1\n", "has the label 0.5; labels are words or whole numbers"),
+        ("path,label\na.png,0.5\nb.png,1\n", "has the label 0.5; labels are words or integers"),
         ("path,label,split\na.png,1,other\n", "says 'other' in line 2; it may say train or test"),
         ("path,label,split\na.png,1,train\n", "leaves no images for training or none for the test"),
     ],

@@ -176,7 +176,7 @@ def test_the_two_schedules_weigh_loss_and_energy():
 
 
 def test_the_published_descent_equals_the_papers_steps():
-    """As the paper has it: scores s with mask 1[s >= 0], SGD with a step size of 500, momentum and weight decay."""
+    """The paper's own: scores s with mask 1[s >= 0], SGD with a step size of 500, momentum and weight decay."""
     patterns = random_patterns(5, 80)
     memory = filled(patterns)
     (weights,) = memory.weights
@@ -205,7 +205,7 @@ def test_the_published_descent_equals_the_papers_steps():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_steps": 0}, "inference.descent.num_steps=0 must be a whole number from 1 on"),
+        ({"num_steps": 0}, "inference.descent.num_steps=0 must be an integer of at least 1"),
         ({"step_size": 0.0}, "inference.descent.step_size=0.0 must be positive"),
         ({"momentum": 1.0}, r"inference.descent.momentum=1.0 must lie in \[0, 1\)"),
         ({"energy_weight": -1.0}, "inference.descent.energy_weight=-1.0 must not be negative"),

@@ -177,7 +177,7 @@ def test_objectives_against_their_definitions():
         ({"images": "all"}, "inference.images='all' is neither"),
         ({"candidate_objective": "entropy"}, "no effect with inference.candidates=1"),
         ({"candidates": 2, "candidate_objective": "x"}, "inference.candidate_objective='x' is not known"),
-        ({"candidates": 0}, "inference.candidates=0 must be a whole number from 1 on"),
+        ({"candidates": 0}, "inference.candidates=0 must be an integer of at least 1"),
         ({"layers": []}, "inference.layers=.. is neither all"),
         ({"layers": "last"}, "inference.layers='last' is neither all, nor first, nor a list of patterns"),
         ({"temperature": 2.0}, "no effect with inference.objective=superfluous"),

@@ -54,7 +54,7 @@ class Pet(Digits):
 
 
 class EightNumbers(Digits):
-    """As torchvision's QMNIST."""
+    """Labels like those of torchvision's QMNIST."""
 
     def __init__(self):
         super().__init__()

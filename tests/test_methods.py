@@ -1,4 +1,4 @@
-"""What every method owes its users, and what the rivals of SupSup are by themselves."""
+"""What every method owes its users, and what the baselines are by themselves."""
 
 import json
 import re
@@ -81,7 +81,7 @@ def train(method, task: int, *, steps: int = 12) -> list[float]:
 
 
 def logits_of(method, task: int) -> torch.Tensor:
-    """As at inference; masks in a Hopfield memory, by the state that they were stored as."""
+    """Logits as at inference; masks in a Hopfield memory, by the state that they were stored as."""
     images = random_images(9, seed=99)
     with torch.no_grad():
         if isinstance(method, ByNumber):
@@ -158,7 +158,7 @@ def test_every_method_keeps_the_surface(name, tmp_path):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_file_loads_where_what_no_seed_regrows_is_other(name, tmp_path, monkeypatch):
-    """As in a notebook, which sets no seed: biases of another process."""
+    """A notebook sets no seed: biases of another process."""
     method = METHODS[name]()
     train(method, 0)
     if name == "hopfield":
@@ -177,12 +177,12 @@ def reloaded(make, method):
     return copy
 
 
-# The rivals by themselves.
+# The baselines by themselves.
 
 
 @pytest.fixture(scope="module")
 def accuracies(tmp_path_factory):
-    """Of three permutations of the digits, the task given, by method: on average at the end, and what was forgotten."""
+    """Average accuracy and forgetting by method, on three permutations of the digits, the task given."""
     reached = {}
     make = partial(LeNet, output_size=CLASSES, input_shape=DIGITS)
     for name, method in {
@@ -237,7 +237,7 @@ def test_small_networks_are_as_wide_as_their_bytes_allow():
         SmallNetworks(lambda: make())
     with pytest.raises(TypeError, match="outputsize"):  # a mistake of the function's own
         SmallNetworks(lambda width: GEMResNet18(outputsize=5, width=width))
-    with pytest.raises(ConfigurationError, match="method.bytes_per_task='abc' must be a whole number"):
+    with pytest.raises(ConfigurationError, match="method.bytes_per_task='abc' must be an integer"):
         SmallNetworks(make, bytes_per_task="abc")
     with pytest.raises(ConfigurationError, match=r"method.bytes_per_task=100 is less than the \d+ bytes"):
         SmallNetworks(make, bytes_per_task=100)

@@ -117,11 +117,11 @@ def test_classes_that_do_not_divide_leave_a_smaller_last_task(caplog):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Split(Random(), classes_per_task=1), "classes_per_task=1 must be a whole number from 2 on"),
+        (lambda: Split(Random(), classes_per_task=1), "classes_per_task=1 must be an integer of at least 2"),
         (lambda: Split(Random(), classes_per_task=8).length(Path()), "classes_per_task=8 is more than the 7 classes"),
         (lambda: Split(Random(), classes_per_task=2, class_order="sorted"), "choose one of random, fixed"),
-        (lambda: Split(Random(), classes_per_task=2, class_order=[1.7, 0]), "class_order=1.7 must be a whole number"),
-        (lambda: Split(Random(), classes_per_task=2, class_order=["cat"]), "class_order='cat' must be a whole number"),
+        (lambda: Split(Random(), classes_per_task=2, class_order=[1.7, 0]), "class_order=1.7 must be an integer"),
+        (lambda: Split(Random(), classes_per_task=2, class_order=["cat"]), "class_order='cat' must be an integer"),
         (
             lambda: Split(Random(), classes_per_task=2, class_order=[1, 1]).length(Path()),
             "must name classes from 0 to 6, each once",
@@ -303,7 +303,7 @@ def test_a_checkpoint_of_another_stream_is_refused(one, two):
 def test_crops_of_files_are_refused_where_there_are_none():
     with pytest.raises(ConfigurationError, match="resized_crop has no effect on Digits"):
         ContinualDataModule(Whole(Digits()), augment="resized_crop").setup()
-    with pytest.raises(ConfigurationError, match="data.input_shape=64 must be a list of whole numbers"):
+    with pytest.raises(ConfigurationError, match="data.input_shape=64 must be a list of integers"):
         ContinualDataModule(Whole(Digits()), input_shape=64)
 
 

@@ -159,8 +159,8 @@ def test_command_line_and_results(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.tasks_at_once=0"], "data.tasks_at_once=0 must be a whole number from 1 on, or auto"),
-        (["data.tasks_at_once=all"], "data.tasks_at_once='all' must be a whole number from 1 on, or auto"),
+        (["data.tasks_at_once=0"], "data.tasks_at_once=0 must be an integer of at least 1, or auto"),
+        (["data.tasks_at_once=all"], "data.tasks_at_once='all' must be an integer of at least 1, or auto"),
         (["data.tasks_at_once=2", "method=psp"], "data.tasks_at_once=2 is for method=supsup; PSP trains one"),
         (["data.tasks_at_once=2", "scenario=gg", "mask.init=transfer"], "mask.init=transfer trains one task after"),
         (["data.tasks_at_once=2", "scenario=nns"], "data.tasks_at_once=2 needs to know which tasks"),

@@ -126,7 +126,7 @@ def test_the_cosine_ends_at_0_at_the_length_that_the_trainer_leaves(options, ste
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_gradients_of_scores_are_clipped_as_torch_clips_them(algorithm, tmp_path):
     class Clip(L.Callback):
-        """The same by hand."""
+        """Clips by hand."""
 
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
             scores = pl_module.method.trainable()
@@ -225,7 +225,7 @@ def test_callbacks_that_do_not_go_with_tasks_are_refused(callback, message, tmp_
     "strategy", ["ddp_spawn", "ddp_fork_find_unused_parameters_true", DDPStrategy(start_method="fork")]
 )
 def test_copies_of_the_process_are_refused(strategy, tmp_path):
-    """Of them the weights alone come back. Asked of one process, as the command line does."""
+    """Only the weights come back from them. Asked of one process, as the command line does."""
     data, model = make_data(), make_model()
     trainer = make_trainer(model, data, folder=tmp_path, strategy=strategy, devices=2)
     with pytest.raises(ConfigurationError, match=r"strategy=ddp_(spawn|fork)\) .* trainer.strategy=ddp"):

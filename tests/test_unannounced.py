@@ -120,11 +120,11 @@ def test_a_checkpoint_of_another_order_is_refused():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Recurring(rounds=0), "order.rounds=0 must be a whole number"),
-        (lambda: Switching(mean_steps=0.5), "order.mean_steps=0.5 must be a whole number"),
+        (lambda: Recurring(rounds=0), "order.rounds=0 must be an integer"),
+        (lambda: Switching(mean_steps=0.5), "order.mean_steps=0.5 must be an integer"),
         (lambda: Recurring(rounds=9).blocks([20, 5], seed=0), "order.rounds=9 is more than the 5 steps"),
         (lambda: Blocks(tasks=[0, 0]).blocks([5, 5], seed=0), r"order.tasks=\[0, 0\] must name each task from 0 to 1"),
-        (lambda: Unannounced(PermutedDigits(), steps_per_epoch=0), "unannounced.steps_per_epoch=0"),
+        (lambda: Unannounced(PermutedDigits(), steps_per_epoch=0), "datamodule.steps_per_epoch=0"),
     ],
 )
 def test_bad_options_of_orders_are_refused(make, message):

@@ -164,7 +164,7 @@ def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those under ``prefix``, by the rest of their names.
+    """Tensors whose names begin with ``prefix``, by the rest of their names.
 
     >>> import torch
     >>> under("a.", prefixed("a.", {"b": torch.tensor(1)}))

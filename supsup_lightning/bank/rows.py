@@ -74,7 +74,7 @@ class TaskRows(nn.Module):
         return int(rows[0])
 
     def num_bytes(self) -> int:
-        """That one more task adds, its number not counted."""
+        """Bytes that one more task adds, its number not counted."""
         tables = [self.get_buffer(name) for name in self.columns]
         return sum(table.shape[1] * table.itemsize for table in tables)
 

@@ -31,7 +31,7 @@ def meaning(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """The same value in types that a checkpoint may hold without pickling a class."""
+    """The value in types that a checkpoint may hold without pickling a class."""
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

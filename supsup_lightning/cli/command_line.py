@@ -103,7 +103,7 @@ def job() -> Iterator[Path]:
 def check_options(config: DictConfig) -> None:
     """Raise `ConfigurationError` for what no part of the run would notice by itself."""
     if type(config.seed) is not int or config.seed < 0:
-        raise ConfigurationError(f"seed={config.seed!r} must be a whole number from 0 on.")
+        raise ConfigurationError(f"seed={config.seed!r} must be an integer of at least 0.")
     for option in ("resume", "print_masked"):
         if type(config[option]) is not bool:
             raise ConfigurationError(f"{option}={config[option]!r} must be true or false.")

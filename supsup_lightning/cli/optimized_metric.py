@@ -41,7 +41,7 @@ def check(config: DictConfig) -> None:
 
 
 def value(result: Mapping[str, Any], name: str) -> float | None:
-    """Of these results. Raises `ConfigurationError` where a sweeper waits for it and there is none."""
+    """Value of the metric in these results. Raises `ConfigurationError` if a sweeper needs it and it is missing."""
     found = result.get(name)
     if found is None and _is_optimized():
         raise ConfigurationError(

@@ -33,7 +33,7 @@ class CropFlip:
         check_picture(shape, "data.augment=crop_flip")
 
     def __call__(self, pixels: Tensor, draws: Tensor) -> Tensor:
-        """``(batch, channels, height, width)``, and ``(batch, 3)`` whole numbers from 0, to the same shape."""
+        """``(batch, channels, height, width)``, and ``(batch, 3)`` integers from 0, to the same shape."""
         height, width = pixels.shape[-2:]
         padded = torch.nn.functional.pad(pixels, [self.padding] * 4)
         top, left = (draws[:, :2] % (2 * self.padding + 1)).unbind(1)
@@ -64,7 +64,7 @@ def make_augment(option: str | Augment | None) -> Augment | None:
 
 
 def name_of(option: str | Augment | None) -> str:
-    """Of the option ``data.augment``, the same for a name and for what it stands for."""
+    """Name of the option ``data.augment``, the same for a name and for what it stands for."""
     if option is None:
         return "none"
     if isinstance(option, str):

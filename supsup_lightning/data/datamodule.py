@@ -41,7 +41,7 @@ class ContinualDataModule(TaskSequence):
         patience: epochs without a better validation accuracy after which a task ends; see `TaskSequence`.
         tasks_at_once: how many tasks are trained in the same step, or ``auto``; see `TaskSequence`.
         augment: of training images: ``none``, ``crop_flip``, ``resized_crop`` (of image files, as they are read), or
-            a function of a raw batch ``(batch, channels, height, width)`` and random whole numbers ``(batch, 3)``.
+            a function of a raw batch ``(batch, channels, height, width)`` and random integers ``(batch, 3)``.
         validation_share: of a task's training images kept apart for validation.
         in_memory: read image files once, at the start; ``auto``: if they take a gigabyte at most.
         num_workers: processes that read images that are not in memory; None for one a core, up to 8, for image files,
@@ -101,7 +101,7 @@ class ContinualDataModule(TaskSequence):
             isinstance(input_shape, Sequence) and all((as_whole(size) or 0) > 0 for size in input_shape)
         ):
             raise ConfigurationError(
-                f"data.input_shape={input_shape!r} must be a list of whole numbers, such as [3,32,32] for channels, "
+                f"data.input_shape={input_shape!r} must be a list of integers, such as [3,32,32] for channels, "
                 "height and width."
             )
         if resize and input_shape is None:
@@ -160,7 +160,7 @@ class ContinualDataModule(TaskSequence):
 
     @property
     def num_tasks(self) -> int:
-        """As wanted, or else as many as the stream has."""
+        """Number of tasks as wanted, or else as many as the stream has."""
         if self._wanted_tasks is not None:
             return self._wanted_tasks
         if self._length is None:
@@ -174,11 +174,11 @@ class ContinualDataModule(TaskSequence):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of one image as the network gets it; known after `setup` if it was not given."""
+        """Shape of one image as the network gets it; known after `setup` if it was not given."""
         return self.reading.input_shape or self._task(0).train.store.shape()
 
     def steps_per_epoch(self, task: int) -> int:
-        """As given, or a pass over the task's training images."""
+        """Number of batches as given, or of a pass over the task's training images."""
         if self.steps_per_task is not None:
             return self.steps_per_task
         return max(1, len(self._halves(task)[0]) // self.batch_size)
@@ -196,7 +196,7 @@ class ContinualDataModule(TaskSequence):
         return {task: examples[task] for task in kinds.values() if task}
 
     def normalisation(self) -> tuple[Tensor, Tensor] | None:
-        """Of the training images, where it is the same for all tasks, and no task transforms or resizes images."""
+        """Mean and standard deviation of training images, if all tasks share them and none transforms or resizes images."""
         first = self._task(0).train
         if torch.equal(first.std, torch.ones(1, 1, 1)):  # never were bytes
             return None
@@ -212,7 +212,7 @@ class ContinualDataModule(TaskSequence):
         return sum(source.num_skipped() for source in self.stream.sources)
 
     def files(self) -> dict[str, Any] | None:
-        """Those of the data sets; contents are not read."""
+        """Files of the data sets; contents are not read."""
         return files_of(self.root, self.stream.sources)
 
     # Lightning's hooks.

@@ -35,7 +35,7 @@ class Datasets:
     once instead.
 
     Args:
-        train: with labels from any set of whole numbers.
+        train: with labels from any set of integers.
         test: with labels that the training half has, too.
     """
 
@@ -59,7 +59,7 @@ class Datasets:
         return 0
 
     def load(self, root: Path, reading: Reading) -> tuple[Images, Images]:
-        """In memory or through workers. Raises `DataError` for labels that are missing or no whole numbers."""
+        """In memory or through workers. Raises `DataError` for labels that are missing or no integers."""
         refuse_crops(self, reading)
         numbered = self._read_labels()
         train, test = (
@@ -125,12 +125,12 @@ class _Items:
         self.shape, self.dtype = first.shape, first.dtype
 
     def fetch(self, position: int) -> Tensor:
-        """As the data set gives it, what it draws at random the same each time."""
+        """One item, with the same random numbers each time."""
         with seeded(position):
             return self.fetch_random(position)
 
     def fetch_random(self, position: int) -> Tensor:
-        """As the data set gives it. Raises `DataError` if image or label are not as they were."""
+        """One item, with random numbers of its own. Raises `DataError` if image or label are not as they were."""
         name = self._name(position)
         image, label = image_and_label(self.dataset[position], name)
         image = as_tensor(image, name)
@@ -158,7 +158,7 @@ def labels_of(dataset: Any, half: str) -> Tensor:
     such as ``targets`` says is not what the items of a class say that has a ``__getitem__`` of its own.
 
     Raises:
-        DataError: items without labels, or labels that are no whole numbers.
+        DataError: items without labels, or labels that are no integers.
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise DataError(
@@ -168,7 +168,7 @@ def labels_of(dataset: Any, half: str) -> Tensor:
         raise DataError(f"The {half} data set is empty.")
     if isinstance(dataset, Subset) and torch.as_tensor(dataset.indices[:1]).dtype == torch.bool:
         raise DataError(
-            f"The {half} data set is a Subset by a mask, and takes whole numbers: Subset(dataset, "
+            f"The {half} data set is a Subset by a mask, and takes integers: Subset(dataset, "
             "torch.as_tensor(mask).nonzero().flatten())."
         )
     known = _known_labels(dataset)

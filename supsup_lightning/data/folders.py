@@ -54,7 +54,7 @@ class _Files:
         self.listings(root)
 
     def num_classes(self, root: Path) -> int:
-        """Of the training images."""
+        """Number of classes of the training images."""
         return len(self.listings(root)[0].classes)
 
     def class_names(self, root: Path) -> list[str]:
@@ -282,7 +282,7 @@ def _listed(lines: list[Line], table: Path) -> Listing:
     """The images of these lines. Raises `DataError` if labels are numbers, but not whole."""
     names = {line.label for line in lines}
     if all(map(_is_number, names)) and (fractional := sorted(name for name in names if not float(name).is_integer())):
-        raise DataError(f"The table {table} has the label {fractional[0]}; labels are words or whole numbers.")
+        raise DataError(f"The table {table} has the label {fractional[0]}; labels are words or integers.")
     classes = class_order(names)
     warn_of_alike(classes, table)
     number = {name: place for place, name in enumerate(classes)}

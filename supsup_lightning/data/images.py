@@ -41,7 +41,7 @@ class Store(Protocol):
     """Images by position."""
 
     def shape(self) -> tuple[int, ...]:
-        """Of one image, ``(channels, height, width)``."""
+        """Shape of one image, ``(channels, height, width)``."""
         ...
 
     def batches(self, positions: Sequence[Tensor], *, seeds: Tensor | None, device: torch.device) -> Iterator[Batch]:
@@ -62,7 +62,7 @@ class Memory:
         self.pixels = pixels
 
     def shape(self) -> tuple[int, ...]:
-        """Of one image."""
+        """Shape of one image, ``(channels, height, width)``."""
         return tuple(self.pixels.shape[1:])
 
     def batches(self, positions: Sequence[Tensor], *, seeds: Tensor | None, device: torch.device) -> Iterator[Batch]:
@@ -143,7 +143,7 @@ def bring_to(pixels: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def mean_and_std(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Of uint8 images ``(images, channels, height, width)`` by channel, ``(channels, 1, 1)`` float32 each."""
+    """Mean and standard deviation by channel, ``(channels, 1, 1)`` float32, of uint8 ``(images, channels, height, width)``."""
     # By histogram: exact, and without a float copy of the data set.
     values = torch.arange(256, dtype=torch.float64)
     counts = torch.stack([channel.flatten().bincount(minlength=256).double() for channel in pixels.unbind(1)])

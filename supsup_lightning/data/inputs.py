@@ -14,7 +14,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Inputs:
-    """Of a network, as the data gave them.
+    """Shape, type and normalisation of the inputs that a network was trained on.
 
     Attributes:
         shape: of one input.

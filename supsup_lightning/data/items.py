@@ -86,7 +86,7 @@ def label_of(label: Any, whose: str) -> int:
 
 
 def labels_of_batch(labels: Any, num_images: int, whose: str) -> Tensor:
-    """The labels of a batch, ``(batch,)`` int64. Raises `DataError` unless they are whole numbers, one an image."""
+    """The labels of a batch, ``(batch,)`` int64. Raises `DataError` unless they are integers, one an image."""
     if not isinstance(labels, Tensor):
         try:
             labels = torch.as_tensor(np.asarray(labels))

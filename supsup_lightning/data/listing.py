@@ -99,7 +99,7 @@ def half_named(name: str) -> str | None:
 
 
 def class_order(names: Iterable[str]) -> list[str]:
-    """The names once each: by value if all of them are whole numbers, otherwise in the order of their letters.
+    """The names once each: by value if all of them are integers, otherwise in the order of their letters.
 
     >>> class_order(["10", "9", "9"]), class_order(["cat10", "cat9"])
     (['9', '10'], ['cat10', 'cat9'])

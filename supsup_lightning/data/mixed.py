@@ -34,11 +34,11 @@ class Mixed(Stream):
 
     @property
     def sources(self) -> Sequence[Source]:
-        """Those of all streams."""
+        """The data sets of all streams."""
         return [source for stream in self.streams for source in stream.sources]
 
     def length(self, root: Path) -> int | None:
-        """Of all streams together."""
+        """Number of tasks of all streams together."""
         lengths = []
         for place, (stream, limit) in enumerate(zip(self.streams, self.limits, strict=True)):
             length = stream.length(root)
@@ -63,7 +63,7 @@ class Mixed(Stream):
             stream.load(root, reading)
 
     def identity(self) -> dict[str, Any]:
-        """Those of all streams."""
+        """The data sets of all streams."""
         return {**super().identity(), "streams": [stream.identity() for stream in self.streams]}
 
     def task(self, task: int, *, seed: int) -> Task:
@@ -75,7 +75,7 @@ class Mixed(Stream):
 
 
 class Domains(Mixed):
-    """The same classes in one domain after another: each data set is a task.
+    """One set of classes in one domain after another: each data set is a task.
 
     Args:
         sources: one a domain, all with the same number of classes.

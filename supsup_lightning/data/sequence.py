@@ -105,11 +105,11 @@ class DataModuleSequence(TaskSequence):
 
     @property
     def num_classes(self) -> tuple[int, ...]:
-        """Of each task."""
+        """Number of classes of each task."""
         return self._num_classes
 
     def steps_per_epoch(self, task: int) -> int:
-        """As given, or the length of the task's own loader when it was first asked for one."""
+        """Number of batches as given, or the length of the task's own loader when it was first asked for one."""
         if self.steps_per_task is not None:
             return self.steps_per_task
         loader = self._loader(task, "train")

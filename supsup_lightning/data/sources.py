@@ -134,7 +134,7 @@ class _Torchvision:
             ) from error
 
     def num_classes(self, root: Path) -> int:
-        """As published."""
+        """Number of classes, as published."""
         return self.classes
 
     def load(self, root: Path, reading: Reading) -> tuple[Images, Images]:
@@ -147,7 +147,7 @@ class _Torchvision:
         return 0
 
     def digest(self, root: Path) -> str | None:
-        """Of names and sizes of the files; None if one of them is absent, as the published one would take its place."""
+        """Digest of names and sizes of the files; None if one is absent, as the published one would take its place."""
         paths = self.files(root)
         if not all(path.exists() for path in paths):
             return None
@@ -209,7 +209,7 @@ class CIFAR10(_Torchvision):
     classes = 10
 
     def files(self, root: Path) -> list[Path]:
-        """As torchvision lists them."""
+        """Names and checksums of the files, as torchvision lists them."""
         return list(self._checksums(root))
 
     def load(self, root: Path, reading: Reading) -> tuple[Images, Images]:
@@ -235,7 +235,7 @@ class CIFAR10(_Torchvision):
 
 
 class CIFAR100(CIFAR10):
-    """The same in 100 classes, under ``cifar-100-python``."""
+    """CIFAR in 100 classes, under ``cifar-100-python``."""
 
     dataset = torchvision.datasets.CIFAR100
     classes = 100

@@ -232,7 +232,7 @@ class Split(OneSource):
         self.relabel = relabel
 
     def length(self, root: Path) -> int | None:
-        """As many as the classes fill, the last one perhaps in part."""
+        """Number of tasks that the classes fill, the last one perhaps in part."""
         available = self.source.num_classes(root)
         if available < 2:
             raise DataError(f"{type(self.source).__name__} has {available} class: there is nothing to tell apart.")

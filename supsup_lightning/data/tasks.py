@@ -134,7 +134,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
         """This process's rank and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    # What a checkpoint was trained on; to go on with anything else would make other masks without a word.
+    # What a checkpoint was trained on; to go on with anything else would silently make other masks.
 
     def state_dict(self) -> dict[str, Any]:
         """The identity, into checkpoints."""
@@ -252,7 +252,7 @@ class TaskSequence(TaskDataModule):
         if steps and not number:
             raise ConfigurationError(
                 f"Trainer(limit_train_batches={limit}) is less than one of the {steps} batches of task {task}; use at "
-                f"least {1 / steps:.4g}, or a whole number of batches."
+                f"least {1 / steps:.4g}, or an integer of batches."
             )
         return number
 
@@ -362,5 +362,5 @@ def limited(batches: int, limit: float) -> int:
 
 
 def check_count(name: str, value: Any) -> int | None:
-    """An option of the data as an `int`, or None. Raises `ConfigurationError` if it is no whole number from 1 on."""
+    """An option of the data as an `int`, or None. Raises `ConfigurationError` if it is no positive integer."""
     return None if value is None else check_whole(f"data.{name}", value)

@@ -213,7 +213,7 @@ def _images_below(top: str, folder: str, tree: _Tree) -> list[str]:
 
 
 def _note_broken_link(entry: os.DirEntry[str], name: str, tree: _Tree) -> None:
-    """Of what may have been a folder; the listing is not believed again, as its target may come back."""
+    """Note a broken link to what may be a folder; the listing is not reused, as its target may come back."""
     if entry.is_symlink() and not os.path.exists(entry.path):
         tree.left_out.append(f"{name} (a link to nothing)")
         tree.stamps[entry.path] = []

@@ -188,7 +188,7 @@ class Workers:
         self._pools: dict[bool, _Pool] = {}
 
     def shape(self) -> tuple[int, ...]:
-        """Of the first image, as all have to have the same."""
+        """Shape of the first image, which all images have to have."""
         if self._shape is None:
             self._shape = tuple(self.items.fetch(0).shape)
         return self._shape
@@ -228,5 +228,5 @@ def _collate(fetched: list[Tensor | str]) -> tuple[Tensor | None, Tensor, list[s
 
 
 def default_num_workers() -> int:
-    """As many as there are cores to run on, up to 8."""
+    """Number of cores to run on, up to 8."""
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -296,7 +296,7 @@ class Unannounced(TaskDataModule):
         return self.tasks.example()
 
     def other_examples(self) -> dict[int, Tensor]:
-        """Those of the tasks."""
+        """As the tasks have them."""
         return self.tasks.other_examples()
 
     def test_loader(self, task: int) -> Iterable:
@@ -312,7 +312,7 @@ class Unannounced(TaskDataModule):
         return self.tasks.num_skipped()
 
     def files(self) -> dict[str, Any] | None:
-        """Those of the tasks."""
+        """As the tasks have them."""
         return self.tasks.files()
 
     def identity(self) -> dict[str, Any]:

@@ -193,7 +193,7 @@ class GradientInference(ConfidenceInference):
 
 
 def layers_among(layers: str | Sequence[str], names: Iterable[str]) -> list[str]:
-    """Those of the names that ``layers`` chooses, as in `GradientInference`.
+    """Names that ``layers`` chooses, as in `GradientInference`.
 
     >>> layers_among("first", ["1.weight", "3.weight"]), layers_among(["3.*"], ["1.weight", "3.weight"])
     (['1.weight'], ['3.weight'])

@@ -22,7 +22,7 @@ _in_place: WeakKeyDictionary[nn.Module, ExitStack] = WeakKeyDictionary()
 
 
 def keep_for_backward(logits: Tensor, network: nn.Module, parameters: Callable[[], dict[str, Any]]) -> Tensor:
-    """The same logits, whose backward pass finds in the network the parameters that they were computed with.
+    """Logits whose backward pass finds in the network the parameters that they were computed with.
 
     Buffers are copies, so that layers that run twice update no statistics twice.
 

@@ -12,7 +12,7 @@ SOURCE = FOLDER / "packed_bits.c"
 
 
 def library_path() -> Path:
-    """Of the compiled kernel; its name changes with the source, so that an old one is never taken for it."""
+    """Path of the compiled kernel; its name changes with the source, so that an old one is never taken for it."""
     digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
     return FOLDER / f"packed_bits-{digest}{'.dylib' if sys.platform == 'darwin' else '.so'}"
 

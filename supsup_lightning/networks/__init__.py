@@ -1,4 +1,4 @@
-"""Plain networks without a word about masks; any other `torch.nn.Module` does as well."""
+"""Plain networks that know nothing of masks; any other `torch.nn.Module` does as well."""
 
 from supsup_lightning.networks.fully_connected import FullyConnected
 from supsup_lightning.networks.gem_resnet import GEMResNet18

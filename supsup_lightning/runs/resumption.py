@@ -134,7 +134,7 @@ def _compare_files(what: str, stored: Mapping[str, Any] | None, files: Files) ->
 
 
 def _compare_older(path: Path, result: Mapping[str, Any], identity: Identity, num_tasks: int | None) -> None:
-    """The same by the little that results of earlier versions say of their run."""
+    """Compare by the little that results of earlier versions say of their run."""
     here: dict[str, Any] = {name: identity.choices.get(name) for name in ("scenario", "data", "network", "method")}
     here |= {"seed": identity.options.get("seed"), "data.num_tasks": num_tasks}
     there = {**result, "data.num_tasks": result["num_tasks"]}

@@ -104,7 +104,7 @@ class Identity:
 
 
 def identity_of(config: DictConfig, *, choices: Mapping[str, Any], folder: Path) -> Identity:
-    """That of a configuration.
+    """Identity of a run, from its configuration.
 
     Args:
         config: of a run.

@@ -89,7 +89,7 @@ class SmallNetworks(UpperBound):
                 f"method.bytes_per_task={bytes_per_task} is less than the {_num_bytes(_of_width(network, low))} bytes "
                 f"of the smallest {type(whole).__name__}; allow more, or use another network."
             )
-        while high - low > 1e-4:  # sizes are whole numbers, so that a finer search finds no other network
+        while high - low > 1e-4:  # sizes are integers, so that a finer search finds no other network
             middle = (low + high) / 2
             low, high = (middle, high) if _num_bytes(_of_width(network, middle)) <= bytes_per_task else (low, middle)
         super().__init__(network(width=low), weights=weights, seed=seed)
@@ -98,7 +98,7 @@ class SmallNetworks(UpperBound):
         self._whole_bytes = 4 * sum(parameter.numel() for parameter in whole.parameters())
 
     def dense_bytes(self) -> int:
-        """Of the network that is not small."""
+        """Bytes of the network that is not small."""
         return self._whole_bytes
 
 
