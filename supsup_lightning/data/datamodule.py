@@ -196,7 +196,7 @@ class ContinualDataModule(TaskSequence):
         return {task: examples[task] for task in kinds.values() if task}
 
     def normalisation(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and standard deviation of training images, if all tasks share them and none transforms or resizes images."""
+        """Mean and standard deviation of training images, if all tasks share them and none changes images."""
         first = self._task(0).train
         if torch.equal(first.std, torch.ones(1, 1, 1)):  # never were bytes
             return None

@@ -143,7 +143,7 @@ def bring_to(pixels: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def mean_and_std(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation by channel, ``(channels, 1, 1)`` float32, of uint8 ``(images, channels, height, width)``."""
+    """Mean and deviation by channel, ``(channels, 1, 1)`` float32, of uint8 ``(images, channels, height, width)``."""
     # By histogram: exact, and without a float copy of the data set.
     values = torch.arange(256, dtype=torch.float64)
     counts = torch.stack([channel.flatten().bincount(minlength=256).double() for channel in pixels.unbind(1)])
