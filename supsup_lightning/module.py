@@ -17,6 +17,7 @@ from supsup_lightning.data.inputs import Inputs, prepared
 from supsup_lightning.discovery import Discovery
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference import Inference, OneShot
+from supsup_lightning.inference.inference import differentiable
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.protocols import RecoversMasks, TrainsOn
 from supsup_lightning.optimization import (
@@ -112,7 +113,7 @@ class ContinualModule(L.LightningModule):
             trainer_checks.check_validate(data, self.method)
         if stage == "fit" or len(data.num_classes) > len(self.num_classes):  # tested on some of its tasks, it keeps all
             self.num_classes = tuple(data.num_classes)
-        example = data.example().to(self.device)
+        example = data.example().to(self.method.live.values.device)  # `self.device` is where the model will be
         self.inputs = Inputs(tuple(example.shape[1:]), example.dtype, data.normalisation())
         self.output_size = network_trial.output_size_of(self.method, data, example)
         compatibility.check_outputs(self.inference, self.method, data, output_size=self.output_size)
@@ -327,9 +328,9 @@ class ContinualModule(L.LightningModule):
         images = prepared(images, self.inputs, self.method.network)
         return self._infer(images.to(self.device))
 
-    @torch.no_grad()
+    @differentiable
     def _infer(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Without a look at the images, as those of a test were looked at by their loader."""
+        """Infer without a look at the images, as those of a test were looked at by their loader."""
         if not len(images):
             return (torch.empty(0, dtype=torch.int64, device=self.device),) * 2
         with in_mode(self, training=False):

@@ -407,10 +407,10 @@ def test_mistakes_are_answered_before_training(overrides, message, tmp_path, mon
     ("make", "message"),
     [
         (lambda: AccuracyDiscovery(threshold=1.5), "discovery.threshold=1.5 must lie between"),
-        (lambda: AccuracyDiscovery(candidates=0), "discovery.candidates=0 must be a whole"),
+        (lambda: AccuracyDiscovery(candidates=0), "discovery.candidates=0 must be an integer"),
         (lambda: AccuracyDiscovery(tolerance=2), "discovery.tolerance=2 is in accuracy"),
         (lambda: AccuracyDiscovery(alarm=0), "discovery.alarm=0 is a share"),
-        (lambda: AccuracyDiscovery(max_masks=0), "discovery.max_masks=0 must be a whole"),
+        (lambda: AccuracyDiscovery(max_masks=0), "discovery.max_masks=0 must be an integer"),
         (lambda: AccuracyDiscovery(at_max_masks="stop"), "stop has no effect without discovery.max_masks"),
         (lambda: AccuracyDiscovery(on_unknown="auto", combine_from=3, max_masks=2), "combine_from=3 masks cannot be"),
         (lambda: GradientDiscovery(epsilon=0), "discovery.epsilon=0 must be positive"),

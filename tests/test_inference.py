@@ -187,3 +187,25 @@ def test_objectives_against_their_definitions():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ConfigurationError, match=message):
         OneShot(**options)
+
+
+@pytest.mark.parametrize("images", ["batch", "each"])
+def test_a_gradient_is_taken_outside_of_inference_mode_where_some_versions_return_zeros(images, monkeypatch):
+    method = random_method(3)
+    method.eval()
+    modes = []
+    superposed = method.superposed
+
+    def noted(coefficients=None):
+        modes.append(torch.is_inference_mode_enabled())
+        return superposed(coefficients)
+
+    monkeypatch.setattr(method, "superposed", noted)
+    inference = OneShot("entropy", images=images)
+    outside = inference(method, random_images(6), 10)
+    with torch.inference_mode():
+        found = inference(method, random_images(6), 10)
+        gain = confidence_gain(method, random_images(6), 10, entropy)
+    assert torch.equal(found, outside)
+    assert not any(modes)
+    assert gain.abs().min() > 0

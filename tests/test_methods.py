@@ -404,3 +404,12 @@ def test_options_without_effect_are_refused_on_the_command_line(tmp_path):
     done = run_cli("method=psp", "scenario=gnu", "inference=one_shot", cwd=tmp_path, check=False)
     assert "OneShot needs a superposition" in done.stderr
     assert "inference=exhaustive" in done.stderr
+
+
+def test_rotations_drawn_in_a_test_can_be_trained_with():
+    method = PSP(nn.Linear(6, 3))
+    with torch.inference_mode():
+        method.rotations(0)
+    method.begin_task(0)
+    method(torch.ones(2, 6), 0).sum().backward()
+    assert method.live.values.grad.any()

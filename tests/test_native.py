@@ -145,6 +145,8 @@ except RuntimeError as error:
 """
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    if "only 0-dimensional arrays can be converted" in done.stderr:
+        pytest.skip("Triton's interpreter of this version does not work with this NumPy")
     assert done.returncode == 0, done.stderr
     assert "dot is off by" in done.stdout
 

@@ -181,7 +181,7 @@ def test_an_edited_file_of_a_users_own_is_noticed(tmp_path, train):
         (["optimized_metric=accuracy"], "choose one of validation_accuracy, average_accuracy"),
         (["scenario=gg", "optimized_metric=task_inference_accuracy"], "is no number of this run's results.json"),
         (["+foo=1"], "+foo=1 has no effect: nothing reads foo"),
-        (["~mask"], "Interpolation key 'mask.rule' not found"),
+        (["~mask"], "Interpolation key 'mask' not found"),
         (["scenario=nns", "optimized_metric=validation_accuracy"], "not known in scenario=nns"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",

@@ -1,8 +1,10 @@
 """The surface of task inference, and what its answers from superpositions and forward passes share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,25 @@ from supsup_lightning.errors import ConfigurationError, as_whole, check_whole
 from supsup_lightning.inference.objectives import check_superfluous, make_objective
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.protocols import ByNumber, Superposes
+
+
+def differentiable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, called outside of `torch.inference_mode`, whose tensors become ordinary ones.
+
+    A `Trainer` tests in inference mode, where `torch.func.grad` silently returns zeros in PyTorch 2.11 (2.14 is right).
+    No gradient is recorded but for such transforms.
+    """
+
+    @wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        if not torch.is_inference_mode_enabled():
+            with torch.no_grad():
+                return function(*arguments, **options)
+        with torch.inference_mode(False), torch.no_grad():
+            own = [each.clone() if isinstance(each, Tensor) and each.is_inference() else each for each in arguments]
+            return function(*own, **options)
+
+    return call
 
 
 class Inference(ABC):

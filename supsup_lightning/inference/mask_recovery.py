@@ -12,7 +12,7 @@ from torch import Tensor
 
 from supsup_lightning.bank.hopfield_memory import Descent, Recovery, recover
 from supsup_lightning.errors import ConfigurationError, as_whole
-from supsup_lightning.inference.inference import Inference
+from supsup_lightning.inference.inference import Inference, differentiable
 from supsup_lightning.inference.objectives import check_superfluous, entropy, make_objective
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.protocols import RecoversMasks, require
@@ -96,7 +96,7 @@ class HopfieldRecovery(Inference):
         tasks = torch.full((len(images),), memory.nearest(state), device=images.device)
         return tasks, memory.logits(state, images)
 
-    @torch.no_grad()
+    @differentiable
     def recover(self, method: RecoversMasks, images: Tensor, num_classes: int) -> RecoveredMask:
         """The mask that these images recover.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.inference.inference import GradientInference, layers_among
+from supsup_lightning.inference.inference import GradientInference, differentiable, layers_among
 from supsup_lightning.inference.objectives import Objective
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.protocols import Superposes, require
@@ -20,6 +20,7 @@ from supsup_lightning.methods.protocols import Superposes, require
 _IMAGES_AT_ONCE = 16
 
 
+@differentiable
 def confidence_gain(
     method: Superposes,
     images: Tensor,
@@ -46,6 +47,7 @@ def confidence_gain(
     return -method.project(gradients(images), rows)
 
 
+@differentiable
 def confidence_gain_each(
     method: Superposes, images: Tensor, num_classes: int, objective: Objective, layers: str | Sequence[str] = "all"
 ) -> Tensor:

@@ -43,6 +43,7 @@ class PSP(LowerBound):
         """Always, as it makes the rotations."""
         return True
 
+    @torch.inference_mode(False)  # a test may draw what training then needs
     def rotations(self, task: int) -> dict[str, Tensor]:
         """``C_k`` ``(inputs, inputs)`` of each weight of two or more dimensions."""
         if task not in self._cached:
