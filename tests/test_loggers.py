@@ -11,6 +11,7 @@ from pathlib import Path
 import lightning as L
 import psutil
 import pytest
+import wandb
 from lightning.pytorch.loggers import Logger
 from wandb.proto.wandb_internal_pb2 import Record
 
@@ -99,6 +100,7 @@ def records(path: Path) -> Iterator[Record]:
 
 def wandb_runs(folder: Path) -> list[dict]:
     """Each W&B run kept under ``folder``, in the order of their starts: id, seed, final accuracy and exit code."""
+    wandb.teardown()  # `finish` returns before its service has written the last records
     runs = []
     for path in sorted(folder.rglob("run-*.wandb")):
         run: dict = {"id": path.stem.removeprefix("run-"), "seed": None, "accuracy": None, "exit": None}

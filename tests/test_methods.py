@@ -3,6 +3,7 @@
 import json
 import re
 from functools import partial
+from inspect import getattr_static
 
 import lightning as L
 import pytest
@@ -30,6 +31,7 @@ from supsup_lightning import (
 )
 from supsup_lightning.cli.command_line import check_options
 from supsup_lightning.errors import ConfigurationError, MismatchError
+from supsup_lightning.methods import protocols
 from supsup_lightning.methods.protocols import ByNumber
 from tests.conftest import DIGITS, TINY, StopAfter, first_losses, fit, random_images, run_cli
 from tests.test_config import composed
@@ -87,6 +89,29 @@ def logits_of(method, task: int) -> torch.Tensor:
         if isinstance(method, ByNumber):
             return method(images, task)
         return method.logits(STORED[task], images)
+
+
+PROTOCOLS = {p for p in vars(protocols).values() if getattr(p, "_is_runtime_protocol", False)}
+OFFERED = {
+    "supsup": {"ByNumber", "Superposes", "TrainsTogether", "Searches", "WarmStarts", "TrainsOn"},
+    "supsup_topk": {"ByNumber", "Superposes", "TrainsTogether", "Searches", "WarmStarts", "TrainsOn"},
+    "hopfield": {"RecoversMasks"},
+    **{
+        f"{name}{trunk}": {"ByNumber", "SetsLearningRate"}
+        for name in ("batch_ensemble", "separate_heads")
+        for trunk in ("", "_random")
+    },
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_method_offers_is_the_same_in_every_python(name):
+    method = METHODS[name]()
+    assert {p.__name__ for p in PROTOCOLS if isinstance(method, p)} == OFFERED.get(name, {"ByNumber"})
+    for protocol in PROTOCOLS:  # from Python 3.12 on, isinstance looks the members up so
+        members = {member for member in {*vars(protocol), *protocol.__annotations__} if not member.startswith("_")}
+        found = all(getattr_static(method, member, protocol) is not protocol for member in members)
+        assert members and found == isinstance(method, protocol)
 
 
 STORED: dict[int, torch.Tensor] = {}  # of the Hopfield memory

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from supsup_lightning.bank.hopfield_memory import Descent, Recovery, recover
+from supsup_lightning.bank.hopfield_memory import Descent, Recovery
 from supsup_lightning.errors import ConfigurationError, as_whole
 from supsup_lightning.inference.inference import Inference, differentiable
 from supsup_lightning.inference.objectives import check_superfluous, entropy, make_objective
@@ -110,7 +110,7 @@ class HopfieldRecovery(Inference):
         with torch.autocast(images.device.type, enabled=False):  # as in other inferences
             images = images.float() if images.is_floating_point() else images
             try:
-                recovery = recover(method.memory, loss, descent=self.descent)
+                recovery = method.recover(loss, descent=self.descent)
                 logits = method.logits(recovery.state, images)
             except ValueError as error:
                 if len(images) != 1:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from supsup_lightning import bits
 from supsup_lightning.bank import MaskBank, codec
-from supsup_lightning.bank.hopfield_memory import HopfieldMemory, capacity
+from supsup_lightning.bank.hopfield_memory import Descent, HopfieldMemory, Loss, Recovery, capacity, recover
 from supsup_lightning.bank.rows import check_names
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.layout import ByName, Layout
@@ -145,6 +145,10 @@ class HopSupSup(FrozenNetworkMethod):
         -1 switches a weight off, +1 on; between them it is scaled.
         """
         return self.base.call_superposed(self.layout.split((1 + state) / 2 * self.frozen), images)
+
+    def recover(self, loss: Loss, *, descent: Descent) -> Recovery:
+        """The stored mask that a loss of a state ``(weights,)`` points to."""
+        return recover(self.memory, loss, descent=descent)
 
     @property
     def tasks(self) -> Tensor:

@@ -1,11 +1,16 @@
-"""What only some methods offer. An `Inference`, or a part of training, names the protocol that it needs."""
+"""What only some methods offer. An `Inference`, or a part of training, names the protocol that it needs.
+
+Members are methods, properties and plain attributes: from Python 3.12 on, `isinstance` does not see an `nn.Module`'s
+submodules, parameters and buffers.
+"""
 
 from contextlib import AbstractContextManager
 from inspect import getdoc
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
+from supsup_lightning.bank.hopfield_memory import Descent, Loss, Recovery
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.layout import Layout
 from supsup_lightning.methods.base_network import BaseNetwork
@@ -53,13 +58,11 @@ class Superposes(Protocol):
 
 @runtime_checkable
 class RecoversMasks(Protocol):
-    """Masks in a Hopfield memory (method=hopfield).
+    """Masks in a Hopfield memory (method=hopfield)."""
 
-    Attributes:
-        memory: a `HopfieldMemory`.
-    """
-
-    memory: Any
+    def recover(self, loss: Loss, *, descent: Descent) -> Recovery:
+        """The stored mask that a loss of the memory's state points to; see `hopfield_memory.recover`."""
+        ...
 
     def logits(self, state: Tensor, images: Tensor) -> Tensor:
         """Logits ``(batch, output_size)`` under a state of the memory, ``(weights,)`` in [-1, 1]."""
