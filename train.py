@@ -50,11 +50,13 @@ def run(config: DictConfig, folder: Path) -> float | None:
     data = instantiate(config.datamodule)
     module = instantiate(config.module)
     module.plan_training(data, accelerator=config.trainer.get("accelerator", "auto"))
+    callbacks = [instantiate(callback) for callback in config.callbacks.values()]
+    callbacks.sort(key=lambda callback: not getattr(callback, "begins_tasks", False))  # the others look at its task
     with listening(config, folder) as loggers:
         trainer = instantiate(
             config.trainer,
             max_epochs=data.num_epochs,
-            callbacks=[*map(instantiate, config.callbacks.values()), RecordRun(identity, config=config, folder=folder)],
+            callbacks=[*callbacks, RecordRun(identity, config=config, folder=folder)],
             logger=loggers or False,
             enable_progress_bar="progress" in config.callbacks,
             enable_checkpointing="checkpoint" in config.callbacks,

@@ -1,3 +1,5 @@
+import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,8 +22,8 @@ FILES = sorted(
 )
 
 
-def composed(*overrides: str, folder: Path):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+def composed(*overrides: str, folder: Path, conf: Path = ROOT / "conf"):
+    with initialize_config_dir(str(conf), version_base="1.3"):
         config = compose("train", overrides=list(overrides), return_hydra_config=True)
     with open_dict(config.hydra):
         config.hydra.runtime.output_dir = str(folder)
@@ -84,10 +86,46 @@ def test_choices_that_belong_together_come_together(tmp_path):
     assert hopfield.inference._target_ == "supsup_lightning.HopfieldRecovery"
     assert hopfield.network._target_ == "supsup_lightning.networks.HopNet"
     assert hopfield.scenario.path == "supsup_lightning.GNS"
-    assert next(iter(hopfield.callbacks)) == "task_boundary"
     assert "recovery" in hopfield.callbacks
     assert "recovery" not in composed(folder=tmp_path).callbacks
     assert composed("optimizer=rmsprop", folder=tmp_path).schedule._target_ == "supsup_lightning.schedules.constant"
+
+
+LINES = (
+    (),
+    ("method=hopfield",),
+    ("method=small_networks", "network=fc1024"),
+    ("method=psp", "scenario=gnu", "inference=exhaustive"),
+    ("scenario=nns", "optimizer=rmsprop", "order=recurring"),
+    ("scenario=nns", "callbacks=none", "schedule=cosine"),
+    ("experiment=split_mnist_hopfield",),
+    ("experiment=permuted_mnist_2500_nns",),
+)
+
+
+def test_the_order_of_groups_does_not_matter(tmp_path):
+    wanted = [composed(*line, folder=tmp_path) for line in LINES]
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    file = tmp_path / "conf" / "train.yaml"
+    first, *groups, last = (lines := file.read_text().splitlines())[2 : lines.index("")]
+    groups = [line for line in groups if "#" not in line]
+    assert (first, last, len(groups)) == ("  - _self_", "  - experiment: null", 11)
+    for seed in range(4):
+        random.Random(seed).shuffle(groups)
+        file.write_text("\n".join([*lines[:2], first, *groups, last, *lines[lines.index("") :]]))
+        for line, config in zip(LINES, wanted, strict=True):
+            assert composed(*line, folder=tmp_path, conf=file.parent) == config, (groups, line)
+
+
+def test_a_file_of_ones_own_may_override_groups_as_hydra_does(tmp_path):
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    (tmp_path / "conf" / "method" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /scenario: gg\n  - override /network: fc1024\n"
+        "method:\n  _target_: supsup_lightning.LowerBound\n  network: ${network}\n"
+    )
+    config = composed("method=mine", folder=tmp_path, conf=tmp_path / "conf")
+    assert config.network._target_ == "supsup_lightning.FullyConnected"
+    assert config.inference._target_ == "supsup_lightning.Given"
 
 
 def test_partial_files_are_no_choices_of_the_help(tmp_path):

@@ -111,7 +111,8 @@ def test_what_a_method_offers_is_the_same_in_every_python(name):
     for protocol in PROTOCOLS:  # from Python 3.12 on, isinstance looks the members up so
         members = {member for member in {*vars(protocol), *protocol.__annotations__} if not member.startswith("_")}
         found = all(getattr_static(method, member, protocol) is not protocol for member in members)
-        assert members and found == isinstance(method, protocol)
+        assert members
+        assert found == isinstance(method, protocol)
 
 
 STORED: dict[int, torch.Tensor] = {}  # of the Hopfield memory

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_module
-from hydra._internal.hydra import Hydra
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -26,7 +25,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from supsup_lightning.cli import effects, optimized_metric
+from supsup_lightning.cli import choices, effects, optimized_metric
 from supsup_lightning.cli.output_name import naming, run_name
 from supsup_lightning.cli.own_modules import from_current_folder
 from supsup_lightning.errors import ConfigurationError, SupSupError
@@ -51,6 +50,8 @@ def unless(other: Any, value: Any) -> Any:
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 OmegaConf.register_new_resolver("naming", naming, replace=True)
 OmegaConf.register_new_resolver("unless", unless, replace=True)
+OmegaConf.register_new_resolver("default", choices.default, replace=True)
+OmegaConf.register_new_resolver("listed", choices.listed, replace=True)
 
 
 def run(train: Callable[[], Any]) -> None:
@@ -58,7 +59,6 @@ def run(train: Callable[[], Any]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra prints errors itself and exits
     # Hydra copies this singleton once for each group that `--help` lists: half its time, and nothing writes to a copy.
     ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
-    _hide_partial_files()
     _quieten_lightning()
     # Hydra takes null for no group.
     sys.argv[1:] = [re.sub(r"^(logger|callbacks)=(.*,)?null\b", r"\1=\2none", argument) for argument in sys.argv[1:]]
@@ -80,16 +80,6 @@ def run(train: Callable[[], Any]) -> None:
             raise
         print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
-
-
-def _hide_partial_files() -> None:
-    """Leave groups called options, whose files are parts of others, out of the choices that `--help` lists."""
-    listed = Hydra.format_config_groups
-
-    def without_parts(hydra: Hydra, predicate: Callable[[str], bool], compact: bool = True) -> str:
-        return listed(hydra, lambda group: predicate(group) and not group.endswith("/options"), compact)
-
-    Hydra.format_config_groups = without_parts  # type: ignore[method-assign, assignment]
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from supsup_lightning.checks.references import is_read
+from supsup_lightning.cli import choices
 from supsup_lightning.cli.output_name import targets
 from supsup_lightning.errors import ConfigurationError
 
@@ -60,26 +62,31 @@ def _option(path: str, default: Any = None) -> Callable[[DictConfig], Any]:
 def _check_added(config: DictConfig) -> None:
     """Raise `ConfigurationError` for an option at the top that was added and that nothing reads."""
     groups = set(HydraConfig.get().runtime.choices)
-    if GlobalHydra.instance().is_initialized():  # `choices` lack a group of which several files are chosen
+    if GlobalHydra.instance().is_initialized():  # these choices lack a group of which several files are chosen
         groups.update(GlobalHydra.instance().config_loader().list_groups(""))
-    written = OmegaConf.to_yaml(config)  # not resolved: another option may refer to it
     for override in HydraConfig.get().overrides.task:
         name = re.split(r"[.=@]", override.lstrip("+"))[0]
         group = name in groups or "/" in name
-        if override.startswith("+") and not (group or name in OWN or re.search(rf"\$\{{{name}[.}}]", written)):
+        if override.startswith("+") and not (group or name in OWN or is_read(config, name)):
             raise ConfigurationError(f"{override} has no effect: nothing reads {name}, and no option refers to it.")
 
 
 def _say_what_gave_way() -> None:
     """Log which of two schedules is used if optimizer and scenario both bring one along and none was chosen."""
     hydra = HydraConfig.get()
-    choices = hydra.runtime.choices
-    chosen = any(override.startswith(("schedule=", "experiment=")) for override in hydra.overrides.task)
-    if choices.get("optimizer") == "rmsprop" and choices.get("scenario") == "nns" and not chosen:
+    chosen: Any = hydra.runtime.choices
+    if any(override.startswith(("schedule=", "experiment=")) for override in hydra.overrides.task):
+        return
+    for choice, schedule in choices.given_way("schedule", chosen):
         logger.warning(
-            "schedule=%s, of scenario=nns, takes the place of schedule=constant, which optimizer=rmsprop brings along; "
-            "add schedule=constant or schedule=inverse_sqrt to choose.",
-            choices.get("schedule"),
+            "schedule=%s, of scenario=%s, takes the place of schedule=%s, which %s brings along; add schedule=%s or "
+            "schedule=%s to choose.",
+            chosen.schedule,
+            chosen.scenario,
+            schedule,
+            choice,
+            schedule,
+            chosen.schedule,
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
+from supsup_lightning.checks.references import is_read
 from supsup_lightning.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,7 @@ def configurations(config: DictConfig) -> list[tuple[DictConfig, dict[str, Any]]
     if "_target_" in group:  # a file of the user's, with one logger at its top
         return [(group, {})]
     listeners = {key: node for key, node in group.items() if isinstance(node, DictConfig) and "_target_" in node}
-    written = OmegaConf.to_yaml(group)  # not resolved: `${logger.offline}` is read by who names it
-    added = {key: group[key] for key in group if key not in listeners and f"${{logger.{key}}}" not in written}
+    added = {key: group[key] for key in group if key not in listeners and not is_read(config, f"logger.{key}")}
     if added and len(listeners) != 1:
         name = next(iter(added))
         meant = " or ".join(f"+logger.{key}.{name}" for key in listeners) or "a logger, such as logger=csv"

@@ -1,0 +1,67 @@
+"""The defaults of groups: which choice of one group brings along a choice of another."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from omegaconf import DictConfig
+
+_GIVEN = {"scenario": "gg", "inference": "given"}
+
+# Group, its choice, and what that brings along; of two that bring different ones, the upper one is used.
+_BROUGHT: Mapping[str, Mapping[str, Mapping[str, str]]] = {
+    "method": {
+        "hopfield": {"network": "hop_net", "mask": "gains", "inference": "hopfield", "scenario": "gns"},
+        **dict.fromkeys(("batch_ensemble", "psp", "separate_heads"), _GIVEN),
+        **dict.fromkeys(("lower_bound", "small_networks", "upper_bound"), _GIVEN),
+    },
+    "scenario": {
+        "gg": {"inference": "given"},
+        "nns": {"schedule": "inverse_sqrt", "callbacks": "discovery"},
+    },
+    "optimizer": {
+        "rmsprop": {"schedule": "constant"},
+    },
+}
+
+
+def default(group: str, otherwise: str, *, _root_: DictConfig) -> str:
+    """The choice of a group that was not chosen: the resolver ``default`` of train.yaml, in any order of its lines.
+
+    Args:
+        group: whose choice is wanted.
+        otherwise: the choice, if no other one brings one along.
+        _root_: what was chosen, by group; `omegaconf` gives it.
+    """
+    return next((choice for _, choice in _bringers(group, _root_)), otherwise)
+
+
+def given_way(group: str, choices: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Choices, ``optimizer=rmsprop`` for example, that bring along another one of ``group`` than is used, and which."""
+    return [(choice, brought) for choice, brought in _bringers(group, choices) if brought != choices[group]]
+
+
+def _bringers(group: str, choices: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Choices that bring one of ``group`` along, and which."""
+    for other, brought in _BROUGHT.items():
+        if other != group:
+            chosen = choices.get(other) or next((choice for _, choice in _bringers(other, choices)), "")
+            if group in brought.get(chosen, {}):
+                yield f"{other}={chosen}", brought[chosen][group]
+
+
+def listed() -> str:
+    """The groups and their choices, a line each: the resolver ``listed`` of the text that ``--help`` shows.
+
+    Groups called ``options`` are left out: their files are parts of others.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    groups = []
+    waiting = [group for group in loader.list_groups("") if group != "hydra"]
+    while waiting:
+        group = waiting.pop()
+        groups.append(group)
+        waiting += [f"{group}/{name}" for name in loader.list_groups(group) if name != "options"]
+    lines = [f"{group}: {', '.join(loader.get_group_options(group, ObjectType.CONFIG))}" for group in sorted(groups)]
+    return "\n".join(lines).replace("$", "$$")  # Hydra takes the text as a `string.Template`
