@@ -15,7 +15,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from supsup_lightning import Exhaustive, OneShot, command_line  # noqa: F401 (registers what the configuration needs)
+import supsup_lightning.cli.command_line  # noqa: F401 (registers resolvers of the configuration)
+from supsup_lightning import Exhaustive, OneShot
 from supsup_lightning.inference.inference import Inference
 
 OBJECTIVES = ("superfluous", "entropy")

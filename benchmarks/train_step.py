@@ -140,12 +140,12 @@ def measure(name: str, rounds: int) -> dict[str, float | str]:
     times = in_turns(
         {
             "dense": lambda steps: bare_loop(
-                dense.parameters(), lambda images: dense(masked.laid_out(images)), make_data(shape, steps)
+                dense.parameters(), lambda images: dense(masked.base.laid_out(images)), make_data(shape, steps)
             ),
             "masked": lambda steps: masked_loop(masked, make_data(shape, steps)),
             "dense compiled": lambda steps: bare_loop(
                 dense_compiled.parameters(),
-                lambda images: dense_compiled(masked.laid_out(images)),
+                lambda images: dense_compiled(masked.base.laid_out(images)),
                 make_data(shape, steps),
             ),
             "masked compiled": lambda steps: masked_loop(compiled, make_data(shape, steps)),

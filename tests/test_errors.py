@@ -1,4 +1,4 @@
-"""Whole numbers as options: of any type, but no truth values."""
+"""Integers as options: of any type, but no truth values."""
 
 import numpy as np
 import pytest
