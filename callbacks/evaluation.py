@@ -45,7 +45,7 @@ class EvaluateSeenTasks(L.Callback):
         self.seconds = 0.0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """An empty matrix, unless there is one from a checkpoint or from training."""
+        """Create an empty matrix, unless a checkpoint or training has filled one."""
         if stage == "predict":
             return
         num_tasks = task_data(trainer, stage).num_tasks
@@ -55,26 +55,26 @@ class EvaluateSeenTasks(L.Callback):
             self.matrix = torch.full((num_tasks, num_tasks), torch.nan, dtype=torch.float64)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock anew."""
+        """Restart the clock."""
         self.seconds = 0.0
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: "ContinualModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """In an unannounced stream, test the tasks seen so far where the first block of one ends."""
+        """In an unannounced stream, test the tasks seen so far when the first block of a task ends."""
         data = trainer.datamodule
         if not pl_module.scenario.task_known_in_training:
             self._evaluate(trainer, pl_module, data.tasks_seen(data.step(trainer.current_epoch, batch_idx)))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
-        """Where a task ends, test all finished tasks."""
+        """Test all finished tasks when a task ends."""
         data, epoch = trainer.datamodule, trainer.current_epoch
         if pl_module.scenario.task_known_in_training and data.timetable.ends_task(epoch):
             learned = data.timetable.tasks(epoch)
             self._evaluate(trainer, pl_module, range(learned[-1] + 1), new=len(learned))
 
     def _evaluate(self, trainer: L.Trainer, module: "ContinualModule", tasks: Collection[int], *, new: int = 1) -> None:
-        """Test these tasks, if their number is listed, or was passed by with the ``new`` ones."""
+        """Test these tasks if ``eval_at`` lists their number, or a number that the ``new`` ones have passed."""
         passed = range(len(tasks) - new + 1, len(tasks) + 1)
         listed = self.eval_at == "all" or any(count in passed for count in self.eval_at)
         if not listed or not 0 < len(tasks) < trainer.datamodule.num_tasks or not len(module.method.tasks):
@@ -87,23 +87,23 @@ class EvaluateSeenTasks(L.Callback):
         self.seconds += perf_counter() - started
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Where the first tasks of a checkpoint are tested by themselves, their part of its matrix."""
+        """Cut the matrix to the tested tasks if only the first tasks of a checkpoint are tested."""
         num_tasks = task_data(trainer, "test").num_tasks
         self.matrix = self.matrix[:num_tasks, :num_tasks]
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
-        """The final test is the last row."""
+        """Store the final test as the last row."""
         assert pl_module.test_accuracy is not None
         accuracy, _ = pl_module.test_accuracy.compute()
         self.matrix[-1] = accuracy.cpu()
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows that are filled go into checkpoints; of thousands of tasks, the others would be most of one."""
+        """Filled rows of the matrix; for thousands of tasks, the empty ones would be most of a checkpoint."""
         filled = (~self.matrix.isnan().all(1)).nonzero().flatten()
         return {"num_tasks": len(self.matrix), "filled": filled, "rows": self.matrix[filled]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The matrix comes back from a checkpoint."""
+        """Restore the matrix from a checkpoint."""
         if "matrix" in state_dict:  # of older checkpoints
             self.matrix = state_dict["matrix"]
             return

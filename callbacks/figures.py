@@ -13,7 +13,7 @@ from supsup_lightning.report import plots
 
 
 class DrawFigures(L.Callback):
-    """Draws pictures after the final test, and hands them to Weights & Biases where that listens.
+    """Draws pictures after the final test, and logs them to Weights & Biases if it is in use.
 
     ``accuracy_matrix.png``; of a stream that announces no task also ``stream.png``; where masks come out of a Hopfield
     memory also ``recovery.png``.
@@ -26,7 +26,7 @@ class DrawFigures(L.Callback):
         self.folder = Path(folder)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw, in the first process."""
+        """Draw the pictures in the first process."""
         if not trainer.is_global_zero:
             return
         paths = []

@@ -1,4 +1,4 @@
-"""Stops a training that has diverged."""
+"""Stops training that has diverged."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class LossGuard(L.Callback):
-    """Raises `TrainingDiverged`, naming task and step, before the mask of a diverged training is committed.
+    """Raises `TrainingDiverged` with task and step before the mask of a diverged task is stored.
 
     That is: once a loss is NaN or infinite, or what is trained is, as a mask of NaN scores has a perfectly finite loss.
 
@@ -29,14 +29,14 @@ class LossGuard(L.Callback):
         self.numbers: list[Tensor] = []  # whether each batch's images are
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the losses of an epoch that was broken off."""
+        """Clear the losses of an interrupted epoch."""
         self.losses.clear()
         self.numbers.clear()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: "ContinualModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the loss; look at the kept ones now and then, and after the epoch's last."""
+        """Keep the loss; check the kept ones every ``every_n_steps`` steps and at the end of the epoch."""
         self.losses.append(outputs["loss"] if isinstance(outputs, Mapping) else outputs)
         self.numbers.append(are_numbers(batch[0]))
         if len(self.losses) < self.every_n_steps and not trainer.is_last_batch:
@@ -51,7 +51,7 @@ class LossGuard(L.Callback):
         no_numbers = (~numbers).nonzero().flatten().tolist()
         if no_numbers:  # then no learning rate helps
             place = trainer.datamodule.place(trainer.current_epoch, first + no_numbers[0])
-            raise DataError(f"The images of the batch {place} hold a NaN or an infinite value; mend the data.")
+            raise DataError(f"The images of the batch {place} hold a NaN or an infinite value; fix the data.")
         if bad:
             raise _diverged(trainer, f"The loss became {losses[bad[0]].item()}", first + bad[0])
         raise _diverged(trainer, "The scores became NaN or infinite", batch_idx)

@@ -1,4 +1,4 @@
-"""What is seen while a run goes on."""
+"""Progress bar and per-task log lines."""
 
 from collections.abc import Mapping
 from math import isfinite
@@ -21,7 +21,7 @@ _SECONDS_BETWEEN_REFRESHES = 0.2
 
 
 class TaskProgress(ProgressBar):
-    """The task in training, its accuracy so far, tasks per minute and time left; a line for each finished task.
+    """Shows task, accuracy, tasks per minute and time left in a progress bar, and prints a line per finished task.
 
     Where nothing announces tasks, a line for each that is discovered, and one for each epoch. On a terminal as a moving
     bar; where the output goes to a file, the lines alone.
@@ -37,17 +37,17 @@ class TaskProgress(ProgressBar):
         self._first_epoch = 0
 
     def disable(self) -> None:
-        """Called by Lightning in all processes but the first."""
+        """Disable the bar; Lightning calls this in all processes but the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Counterpart of `disable`."""
+        """Enable the bar."""
         self._enabled = True
 
     # Training.
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the bar, from where a resumed run goes on."""
+        """Show the bar, starting at the resumed position."""
         self._first_epoch = trainer.current_epoch
         self._began = monotonic()
         self._open(trainer.datamodule.num_epochs, completed=self._first_epoch)
@@ -55,7 +55,7 @@ class TaskProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: "ContinualModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Refresh a few times a second; between refreshes this costs nothing."""
+        """Refresh the bar a few times per second."""
         if self._progress is None or monotonic() - self._refreshed < _SECONDS_BETWEEN_REFRESHES:
             return
         epochs = trainer.current_epoch + (batch_idx + 1) / int(trainer.num_training_batches)
@@ -70,7 +70,7 @@ class TaskProgress(ProgressBar):
             self._update(epochs, f"training task {pl_module.method.live.task}", f"{accuracy}  {_discovered(pl_module)}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
-        """One line for a finished task, or for an epoch in which tasks were to be discovered."""
+        """Print one line per finished task, or per epoch of an unannounced stream."""
         if not self._enabled:
             return
         if not pl_module.scenario.task_known_in_training:
@@ -116,7 +116,7 @@ class TaskProgress(ProgressBar):
         self._print(f"{batches}/{data.num_steps} batches  {_discovered(module)}  {_clock(seconds_left)} left")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._close()
 
     # Test.
@@ -135,7 +135,7 @@ class TaskProgress(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Refresh a few times a second."""
+        """Refresh the bar a few times per second."""
         if self._progress is None or monotonic() - self._refreshed < _SECONDS_BETWEEN_REFRESHES:
             return
         batches = _test_batches(trainer)
@@ -143,11 +143,11 @@ class TaskProgress(ProgressBar):
         self._update(done, f"testing task {dataloader_idx + 1}/{len(batches)}", "")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Give the terminal back."""
+        """Remove the bar, so that the error is readable."""
         self._close()
 
     # Drawing.

@@ -1,4 +1,4 @@
-"""How masks come back out of a Hopfield memory: written down by step, and counted over the test."""
+"""Records how masks are recovered from a Hopfield memory, step by step and over the whole test."""
 
 import csv
 from pathlib import Path
@@ -21,7 +21,7 @@ _MOST_LOGGED_MASKS = 10
 
 
 class RecordRecovery(L.Callback):
-    """Counts, in the final test, how many batches recover their task's mask, and follows the first batch of each task.
+    """Counts test batches that recover their task's mask, and records each step for the first batch of a task.
 
     Writes ``recovery.csv``: task, step, energy, objective, and the distance to each stored mask. Tells the loggers
     the same by step, where there are more than ten masks with the distance to the task's own alone.
@@ -40,7 +40,7 @@ class RecordRecovery(L.Callback):
         self.statistics: RecoveryStatistics | None = None
 
     def on_test_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
-        """Start anew."""
+        """Reset all counts."""
         self.traces.clear()
         self.statistics = RecoveryStatistics().to(pl_module.device)
 
@@ -53,7 +53,7 @@ class RecordRecovery(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count the batch; keep the way of a task's first one."""
+        """Count the batch; keep each step of a task's first batch."""
         inference, method = pl_module.inference, require(pl_module.method, RecoversMasks)
         assert isinstance(inference, HopfieldRecovery)
         assert self.statistics is not None
@@ -69,12 +69,12 @@ class RecordRecovery(L.Callback):
             self.traces[dataloader_idx] = torch.cat([values, distances.to(values.dtype)], dim=1).cpu()
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
-        """Bring the counts of all processes together."""
+        """Sum the counts over all processes."""
         assert self.statistics is not None
         self.statistics.compute()
 
     def on_test_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
-        """Write and log what was followed, in the first process, to which each task's first batch goes."""
+        """Write and log the recorded steps, in the first process."""
         if not trainer.is_global_zero:
             return
         if self.folder is not None:
@@ -90,7 +90,7 @@ class RecordRecovery(L.Callback):
                     logger.log_metrics(shown, step=step)
 
     def results(self) -> dict[str, Any] | None:
-        """The counts, once there was a test."""
+        """Counts of the last test; None before one."""
         return None if self.statistics is None else self.statistics.compute()
 
     def _write(self, path: Path) -> None:

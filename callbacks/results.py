@@ -1,4 +1,4 @@
-"""Times a run, and writes down what it found."""
+"""Times a run and writes its results."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class WriteResults(L.Callback):
-    """Writes the mask bank when training ends or breaks off, and after the final test results.json and the matrix.
+    """Writes the mask bank when training ends or fails, and results.json and the matrix after the final test.
 
     Args:
         folder: the output directory.
@@ -61,7 +61,7 @@ class WriteResults(L.Callback):
         return self.folder / "mask_bank.safetensors"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Set aside what an earlier run of the same directory left; a resumed run goes on with it."""
+        """Rename the results of an earlier run in this directory, unless this run resumes it."""
         self._training_began = True
         if trainer.is_global_zero and trainer.ckpt_path is None:
             for name in ("results.json", "accuracy_matrix.csv", "mask_bank.safetensors", "checkpoints/last.ckpt"):
@@ -72,7 +72,7 @@ class WriteResults(L.Callback):
         self._started = perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Stop the clock after an epoch's last batch, so that validation and evaluation do not count."""
+        """Stop the clock after the last batch of an epoch, so that validation and evaluation do not count."""
         if trainer.is_last_batch:
             _wait_for_accelerator()
             evaluation = evaluation_of(trainer)
@@ -81,7 +81,7 @@ class WriteResults(L.Callback):
                 self.seconds[task] = self.seconds.get(task, 0.0) + share * seconds
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
-        """Where tasks are finished, keep their validation accuracy."""
+        """Keep the validation accuracy of finished tasks."""
         data, epoch = trainer.datamodule, trainer.current_epoch
         if pl_module.scenario.task_known_in_training and data.timetable.ends_task(epoch):
             tasks = data.timetable.tasks(epoch)
@@ -92,7 +92,7 @@ class WriteResults(L.Callback):
         self._save_bank(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: "ContinualModule", exception: BaseException) -> None:
-        """Keep the finished masks of a training that broke off."""
+        """Write the finished masks of a training that failed."""
         finished = len(pl_module.method.tasks)
         if finished and self._training_began:
             try:
@@ -105,7 +105,7 @@ class WriteResults(L.Callback):
             Console().print(f"stopped; {finished} finished tasks are kept, and {then}")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the times of an earlier test."""
+        """Reset the times of an earlier test."""
         self.test_seconds.clear()
 
     def on_test_batch_start(self, *_: Any) -> None:
@@ -164,11 +164,11 @@ class WriteResults(L.Callback):
         console.print(f"results in {self.folder}", soft_wrap=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Times and validation accuracies go into checkpoints."""
+        """Times and validation accuracies, for checkpoints."""
         return {"seconds": self.seconds, "validation": self.validation}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """They come back from a checkpoint."""
+        """Restore times and validation accuracies from a checkpoint."""
         self.seconds = state_dict["seconds"]
         self.validation = state_dict.get("validation", {})  # absent from older ones
 
@@ -181,7 +181,7 @@ class WriteResults(L.Callback):
 
 
 def validation_accuracies(trainer: L.Trainer, module: "ContinualModule", tasks: Sequence[int]) -> list[float]:
-    """Validation accuracy of each task that an epoch has finished; NaN if it was not validated."""
+    """Validation accuracy of each task that ends with this epoch; NaN without validation images."""
     search = module.method.details().get("sparsity_search")
     if search is not None:  # the training that is kept need not be the last
         return [dict(search["tried"][str(task)])[search["chosen"][str(task)]] for task in tasks]
@@ -193,7 +193,7 @@ def validation_accuracies(trainer: L.Trainer, module: "ContinualModule", tasks: 
 
 
 def result_of(trainer: L.Trainer) -> dict[str, Any]:
-    """What the trainer's `WriteResults` found; empty without one, and in all processes but the first."""
+    """Results of the trainer's `WriteResults`; empty without one, and in all processes but the first."""
     return next((callback.result for callback in trainer.callbacks if isinstance(callback, WriteResults)), {})
 
 

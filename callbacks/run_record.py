@@ -1,4 +1,4 @@
-"""Ties training to the job that it is part of."""
+"""Connects training to its job: run.json and SIGTERM."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class RecordRun(L.Callback):
-    """Writes run.json, by which ``resume=true`` knows the run again; ends a test between two batches on SIGTERM.
+    """Writes run.json, which ``resume=true`` compares with; stops a test between two batches on SIGTERM.
 
     It also writes .hydra, where Hydra would: a call that is refused leaves that of an earlier run as it is.
 
@@ -35,19 +35,19 @@ class RecordRun(L.Callback):
         self.folder = folder
 
     def on_train_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
-        """From here on, what lies in the directory is this run's."""
+        """Write run.json: from here on, the directory belongs to this run."""
         if trainer.world_size > 1:  # Lightning's handler waits for the other processes, which wait for this one's step
             stopping.take_over(lambda: _note_sigterm(trainer))
         if trainer.ckpt_path is None or not (self.folder / run_identity.FILE).exists():
             self._write(trainer, pl_module)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
-        """For a run of an earlier version, of which nothing but its test was left to do."""
+        """Write run.json for a run of an earlier version that had only its test left."""
         if not (self.folder / run_identity.FILE).exists():
             self._write(trainer, pl_module)
 
     def on_test_batch_end(self, *_: Any) -> None:
-        """Lightning itself looks for a signal in training, but here only before a loader's last batch."""
+        """Stop on SIGTERM; in a test, Lightning checks only before the last batch of a loader."""
         stopping.raise_if_asked()
 
     def _write(self, trainer: L.Trainer, module: "ContinualModule") -> None:
@@ -66,13 +66,13 @@ class RecordRun(L.Callback):
 
 
 def _note_sigterm(trainer: L.Trainer) -> None:
-    """Lightning's loop tells the other processes what the first has noted, before each step."""
+    """Note SIGTERM; Lightning's loop tells the other processes before each step."""
     if trainer.is_global_zero:
         trainer._signal_connector.received_sigterm = True
 
 
 def _depends_on_processes(module: nn.Module) -> bool:
-    """Whether a layer looks at the share of a batch that a process has, or draws in each process by itself."""
+    """Whether a layer depends on a process's share of the batch, or on its random numbers."""
     synchronised = nn.SyncBatchNorm
     return any(
         isinstance(layer, _BatchNorm | _DropoutNd) and not isinstance(layer, synchronised) for layer in module.modules()

@@ -1,4 +1,4 @@
-"""What nobody tells the learner, kept for reports: the true task of each training batch, beside the one it trained."""
+"""Records the true task of each training batch beside the task that it trained, for reports."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Stretch(NamedTuple):
-    """Batches in a row of one true task that trained one task of the learner's.
+    """Consecutive batches of one true task that trained the same task of the learner.
 
     Attributes:
         first: step of the stream.
@@ -25,7 +25,7 @@ class Stretch(NamedTuple):
 
 
 class RecordStream(L.Callback):
-    """Records which task of the learner's each batch of an unannounced stream trained; decides nothing.
+    """Records which task of the learner each batch of an unannounced stream trained.
 
     Attributes:
         stretches: all of them, in order.
@@ -39,7 +39,7 @@ class RecordStream(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: "ContinualModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the true task of the batch."""
+        """Record the true task of the batch."""
         data = trainer.datamodule
         step = data.step(trainer.current_epoch, batch_idx)
         true, task = data.true_task(step), pl_module.method.live.task
@@ -48,7 +48,7 @@ class RecordStream(L.Callback):
         self.num_steps = step + 1
 
     def assignment(self) -> TaskAssignment:
-        """How well the learner's tasks match the true ones."""
+        """Agreement between the learner's tasks and the true ones."""
         metric = TaskAssignment()
         ends = [*(stretch.first for stretch in self.stretches[1:]), self.num_steps]
         for stretch, end in zip(self.stretches, ends, strict=True):

@@ -1,4 +1,4 @@
-"""Where one task ends and the next begins."""
+"""Task boundaries: begins and finishes tasks in training."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class TaskBoundary(L.Callback):
-    """Begins and finishes tasks, each with a fresh optimizer and schedule; the one place that knows of boundaries.
+    """Begins and finishes tasks, each with a fresh optimizer and schedule.
 
     All it needs is the trainer's epoch, so that a resumed run goes on where the checkpoint stands; with
     ``data.patience`` it also keeps a task's best epoch, and ends the task early.
@@ -35,7 +35,7 @@ class TaskBoundary(L.Callback):
         self.patience = Patience()
 
     def setup(self, trainer: L.Trainer, pl_module: "ContinualModule", stage: str) -> None:
-        """Raise `ConfigurationError` where the trainer would not serve each task its own data."""
+        """Raise `ConfigurationError` if the trainer would not give each task its own data."""
         if stage == "fit":
             wanted = "data that say where a task begins; others need scenario=nns, with TaskDiscovery in its place"
             check_fit(trainer, TaskSequence, wanted)
@@ -61,11 +61,11 @@ class TaskBoundary(L.Callback):
                 self.patience = Patience()  # not another training's
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
-        """Where a run resumes after a task has ended early, its epochs that are left train nothing."""
+        """Skip the remaining epochs of a task that had ended early when the run was interrupted."""
         trainer.datamodule.task_is_over = self.patience.over
 
     def on_train_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
-        """Where a run resumes within a task, make the schedule anew: it was made before the task was known."""
+        """Rebuild the schedule if a run resumes within a task, as it was made before the task was known."""
         _check_tasks(trainer, pl_module, over=self.patience.over)
         if trainer.datamodule.timetable.begins_trial(trainer.current_epoch):
             return
@@ -77,7 +77,7 @@ class TaskBoundary(L.Callback):
             part.load_state_dict(state)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
-        """Begin a task in its first epoch; in every epoch, seed what layers draw (dropout, say) from task and epoch."""
+        """Begin a task in its first epoch; seed the random numbers of layers (dropout) by task and epoch."""
         data, epoch = trainer.datamodule, trainer.current_epoch
         stop_between_epochs(trainer)
         tasks = data.timetable.tasks(epoch)
@@ -94,7 +94,7 @@ class TaskBoundary(L.Callback):
         torch.manual_seed(derive_seed(data.seed, "layers", epoch, trainer.global_rank))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
-        """Finish a task in its last epoch, or before, and a trial, where there are several, in its own."""
+        """Finish a task in its last epoch, or earlier by patience, and a trial in its last epoch."""
         data, epoch = trainer.datamodule, trainer.current_epoch
         if not self.patience.over:
             ends = data.timetable.ends_trial(epoch)
@@ -123,7 +123,7 @@ class TaskBoundary(L.Callback):
                 module.finished_answers.check()
 
     def state_dict(self) -> dict[str, Any]:
-        """A task's best epoch so far; empty without ``data.patience``."""
+        """Best epoch of the task so far, for checkpoints; empty without ``data.patience``."""
         return self.patience.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -137,18 +137,18 @@ def boundary_of(trainer: L.Trainer) -> TaskBoundary | None:
 
 
 def _trained(method: Method) -> list[Tensor]:
-    """All that training changes, but for the optimizer's state."""
+    """Everything that training changes, except the optimizer's state."""
     return [method.live.values, method.live.statistics]
 
 
 def _validated(module: "ContinualModule") -> float:
-    """Validation accuracy of the epoch; the same in all processes."""
+    """Validation accuracy of the epoch, the same in all processes."""
     assert module.validation_accuracy is not None
     return module.validation_accuracy.compute()[0].float().nanmean().item()
 
 
 def stop_between_epochs(trainer: L.Trainer) -> None:
-    """Let what asks to stop (max_time, a Timer, any callback) wait until the epoch that begins is over.
+    """Delay a request to stop (max_time, a Timer, any callback) to the end of the current epoch.
 
     In the middle of it, a half-trained mask would be taken for a finished one, and no checkpoint could go on.
     """
@@ -156,7 +156,7 @@ def stop_between_epochs(trainer: L.Trainer) -> None:
 
 
 def _check_tasks(trainer: L.Trainer, module: "ContinualModule", *, over: bool) -> None:
-    """Raise `ConfigurationError` where finished tasks are to be trained again, or some before these are missing."""
+    """Raise `ConfigurationError` if finished tasks would be trained again, or earlier tasks are missing."""
     data, epoch = trainer.datamodule, trainer.current_epoch
     first = data.timetable.tasks(epoch)[0]
     finished = {*module.method.tasks.tolist()}
@@ -181,7 +181,7 @@ def _check_tasks(trainer: L.Trainer, module: "ContinualModule", *, over: bool) -
 
 
 def _check_independence(trainer: L.Trainer, module: "ContinualModule") -> None:
-    """Raise `ConfigurationError` where tasks that are trained in the same step would change one another's masks."""
+    """Raise `ConfigurationError` if tasks trained in the same step would change one another's masks."""
     at_once = trainer.datamodule.tasks_at_once
     if trainer.gradient_clip_val is not None and trainer.gradient_clip_algorithm != "value":
         raise ConfigurationError(

@@ -44,7 +44,7 @@ class TaskDiscovery(L.Callback):
 
     @property
     def decisions(self) -> list[Decision]:
-        """The learner's decisions so far."""
+        """Decisions of the learner so far."""
         return self.learner.decisions
 
     def setup(self, trainer: L.Trainer, pl_module: "ContinualModule", stage: str) -> None:
@@ -103,7 +103,7 @@ class TaskDiscovery(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: "ContinualModule", batch: Batch, batch_idx: int
     ) -> None:
-        """Decide which task the batch trains; seed what layers draw (dropout, say) by the step."""
+        """Decide which task the batch trains; seed the random numbers of layers (dropout) by the step."""
         data, before = trainer.datamodule, len(self.decisions)
         step = data.step(trainer.current_epoch, batch_idx)
         if self.learner.decide(step, batch):
@@ -117,7 +117,7 @@ class TaskDiscovery(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: "ContinualModule", outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Measure accuracy on training batches, each before it is learned from."""
+        """Measure accuracy on the batch, from its logits before the step."""
         self.learner.measure(outputs["logits"][0], outputs["labels"][0])
         data, task = trainer.datamodule, pl_module.method.live.task
         true = data.true_task(data.step(trainer.current_epoch, batch_idx))
@@ -126,12 +126,12 @@ class TaskDiscovery(L.Callback):
         pl_module.true_tasks[task] = _most_frequent(counts)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
-        """At the end of the stream, commit what is in training, before the last checkpoint is written."""
+        """Store the task in training at the end of the stream, before the last checkpoint is written."""
         if trainer.current_epoch + 1 >= trainer.datamodule.num_epochs:
             self.learner.end()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run continues from."""
+        """State that a resumed run continues from."""
         return {**self.learner.state_dict(), "_warm_steps": self._warm_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -140,7 +140,7 @@ class TaskDiscovery(L.Callback):
         self._warm_steps = state_dict["_warm_steps"]
 
     def _count_batches(self, data: Unannounced, module: "ContinualModule") -> None:
-        """Tell the module whose images each task has learned so far: not the learner, who must not know."""
+        """Give the module, not the learner, the true task that each task has learned so far."""
         if self.decisions:
             self._batches = data.learned(self.decisions, before=sum(self.learner.steps.values()))
             module.true_tasks = {task: _most_frequent(counts) for task, counts in self._batches.items()}
@@ -159,7 +159,7 @@ class TaskDiscovery(L.Callback):
         self._warm_up(trainer)
 
     def _warm_up(self, trainer: L.Trainer) -> None:
-        """Let the learning rate of a task that came again rise from 0, whatever its schedule."""
+        """Increase the learning rate of a returning task from 0, on top of its schedule."""
 
         def factor() -> float:
             return min(1.0, (self._warm_steps + 1) / _WARM_UP_STEPS)

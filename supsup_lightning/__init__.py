@@ -1,4 +1,4 @@
-"""Supermasks in Superposition on PyTorch Lightning: one frozen network, one bit a weight for each task.
+"""Supermasks in Superposition on PyTorch Lightning: one frozen network, one bit per weight and task.
 
 PyTorch and Lightning take seconds to import, so the names below are imported once the first of them is used. Until then
 `import supsup_lightning` is quick, which `train.py --help` and a mistyped option rest on.

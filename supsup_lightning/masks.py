@@ -1,4 +1,4 @@
-"""From real scores to a binary mask and back: mask rules, the straight-through gradient, initialisers, allocation.
+"""Binary masks from real scores: rules, straight-through gradient, initialisers, allocation.
 
 forward    effective = W * 1[s >= 0]            (threshold)
            effective = W * 1[|s| among largest] (top-k, a count a layer)
@@ -33,17 +33,17 @@ class Rule(Protocol):
         ...
 
     def importance(self, scores: Tensor) -> Tensor:
-        """What decides whether a weight is on, and what the gradient goes straight through to; differentiable."""
+        """Importance of each weight, which gets the straight-through gradient; differentiable."""
         ...
 
     def scores_of(self, mask: Tensor, drawn: Tensor) -> Tensor:
-        """Scores with this mask, out of freshly drawn ones, all ``(weights,)``: to train a mask on from its bits."""
+        """Scores with this mask from freshly drawn ones, all ``(weights,)``; for training a stored mask further."""
         ...
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A weight is on where its score is not negative.
+    """Weights with a score of at least 0 are on.
 
     >>> Threshold()(torch.tensor([-1.0, 0.0, 2.0]))
     tensor([0., 1., 1.])
@@ -65,11 +65,11 @@ class Threshold:
         return torch.ops.aten.threshold_backward(frozen.expand_as(scores), scores.detach(), bound)
 
     def importance(self, scores: Tensor) -> Tensor:
-        """The scores themselves."""
+        """The scores."""
         return scores
 
     def scores_of(self, mask: Tensor, drawn: Tensor) -> Tensor:
-        """The drawn magnitudes, with the signs that the mask asks for."""
+        """The drawn magnitudes with signs set by the mask."""
         magnitude = drawn.abs().clamp_min(torch.finfo(drawn.dtype).tiny)
         return torch.where(mask.bool(), magnitude, -magnitude)
 
@@ -103,13 +103,13 @@ class TopK:
         return scores.abs()
 
     def scores_of(self, mask: Tensor, drawn: Tensor) -> Tensor:
-        """The drawn signs; in each layer the largest magnitudes go to the weights that are on, at random."""
+        """The drawn signs; in each layer, weights that are on get the largest magnitudes, at random."""
         layers = zip(mask.bool().split(self.sizes), drawn.split(self.sizes), strict=True)
         return torch.cat([_with_largest_on(on, layer) for on, layer in layers])
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:
-    """Zeros and ones ``(..., n)``: ones at the ``count`` largest ``|score|`` of the last dimension; ties by order."""
+    """Ones at the ``count`` largest ``|score|`` of the last dimension, zeros elsewhere, ``(..., n)``; ties by order."""
     size = scores.shape[-1]
     magnitude = scores.abs()
     rank = size - count  # of the smallest magnitude that is kept, from 0
@@ -172,7 +172,7 @@ class _MaskedWeights(torch.autograd.Function):
 
 
 def masked_weights(scores: Tensor, frozen: Tensor, rule: Rule, layout: Layout) -> dict[str, Tensor]:
-    """``W * mask(scores)``, through which the gradient reaches the scores as if the mask were their importance.
+    """``W * mask(scores)`` with the straight-through gradient to the scores' importance.
 
     Args:
         scores: ``(..., weights)`` float.
@@ -336,7 +336,7 @@ class MaskOptions:
         max_dimensions: int | None,
         **options: Any,
     ) -> "MaskOptions":
-        """From the keys of conf/mask, where the search is a group of its own and parameters are named by patterns."""
+        """Create from the keys of conf/mask."""
         is_masked = ByName(include, exclude, min_dimensions, max_dimensions)
         searching = {f"search_{name}": value for name, value in search.items()}
         return cls(**options, **searching, is_masked=is_masked)
@@ -378,7 +378,7 @@ class MaskOptions:
 
     @property
     def searches(self) -> bool:
-        """Whether each task gets a sparsity of its own."""
+        """Whether the sparsity of each task is searched for (``auto``)."""
         return self.sparsity == "auto"
 
     def make_rule(self, shapes: Sequence[Shape], *, sparsity: float | None = None) -> Rule:
@@ -412,7 +412,7 @@ class MaskOptions:
         }
 
     def without_effect(self, used: Collection[str]) -> dict[str, Any]:
-        """Options that were set, by name, and that change nothing.
+        """Options by name that were set and have no effect.
 
         Args:
             used: names of the options that a method looks at.

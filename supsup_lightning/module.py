@@ -1,4 +1,4 @@
-"""The LightningModule: one frozen network, a method that makes tasks of it, and an inference that finds them."""
+"""The LightningModule: a method over one frozen network, and an inference that finds its tasks."""
 
 import logging
 from typing import Any
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class ContinualModule(L.LightningModule):
-    """Training, validation, test and prediction steps; task boundaries are `TaskBoundary`'s.
+    """Training, validation, test and prediction steps; `TaskBoundary` begins and finishes tasks.
 
     Args:
         method: the network with its tasks, `SupSup` for example.
@@ -173,7 +173,7 @@ class ContinualModule(L.LightningModule):
     # Steps.
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
-        """Leave an epoch out, once its task has ended early."""
+        """Skip the epoch of a task that has ended early."""
         return -1 if getattr(self.trainer.datamodule, "task_is_over", False) else None
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -203,7 +203,7 @@ class ContinualModule(L.LightningModule):
         return torch.stack([(self.classes(own, task) == right).float().mean() for own, right, task in by_task]).mean()
 
     def on_validation_start(self) -> None:
-        """Start counting anew."""
+        """Reset the counts."""
         alone = self.trainer.state.fn == "validate"
         self.validated_tasks = tuple(range(task_data(self.trainer).num_tasks)) if alone else self.method.live.tasks
         self.validation_accuracy = TaskAccuracy(len(self.validated_tasks)).to(self.device)
@@ -233,37 +233,37 @@ class ContinualModule(L.LightningModule):
             self._show_by_task(self.validation_accuracy, found=False)
 
     def on_test_start(self) -> None:
-        """Start counting anew."""
+        """Reset the counts."""
         data = task_data(self.trainer)
         self.test_accuracy = TaskAccuracy(data.num_tasks).to(self.device)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count what is right by the rules of the scenario; the loader's index is the true task."""
+        """Count correct predictions by the rules of the scenario; the loader's index is the true task."""
         assert self.test_accuracy is not None
         if batch_idx == 0:
             self._show_in_bar(dataloader_idx)
         self.evaluate(batch, task=dataloader_idx, accuracy=self.test_accuracy)
 
     def on_test_epoch_end(self) -> None:
-        """Log the averages over tasks; every process has to take part, as their counts are brought together."""
+        """Log the averages over tasks; all processes take part, as their counts are summed."""
         assert self.test_accuracy is not None
         accuracy, found = self.test_accuracy.compute().float()
         self.log_dict({"test/accuracy": accuracy.mean(), "test/task_found": found.mean()}, sync_dist=True)
 
     def on_test_end(self) -> None:
-        """Show the accuracy of each task, where Lightning would show the averages again and again."""
+        """Show the accuracy of each task, in place of Lightning's repeated averages."""
         self._show_by_task(self.test_accuracy, found=not self.scenario.task_known_at_inference)
 
     # Here, as an error after the change of mode would leave the module in evaluation mode.
 
     def on_validation_model_eval(self) -> None:
-        """See that there is something to validate, where `Trainer.validate` is called."""
+        """Check, before `Trainer.validate`, that there are tasks to validate."""
         if self.trainer.state.fn == "validate":
             self._before_evaluation(self.trainer.validate_loop)
         super().on_validation_model_eval()
 
     def on_test_model_eval(self) -> None:
-        """See that there is something to test."""
+        """Check that there are tasks to test."""
         self._before_evaluation(self.trainer.test_loop)
         super().on_test_model_eval()
 
@@ -330,7 +330,7 @@ class ContinualModule(L.LightningModule):
 
     @differentiable
     def _infer(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Infer without a look at the images, as those of a test were looked at by their loader."""
+        """Infer without checking the images, as loaders have checked those of a test."""
         if not len(images):
             return (torch.empty(0, dtype=torch.int64, device=self.device),) * 2
         with in_mode(self, training=False):
@@ -344,7 +344,7 @@ class ContinualModule(L.LightningModule):
 
     @torch.no_grad()
     def nearest_task(self, images: Tensor) -> int:
-        """The finished task that inference takes these images ``(batch, *shape)`` for.
+        """Finished task that inference finds for most of these images ``(batch, *shape)``.
 
         Asks the module's own inference, or, where that does not find tasks, one gradient of the entropy.
         """
@@ -354,7 +354,7 @@ class ContinualModule(L.LightningModule):
         return int(found.mode().values)
 
     def classes(self, logits: Tensor, task: int) -> Tensor:
-        """``(batch, output_size)`` to ``(batch,)``: an output that is no class of the task is never an answer."""
+        """Predicted classes ``(batch,)`` from logits ``(batch, output_size)``, among the classes of the task."""
         known = self.scenario.task_known_in_training and task >= 0
         return logits[:, : self.num_classes[task] if known else max(self.num_classes)].argmax(1)
 
@@ -369,7 +369,7 @@ class ContinualModule(L.LightningModule):
             return super().load_from_checkpoint(checkpoint_path, *args, **options)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep with which optimizer and schedule it was made."""
+        """Store the options of optimizer and schedule."""
         if self.described_training is not None:
             checkpoint["training"] = self.described_training
 
@@ -385,7 +385,7 @@ class ContinualModule(L.LightningModule):
     # What is needed to infer, and no tensor holds.
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Into `state_dict`."""
+        """State for `state_dict`."""
         inputs = None if self.inputs is None else self.inputs.state()
         return {"num_classes": self.num_classes, "inputs": inputs, "true_tasks": self.true_tasks}
 

@@ -1,4 +1,4 @@
-"""Optimizers and schedules of a task: by default, where their options do not work, and as checkpoints tell them."""
+"""Optimizers and schedules of a task: defaults, errors, and their state in checkpoints."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,17 +24,17 @@ MakeSchedule = Callable[[Optimizer, int | None], LRScheduler]
 
 
 def default_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
-    """The most accurate of those measured whose masks are still told apart by one gradient (docs/optimizers.md)."""
+    """Default optimizer: the most accurate one measured whose masks one gradient can still distinguish."""
     return Adam(parameters, lr=1e-3, betas=(0.9, 0.99), fused=True)
 
 
 def default_coefficient_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
-    """Coefficients of a combination are a few numbers near 1: they want larger steps than scores."""
+    """Default optimizer of combinations, whose few coefficients near 1 need larger steps than scores."""
     return Adam(parameters, lr=0.05)
 
 
 def checked(make: Callable[..., Any], what: str = "optimizer") -> Callable[..., Any]:
-    """The factory, with a `ConfigurationError` in place of what wrong options raise."""
+    """Wrap a factory so that wrong options raise `ConfigurationError`."""
 
     def checked_make(*arguments: Any) -> Any:
         try:
@@ -50,7 +50,7 @@ def checked(make: Callable[..., Any], what: str = "optimizer") -> Callable[..., 
 def for_task(
     trainer: Any, method: Method, make_optimizer: MakeOptimizer, make_schedule: MakeSchedule
 ) -> dict[str, Any]:
-    """What `LightningModule.configure_optimizers` returns: a fresh optimizer and schedule over one task.
+    """Optimizer and schedule of one task, for `LightningModule.configure_optimizers`.
 
     Raises:
         ConfigurationError: options that do not work, or not with the trainer's.
@@ -77,7 +77,7 @@ def for_task(
 def described(
     make_optimizer: MakeOptimizer, make_schedule: MakeSchedule, parameters: list[nn.Parameter], *, steps: int | None
 ) -> dict[str, Any]:
-    """What masks depend on in an optimizer and a schedule, however they are written; nothing is trained.
+    """Options of optimizer and schedule that masks depend on, in a normal form.
 
     Args:
         make_optimizer: of the module.
@@ -103,7 +103,7 @@ def described(
 
 
 def check_same(stored: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Raise `MismatchError` where `described` says something else in a checkpoint than here."""
+    """Raise `MismatchError` if `described` differs between a checkpoint and this run."""
     kinds = [{"kind": each["optimizer"]["kind"]} for each in (stored, here)]
     different = differences(*kinds, group="optimizer") or differences(
         stored["optimizer"], here["optimizer"], group="optimizer"

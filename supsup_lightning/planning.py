@@ -1,4 +1,4 @@
-"""How many tasks are trained at once: whether they can be, what that takes, and what is fast."""
+"""Plans how many tasks are trained at once."""
 
 import logging
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def trials_of(method: Method) -> int:
 def plan(
     method: Method, data: Any, *, make_optimizer: Callable[[list[nn.Parameter]], Optimizer], accelerator: str
 ) -> None:
-    """Agree on how often each task is trained, and how many at once: `ContinualModule.plan_training`."""
+    """Set how often each task is trained and how many at once (`ContinualModule.plan_training`)."""
     data.trials_per_task = trials_of(method)
     at_once = getattr(data, "tasks_at_once", 1)
     if at_once == "auto" and not (isinstance(method, TrainsTogether) and method.one_after_another is None):
@@ -100,7 +100,7 @@ def training_bytes(
 
 
 def _state_per_weight(make_optimizer: Callable[[list[nn.Parameter]], Optimizer]) -> float:
-    """Numbers that the optimizer keeps beside each weight, once it has made a step."""
+    """Numbers per weight that the optimizer keeps after a step."""
     parameter = nn.Parameter(torch.zeros(1000))
     optimizer = make_optimizer([parameter])
     parameter.grad = torch.ones(1000)
@@ -110,7 +110,7 @@ def _state_per_weight(make_optimizer: Callable[[list[nn.Parameter]], Optimizer])
 
 
 def _saved_bytes(method: Method, images: Tensor) -> int:
-    """Bytes that the network keeps of these images for the backward pass."""
+    """Bytes that the network saves for the backward pass of these images."""
     parameters = dict(method.network.named_parameters())
     weights = method.layout.flatten({name: parameters[name].detach().float() for name in method.layout.names})
     weights.requires_grad_()
@@ -132,7 +132,7 @@ def _saved_bytes(method: Method, images: Tensor) -> int:
 
 
 def fitting(method: Method, bytes_per_task: int, *, on_accelerator: bool) -> int:
-    """How many tasks to train at once: as many as are of use and fit into 0.7 of the memory.
+    """Number of tasks to train at once: as many as are useful and fit into 0.7 of the memory.
 
     Of all the memory, not of what is free now, so that a resumed run decides the same.
     """
@@ -149,7 +149,7 @@ def total_bytes(*, on_accelerator: bool) -> int:
 
 
 def is_elementwise(make_optimizer: Callable[[list[nn.Parameter]], Optimizer]) -> bool:
-    """Whether its steps on one row of a parameter are the same whatever the other rows are; tried out on a few."""
+    """Whether an optimizer's step on one row of a parameter is independent of other rows, tested on a few rows."""
     draw = torch.Generator().manual_seed(0)
     values, *gradients = torch.randn(4, 4, 8, generator=draw)
 

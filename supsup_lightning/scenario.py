@@ -1,11 +1,11 @@
-"""What is revealed when: the scenarios of the paper's table 1. Code asks a scenario, and never compares its name."""
+"""Scenarios of the paper's table 1: what is known in training and at inference."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """What training and inference are told.
+    """What is known in training and at inference.
 
     Attributes:
         name: as in the paper.

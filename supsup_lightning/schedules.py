@@ -28,10 +28,10 @@ def cosine(optimizer: Optimizer, total_steps: int | None, *, warmup_steps: int =
 
 
 def inverse_sqrt(optimizer: Optimizer, total_steps: int | None, *, decay_steps: int = 100) -> LRScheduler:
-    """``1 / sqrt(1 + step / decay_steps)``: for tasks of unknown length, whose masks settle nevertheless."""
+    """``1 / sqrt(1 + step / decay_steps)``, for tasks of unknown length."""
     return LambdaLR(optimizer, lambda step: 1 / sqrt(1 + step / decay_steps))
 
 
 def constant(optimizer: Optimizer, total_steps: int | None) -> LRScheduler:
-    """The optimizer's own learning rate throughout."""
+    """Constant learning rate."""
     return LambdaLR(optimizer, lambda step: 1.0)

@@ -32,7 +32,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Decision(NamedTuple):
-    """What was decided, and why.
+    """A decision of the learner and its reason.
 
     Attributes:
         step: of the stream; the batch of this step is the first that is trained so.
@@ -50,12 +50,12 @@ class Decision(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether a known task fitted."""
+        """Whether a known task fits."""
         return self.statistic >= self.threshold
 
 
 class Trial(NamedTuple):
-    """A combination that is trained to see whether it is accurate.
+    """A combination in training that is kept only if it is accurate.
 
     Attributes:
         ends: the step of the stream at which it is judged, unless the stream changes before.
@@ -67,7 +67,7 @@ class Trial(NamedTuple):
 
 
 class Learner:
-    """Begins tasks, continues them and comes back to them as a `Discovery` finds.
+    """Begins, continues and resumes tasks as a `Discovery` finds them.
 
     Every so many batches, and as soon as accuracy on training batches drops (`Discovery`'s alarm):
 
@@ -116,7 +116,7 @@ class Learner:
         self._alarmed = False
 
     def connect(self, method: Method, *, num_classes: int) -> None:
-        """Learn with this method.
+        """Attach the method whose tasks are trained.
 
         Args:
             method: has to offer `TrainsOn`.
@@ -131,7 +131,7 @@ class Learner:
     # The stream.
 
     def decide(self, step: int, batch: Batch) -> bool:
-        """Before a batch is trained on: decide what it trains.
+        """Decide which task a batch trains, before it is trained on.
 
         Args:
             step: of the stream, from 0.
@@ -156,7 +156,7 @@ class Learner:
         return started
 
     def measure(self, logits: Tensor, labels: Tensor) -> None:
-        """After a batch was trained on: note how accurate the task was on it before.
+        """Record the accuracy on a batch, from its logits before the step.
 
         Args:
             logits: ``(batch, output_size)``, of the training step.
@@ -172,7 +172,7 @@ class Learner:
         del self._shares[: -max(self.discovery.every, self.discovery.trial_steps, 2 * _RECENT_BATCHES * window)]
 
     def end(self) -> None:
-        """At the end of the stream, commit what is in training."""
+        """Store the task in training at the end of the stream."""
         if self._trial is None:
             self._commit()
         elif self._is_accurate():
@@ -188,7 +188,7 @@ class Learner:
 
     @property
     def confirmed_step(self) -> int:
-        """The step of the last decision, whose batches a resumed run needs again."""
+        """Step of the last decision, whose batches a resumed run needs again."""
         return self._confirmed_step
 
     def resume(self, *, confirmed: list[Batch], window: list[Batch]) -> None:
@@ -201,7 +201,7 @@ class Learner:
         self._confirmed, self._window = _joined(confirmed), window
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run continues from."""
+        """State that a resumed run continues from."""
         return {
             "decisions": [tuple(decision) for decision in self.decisions],
             "trial": None if self._trial is None else tuple(self._trial),
@@ -240,7 +240,7 @@ class Learner:
         return Decision(step, "go on", *from_first_process(tuple(verdict)))
 
     def _commit(self) -> None:
-        """Commit what is in training, unless it has become worse at its task."""
+        """Store the task in training, unless it has become less accurate."""
         task = self.method.live.task
         if task in self.method.tasks.tolist():
             before = self._accuracy_on_confirmed(live=False)
@@ -284,7 +284,7 @@ class Learner:
         return self._reopen(decision._replace(action="reuse"))
 
     def _end_trial(self, trial: Trial, step: int) -> bool:
-        """Keep the combination, or give it up for a known task, or for a new one."""
+        """End the trial: keep the combination, or train a known or a new task instead."""
         self._trial = None
         changed = self._alarmed  # the stream, before the trial was over
         if self._is_accurate() or (self.discovery.on_unknown == "combine" and not changed):
@@ -322,18 +322,18 @@ class Learner:
     # Accuracy.
 
     def _share(self, logits: Tensor, labels: Tensor) -> float:
-        """Share of a batch, over all processes, whose class is right."""
+        """Accuracy on a batch over all processes."""
         predicted = logits[:, : self.num_classes].argmax(1)
         return mean_over_processes((predicted == labels).float().mean()).item()
 
     def _measured_accuracy(self) -> float:
-        """Accuracy of the task in training on the later half of its last batches, as many as between two decisions."""
+        """Accuracy of the task in training on the second half of the batches since the last decision."""
         last = self._shares[-self.discovery.every :]
         later = last[len(last) // 2 :]
         return sum(later) / len(later)
 
     def _known_accuracy(self) -> float:
-        """Mean over the known tasks."""
+        """Mean accuracy of the known tasks."""
         return sum(self.accuracy.values()) / len(self.accuracy)
 
     def _is_accurate(self) -> bool:
@@ -341,14 +341,14 @@ class Learner:
         return bool(self._shares) and self._measured_accuracy() >= self._known_accuracy() - self.discovery.tolerance
 
     def _is_hopeless(self, step: int) -> bool:
-        """Whether half the trial of a combination that need not be is over, and it is not half as accurate."""
+        """Whether an optional combination has less than half the accuracy after half of its trial."""
         assert self._trial is not None
         if self.discovery.on_unknown != "auto" or step != self._trial.ends - self.discovery.trial_steps // 2:
             return False
         return self._measured_accuracy() < self._known_accuracy() / 2
 
     def _drops(self, window: int, *, num_images: int) -> bool:
-        """Whether accuracy on the last batches is far below that on those just before."""
+        """Whether accuracy on the last batches is far below that on the batches before."""
         last, before = self._shares[-window:], self._shares[:-window][-_RECENT_BATCHES * window :]
         if self.discovery.alarm is None or not before:
             return False
@@ -358,7 +358,7 @@ class Learner:
 
 
 def num_batches(batch: Batch) -> int:
-    """Number of batches like this that hold enough images to decide on."""
+    """Number of batches of this size that hold enough images for a decision."""
     return -(-_LEAST_IMAGES // (len(batch[1]) * num_processes()))
 
 

@@ -1,4 +1,4 @@
-"""Does one of the tasks so far fit a batch, or is it of a new one? For streams that announce no task (scenario NNs)."""
+"""Rules that decide whether a batch belongs to a known task or to a new one (scenario NNs)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _NOTHING_LEARNED = 0.05
 
 
 def above_chance(accuracy: float, chance: float) -> float:
-    """An accuracy to divide another by: above chance, plus a little, so that who has learned nothing yet fits all.
+    """Accuracy above chance, plus a small constant, so that a task that has learned nothing yet fits every batch.
 
     >>> above_chance(0.1, 0.1) / above_chance(0.1, 0.1), round(above_chance(0.1, 0.1) / above_chance(0.9, 0.1), 2)
     (1.0, 0.06)
@@ -26,7 +26,7 @@ def above_chance(accuracy: float, chance: float) -> float:
 
 
 def lowest_fit(threshold: float, accuracy: float, chance: float, num_images: int) -> float:
-    """The least share of an accuracy that a task may reach, on so few images, and still be that task.
+    """Lowest share of a task's accuracy on so few images that still counts as the same task.
 
     ``threshold``, or where chance alone could go below that, three standard errors below 1.
 
@@ -38,7 +38,7 @@ def lowest_fit(threshold: float, accuracy: float, chance: float, num_images: int
 
 
 class Verdict(NamedTuple):
-    """What a batch says.
+    """A rule's judgement of one batch.
 
     Attributes:
         task: the task that fits it best.
@@ -52,12 +52,12 @@ class Verdict(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether training goes on with that task."""
+        """Whether training continues with that task."""
         return self.statistic >= self.threshold
 
 
 class Discovery(ABC):
-    """When to ask, and what to do with the answer; `judge` gives it, and is what to override for a rule of your own.
+    """Base class of rules: when to judge a batch, and what follows; override `judge` for a rule of your own.
 
     Args:
         objective: of the one-shot gradient: ``entropy``, ``superfluous`` or ``max_probability``.
@@ -154,7 +154,7 @@ class Discovery(ABC):
 
 
 class AccuracyDiscovery(Discovery):
-    """A task fits if its mask gets as much of the batch right as of its own batches before.
+    """A task fits if its accuracy on the batch is close to that on its own earlier batches.
 
     One gradient of the superposition names a few candidates, masks and combinations; each, and the task in training,
     then predicts the batch, whose labels training knows. Statistic: accuracy above chance, as a share of that on the
@@ -184,7 +184,7 @@ class AccuracyDiscovery(Discovery):
         current: int,
         accuracy: Mapping[int, float],
     ) -> Verdict:
-        """The candidate that is right most often among those that fit."""
+        """The fitting candidate with the highest accuracy."""
         gain = mean_over_processes(confidence_gain(method, images, num_classes, self.objective))
         # A combination's gain is a mean of its masks', so they would leave it no place.
         masks, combined = gain[: method.num_masks], gain[method.num_masks :]
@@ -208,7 +208,7 @@ class AccuracyDiscovery(Discovery):
 
 
 class GradientDiscovery(Discovery):
-    """The paper's rule: no task fits if the gradient tells the tasks hardly apart (section 3.4).
+    """The paper's rule: no task fits if the gradients of all tasks are nearly equal (section 3.4).
 
     Statistic: ``k * max_i softmax(-dO/da)_i``, 1 where all tasks gain alike. It looks at no label, and it shrinks as
     tasks become many: at a fixed ``epsilon`` it serves dozens of them, trained with ``optimizer=rmsprop``.
@@ -249,12 +249,12 @@ class GradientDiscovery(Discovery):
 
 
 def num_processes() -> int:
-    """How many processes share each batch."""
+    """Number of processes that share each batch."""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of a tensor over all processes, the same in each; the tensor itself where there is only one."""
+    """Mean of a tensor over all processes, the same in each."""
     if num_processes() == 1:
         return value
     value = value.clone()
@@ -263,7 +263,7 @@ def mean_over_processes(value: Tensor) -> Tensor:
 
 
 def from_first_process(value: Any) -> Any:
-    """The first process's value, in every process."""
+    """Value of the first process, in every process."""
     if num_processes() > 1:
         values = [value]
         torch.distributed.broadcast_object_list(values)

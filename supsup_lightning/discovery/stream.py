@@ -1,4 +1,4 @@
-"""Streams whose task changes without notice (scenario NNs): the order in which tasks come, and who serves them.
+"""Streams whose task changes without notice (scenario NNs): order of tasks and DataModule.
 
 Order        for how long at a time each task comes: `Blocks`, `Recurring`, `Switching`
 Unannounced  the data module that serves the batches of any `TaskSequence` in that order
@@ -20,21 +20,21 @@ from supsup_lightning.seeding import generator
 
 
 class Decision(Protocol):
-    """What a learner has decided: from ``step`` on, it trains its own task number ``task``."""
+    """A learner's decision: from ``step`` on, it trains its own task ``task``."""
 
     @property
     def step(self) -> int:
-        """First step of the stream."""
+        """First step of the block in the stream."""
         ...
 
     @property
     def task(self) -> int:
-        """The learner's own number."""
+        """Number of the learner's task."""
         ...
 
 
 class Block(NamedTuple):
-    """A stretch of the stream that is all one task's.
+    """Consecutive batches of one task.
 
     Attributes:
         task: the true one.
@@ -46,7 +46,7 @@ class Block(NamedTuple):
 
 
 class Order(ABC):
-    """For how long at a time each task comes. Whatever the order, each gets its training length in all."""
+    """Order of tasks in a stream; each task gets its whole training length in any order."""
 
     @abstractmethod
     def blocks(self, lengths: Sequence[int], *, seed: int) -> list[Block]:
@@ -58,12 +58,12 @@ class Order(ABC):
         """
 
     def identity(self) -> dict[str, Any]:
-        """What the order depends on, for a checkpoint to be checked by."""
+        """Options of the order, compared with those of a checkpoint."""
         return {"order": type(self).__name__, **vars(self)}
 
 
 class Blocks(Order):
-    """Each task once.
+    """Each task once, in one block.
 
     Args:
         tasks: their order; by default from 0 on.
@@ -78,7 +78,7 @@ class Blocks(Order):
         self.tasks = None if tasks is None else [task if as_whole(task) is None else int(task) for task in tasks]
 
     def blocks(self, lengths: Sequence[int], *, seed: int) -> list[Block]:
-        """One block a task."""
+        """One block per task."""
         tasks = list(range(len(lengths))) if self.tasks is None else self.tasks
         if sorted(tasks) != list(range(len(lengths))):
             raise ConfigurationError(f"order.tasks={tasks} must name each task from 0 to {len(lengths) - 1} once.")
@@ -86,7 +86,7 @@ class Blocks(Order):
 
 
 class Recurring(Order):
-    """All tasks from 0 on, and again, ``rounds`` times; a block is that part of its task's training length.
+    """All tasks in order, ``rounds`` times; a block is that share of the task's training length.
 
     >>> Recurring(rounds=2).blocks([300, 200], seed=0)
     [Block(task=0, steps=150), Block(task=1, steps=100), Block(task=0, steps=150), Block(task=1, steps=100)]
@@ -96,7 +96,7 @@ class Recurring(Order):
         self.rounds = check_whole("order.rounds", rounds)
 
     def blocks(self, lengths: Sequence[int], *, seed: int) -> list[Block]:
-        """``rounds`` blocks a task."""
+        """``rounds`` blocks per task."""
         if min(lengths) < self.rounds:
             raise ConfigurationError(f"order.rounds={self.rounds} is more than the {min(lengths)} steps of a task.")
         return [
@@ -107,7 +107,7 @@ class Recurring(Order):
 
 
 class Switching(Order):
-    """After each batch, by chance, another task of those that have training left.
+    """After each batch, with a fixed probability, another task that has training left.
 
     Blocks last ``mean_steps`` on average, until the tasks run out of training.
 
@@ -119,7 +119,7 @@ class Switching(Order):
         self.mean_steps = check_whole("order.mean_steps", mean_steps)
 
     def blocks(self, lengths: Sequence[int], *, seed: int) -> list[Block]:
-        """Blocks of geometric lengths."""
+        """Blocks whose lengths are geometrically distributed."""
         draw = generator(seed, "order of tasks")
         left = list(lengths)
         stream: list[Block] = []
@@ -141,7 +141,7 @@ class Switching(Order):
 
 
 class Unannounced(TaskDataModule):
-    """The training batches of a sequence of tasks, in an order that no batch, loader or epoch gives away.
+    """DataModule that serves the training batches of tasks without announcing their task.
 
     An epoch is a fixed number of batches, whatever tasks they are of: a checkpoint is written after each. Nothing is
     validated, as the task would have to be known. The true task of a batch is kept for reports alone.
@@ -177,7 +177,7 @@ class Unannounced(TaskDataModule):
 
     @property
     def blocks(self) -> list[Block]:
-        """The true tasks over time; for the loader and for reports, not for the learner."""
+        """Blocks of true tasks, for the loader and for reports; the learner must not use them."""
         if not self._blocks:
             data = self.tasks
             lengths = [data.steps_per_epoch(task) * data.epochs_per_task for task in range(data.num_tasks)]
@@ -202,11 +202,11 @@ class Unannounced(TaskDataModule):
         return -(-self.num_steps // self.steps_per_epoch)
 
     def step(self, epoch: int, batch: int) -> int:
-        """The position of an epoch's batch in the stream, from 0."""
+        """Position of a batch in the stream, from 0."""
         return epoch * self.steps_per_epoch + batch
 
     def true_task(self, step: int) -> int:
-        """The task of a batch of the stream; for reports alone."""
+        """True task of a batch, for reports only."""
         return self.blocks[bisect_right(self._block_ends, step)].task
 
     def true_tasks(self, epoch: int) -> dict[int, float]:
@@ -218,7 +218,7 @@ class Unannounced(TaskDataModule):
         return shares
 
     def tasks_seen(self, step: int) -> list[int]:
-        """The tasks so far, if the first block of one ends with this batch, and otherwise none; for reports alone."""
+        """Tasks seen so far if the first block of a task ends with this batch, else empty; for reports only."""
         number = bisect_right(self._block_ends, step)
         if step + 1 != self._block_ends[number]:
             return []
@@ -228,7 +228,7 @@ class Unannounced(TaskDataModule):
         return sorted({*before, self.blocks[number].task})
 
     def learned(self, decisions: Iterable[Decision], *, before: int) -> dict[int, dict[int, int]]:
-        """Number of batches of each true task that each of the learner's tasks has been trained on; for reports alone.
+        """Number of batches by learner's task and true task; for reports only.
 
         Args:
             decisions: the learner's, each with the first step that it counts for.
@@ -247,11 +247,11 @@ class Unannounced(TaskDataModule):
         return counts
 
     def place(self, epoch: int, batch: int) -> str:
-        """The position in the stream."""
+        """Position in the stream, for messages."""
         return f"at step {self.step(epoch, batch)} of the stream"
 
     def batches(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of the stream from ``first`` to before ``last``, the same wherever one begins."""
+        """Batches ``first`` to ``last - 1`` of the stream, independent of where reading starts."""
         for block, start, end in self._pieces(first, last):
             per_epoch = self.tasks.steps_per_epoch(block.task)
             done = start  # of this task's own training
@@ -266,7 +266,7 @@ class Unannounced(TaskDataModule):
         return first, min(first + self.steps_per_epoch, self.num_steps)
 
     def _pieces(self, first: int, last: int) -> Iterator[tuple[Block, int, int]]:
-        """Blocks between two steps of the stream, each with the first and the last step of its task's own training."""
+        """Blocks between two steps, each with the first and last training step of its task."""
         trained = [0] * self.tasks.num_tasks
         position = 0
         for block in self.blocks:
@@ -283,7 +283,7 @@ class Unannounced(TaskDataModule):
 
     @property
     def num_tasks(self) -> int:
-        """How many there are; for reports alone."""
+        """Number of tasks, for reports only."""
         return self.tasks.num_tasks
 
     @property
@@ -296,7 +296,7 @@ class Unannounced(TaskDataModule):
         return self.tasks.example()
 
     def other_examples(self) -> dict[int, Tensor]:
-        """As the tasks have them."""
+        """The same as for the wrapped tasks."""
         return self.tasks.other_examples()
 
     def test_loader(self, task: int) -> Iterable:
@@ -304,7 +304,7 @@ class Unannounced(TaskDataModule):
         return self.tasks.test_loader(task)
 
     def normalisation(self) -> tuple[Tensor, Tensor] | None:
-        """The tasks' own."""
+        """The same as for the wrapped tasks."""
         return self.tasks.normalisation()
 
     def num_skipped(self) -> int:
@@ -312,7 +312,7 @@ class Unannounced(TaskDataModule):
         return self.tasks.num_skipped()
 
     def files(self) -> dict[str, Any] | None:
-        """As the tasks have them."""
+        """The same as for the wrapped tasks."""
         return self.tasks.files()
 
     def identity(self) -> dict[str, Any]:
@@ -322,16 +322,16 @@ class Unannounced(TaskDataModule):
     # Lightning's hooks.
 
     def prepare_data(self) -> None:
-        """The tasks' own."""
+        """The same as for the wrapped tasks."""
         self.tasks.prepare_data()
 
     def setup(self, stage: str = "fit") -> None:
-        """The tasks' own."""
+        """The same as for the wrapped tasks."""
         self.tasks.trainer = self.trainer  # device and processes
         self.tasks.setup(stage)
 
     def train_dataloader(self) -> "_Epoch":
-        """The batches of the current epoch."""
+        """Training batches of the current epoch."""
         return _Epoch(self, *self._span(self.trainer.current_epoch if self.trainer else 0))
 
     def val_dataloader(self) -> list:
@@ -340,7 +340,7 @@ class Unannounced(TaskDataModule):
 
 
 class _Epoch:
-    """A stretch of the stream as Lightning takes it for a DataLoader."""
+    """Batches of one epoch, as a loader."""
 
     def __init__(self, data: Unannounced, first: int, last: int) -> None:
         self.data = data

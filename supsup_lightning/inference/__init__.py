@@ -1,4 +1,4 @@
-"""Which task does this input belong to? One file an answer, one small surface for all (`Inference`)."""
+"""Task inference: which task an input belongs to. One file per algorithm, one base class (`Inference`)."""
 
 from supsup_lightning.inference.binary import Binary
 from supsup_lightning.inference.exhaustive import Exhaustive

@@ -1,4 +1,4 @@
-"""Binary inference: halve the tasks in question, gradient by gradient, until one is left (section 3.3)."""
+"""Binary inference: halve the set of candidate tasks with one gradient each until one is left (section 3.3)."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ class Binary(GradientInference):
     """
 
     def decide(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
-        """The last task left."""
+        """The task that remains."""
         superposing, num_tasks = require(method, Superposes), len(method.tasks)
         active = torch.arange(num_tasks, device=images.device)
         coefficients = None  # 1/k each

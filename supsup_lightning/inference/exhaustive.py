@@ -1,4 +1,4 @@
-"""Exhaustive inference: try every mask. ``k`` forward passes, the yardstick that faster answers are measured by."""
+"""Exhaustive inference: try every mask in ``k`` forward passes; the reference for faster algorithms."""
 
 import torch
 from torch import Tensor
@@ -11,11 +11,11 @@ class Exhaustive(ConfidenceInference):
     """The task under whose own mask the objective is lowest."""
 
     def decide(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
-        """The lowest mean over the images."""
+        """Task with the lowest mean objective over the images."""
         return self._of_all(method, images, num_classes).mean(1).argmin()
 
     def decide_each(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
-        """The lowest for each image."""
+        """Task with the lowest objective, for each image."""
         return self._of_all(method, images, num_classes).argmin(0)
 
     def _of_all(self, method: Method, images: Tensor, num_classes: int) -> Tensor:

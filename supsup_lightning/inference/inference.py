@@ -1,4 +1,4 @@
-"""The surface of task inference, and what its answers from superpositions and forward passes share."""
+"""Base classes of task inference."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +16,7 @@ from supsup_lightning.methods.protocols import ByNumber, Superposes
 
 
 def differentiable(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, called outside of `torch.inference_mode`, whose tensors become ordinary ones.
+    """Decorator: run a function outside of `torch.inference_mode`, with ordinary tensors.
 
     A `Trainer` tests in inference mode, where `torch.func.grad` silently returns zeros in PyTorch 2.11 (2.14 is right).
     No gradient is recorded but for such transforms.
@@ -76,12 +76,12 @@ class Inference(ABC):
 
 
 class Given(Inference):
-    """No inference: whoever asks says which task it is (scenario GG)."""
+    """No inference: the task is given (scenario GG)."""
 
     finds_task = False
 
     def __call__(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
-        """Raises `ConfigurationError`: there is nothing to find the task by."""
+        """Raise `ConfigurationError`, as this inference finds no task."""
         raise ConfigurationError("inference=given cannot find a task; use one_shot, binary or exhaustive.")
 
 
@@ -148,7 +148,7 @@ def logits_of_each(method: Method, images: Tensor, rows: Tensor) -> Tensor:
 
 
 class GradientInference(ConfidenceInference):
-    """Asks gradients of a superposition, and may try the tasks that they favour one by one.
+    """Base class of gradient-based inference; may try the best candidates one by one.
 
     Args:
         objective: as in `ConfidenceInference`; also ``images`` and ``temperature``.
@@ -197,7 +197,7 @@ class GradientInference(ConfidenceInference):
         self.layers = layers if isinstance(layers, str) else list(layers)
 
     def check(self, *, output_size: int, num_classes: int, layers: Sequence[str] = ()) -> None:
-        """Also where no layer matches a pattern."""
+        """Raise `ConfigurationError` also if no layer matches a pattern."""
         super().check(output_size=output_size, num_classes=num_classes, layers=layers)
         if self.candidate_objective is not None:
             check_superfluous("inference", self.candidate_objective, output_size=output_size, num_classes=num_classes)
@@ -209,12 +209,12 @@ class GradientInference(ConfidenceInference):
                 )
 
     def judged(self, method: Method, images: Tensor, num_classes: int, rows: Tensor) -> Tensor:
-        """How unsure the network is of each image under each of these candidates, ``(rows, batch)``."""
+        """Objective of each image under each of these candidates, ``(rows, batch)``."""
         return self.judge(logits_of_each(method, images, rows), num_classes)
 
 
 def layers_among(layers: str | Sequence[str], names: Iterable[str]) -> list[str]:
-    """Names that ``layers`` chooses, as in `GradientInference`.
+    """Names of the layers that the option ``layers`` selects.
 
     >>> layers_among("first", ["1.weight", "3.weight"]), layers_among(["3.*"], ["1.weight", "3.weight"])
     (['1.weight'], ['3.weight'])

@@ -1,4 +1,4 @@
-"""Recovery of a mask from a Hopfield memory: downhill on the objective of the images and on the memory's energy.
+"""Recovers a mask from a Hopfield memory by descent on the images' objective and the memory's energy.
 
 z from the mean of all masks;   (1 - t) O(f(x, W * (1 + z) / 2)) + gamma t E(z),   t from 0 to 1 (hopfield_memory.py)
 """
@@ -19,7 +19,7 @@ from supsup_lightning.methods.protocols import RecoversMasks, require
 
 
 class RecoveredMask(NamedTuple):
-    """A mask, the way to it, and how sure it is.
+    """A recovered mask, the steps to it, and its confidence.
 
     Attributes:
         recovery: the mask as `Recovery.state`; the objective by step as `Recovery.loss`.
@@ -32,7 +32,7 @@ class RecoveredMask(NamedTuple):
 
 
 class HopfieldRecovery(Inference):
-    """The images recover a mask, under which they are then predicted; which task it is, no list tells.
+    """Recovers one mask from the images and predicts them under it, without a list of tasks.
 
     Tasks are numbered in reports, by the masks that `HopSupSup` still knows from training; -1 where it does not.
 

@@ -1,4 +1,4 @@
-"""How unsure is the network? Each objective is lower where it is more confident.
+"""Objectives of task inference: lower if the network is more confident.
 
 All take logits ``(..., output_size)`` float32 and the number of classes, and return ``(...,)``. Outputs from
 ``num_classes`` on are superfluous: no label ever names them, so training pushes them down.
@@ -69,7 +69,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def make_objective(name: str, *, temperature: float = 1.0, option: str = "inference.objective") -> Objective:
-    """The objective of the options ``inference.objective``, or another one, and ``inference.temperature``.
+    """Create the objective for ``inference.objective`` and ``inference.temperature``.
 
     Raises:
         ConfigurationError: an option that is unknown, out of its range or without effect.

@@ -30,7 +30,7 @@ def confidence_gain(
     rows: Tensor | None = None,
     layers: str | Sequence[str] = "all",
 ) -> Tensor:
-    """``-dO/da``, ``(k,)``: by how much raising a task's coefficient makes the network surer of these images.
+    """``-dO/da``, ``(k,)``: confidence gained per unit of each task's coefficient.
 
     One backward pass to the superposed weights and ``k`` inner products, whatever ``k``. Works in inference mode.
 
@@ -51,7 +51,7 @@ def confidence_gain(
 def confidence_gain_each(
     method: Superposes, images: Tensor, num_classes: int, objective: Objective, layers: str | Sequence[str] = "all"
 ) -> Tensor:
-    """``-dO/da`` at ``1/k`` for each image by itself, ``(batch, k)``."""
+    """``-dO/da`` at ``1/k`` for each image, ``(batch, k)``."""
     gradient_each = vmap(_gradients(method, num_classes, objective, method.superposed(), layers))
     chunks = images.unsqueeze(1).split(_IMAGES_AT_ONCE)
     return torch.cat([-method.project(gradient_each(chunk)) for chunk in chunks])
@@ -64,7 +64,7 @@ def _gradients(
     superposed: dict[str, Tensor],
     layers: str | Sequence[str],
 ) -> Callable[[Tensor], dict[str, Tensor]]:
-    """From images to the gradients of the mean objective by the superposed weights, 0 for layers that do not count."""
+    """Gradients of the mean objective by the superposed weights; 0 for layers that are left out."""
     asked = {name: superposed[name] for name in layers_among(layers, superposed)}
     if not asked:
         raise ConfigurationError(f"inference.layers={layers} matches none of {', '.join(superposed)}.")

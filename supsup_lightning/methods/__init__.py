@@ -1,4 +1,4 @@
-"""How a task becomes effective parameters: one file per method, one small base class for all (`Method`)."""
+"""Methods: how a task becomes effective parameters. One file per method, one base class (`Method`)."""
 
 from supsup_lightning.methods.baselines import (
     PSP,

@@ -1,4 +1,4 @@
-"""One network that is only read: how it is called with other parameters than its own, and what identifies it."""
+"""A network that is never changed: calls it with other parameters, and identifies it by a checksum."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -162,11 +162,11 @@ class BaseNetwork:
             own[name].copy_(value)
 
     def follow_types(self) -> None:
-        """The network was moved or converted: look at its types again."""
+        """Read the network's types again after it was moved or converted."""
         self.conventions = Conventions(self.network)
 
     def follow_values(self) -> None:
-        """The network's values were loaded: its buffers are constant from here on."""
+        """Take the loaded values of buffers as constant from here on."""
         self._constants = {name: buffer.clone() for name, buffer in self._constant_buffers()}
 
     def _constant_buffers(self) -> list[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""What a network asks of what it is given in place of its own: types, rules of embeddings, places of tied tensors."""
+"""Conventions of a network's parameters: number types, embedding options, tied tensors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ _NARROW = (torch.float16, torch.bfloat16)
 
 
 class Conventions:
-    """The exceptions to float32, and the embeddings that treat their weights in a way of their own.
+    """Parameters that are not float32, and embeddings that change their weights when called.
 
     Attributes:
         types: of parameters and buffers that are floating point and not float32, by name.
@@ -45,7 +45,7 @@ class Conventions:
         self.embeddings = tuple(name for name, p in network.named_parameters() if id(p) in special)
 
     def of(self, network: nn.Module, parameters: dict[str, Any]) -> dict[str, Any]:
-        """These parameters as the network takes them; None stands for a buffer that is not there."""
+        """Parameters converted to the network's types; None for absent buffers."""
         if not self.types and not self.embeddings and not self.places:
             return parameters
         given = {
@@ -57,12 +57,12 @@ class Conventions:
         return {**given, **{place: given[name] for place, name in self.places.items() if name in given}}
 
     def images(self, images: Tensor) -> Tensor:
-        """In the type of the parameters, where they all have the same."""
+        """Images converted to the parameters' type, if that is the same for all."""
         return images if self.of_images is None or not images.is_floating_point() else images.to(self.of_images)
 
 
 class _EmbeddingWeight(torch.autograd.Function):
-    """A copy, which may be rescaled in place, with a dense gradient."""
+    """An embedding's weight as a copy with a dense gradient, which may be rescaled in place."""
 
     generate_vmap_rule = True
 
@@ -80,7 +80,7 @@ class _EmbeddingWeight(torch.autograd.Function):
 
 
 def other_places(network: nn.Module) -> dict[str, str]:
-    """Where else a tied parameter or buffer stands than under its first name; a layer that is used twice is one place.
+    """Other places of tied parameters and buffers than their first names; a layer that is used twice is one place.
 
     `functional_call` with ``tie_weights=True`` would fill a place once for each of its names, and leave what it put in
     first where the network's own belongs.
@@ -102,18 +102,18 @@ def other_places(network: nn.Module) -> dict[str, str]:
 
 
 def wide(values: Tensor) -> Tensor:
-    """At least float32: losses and objectives are not computed in half precision."""
+    """Logits in at least float32, for losses and objectives."""
     return values.float() if values.dtype in _NARROW else values
 
 
 def is_narrow(network: nn.Module) -> bool:
-    """Whether all of the network computes in half precision."""
+    """Whether the whole network computes in half precision."""
     types = {p.dtype for p in network.parameters() if p.is_floating_point()}
     return bool(types) and types <= {*_NARROW}
 
 
 def keep_padding(network: nn.Module, names: set[str]) -> None:
-    """Set the rows of ``padding_idx`` to the zeros that they stand for, in embeddings with these weights."""
+    """Set the rows of ``padding_idx`` to 0 in embeddings with these weights."""
     drawn = {id(p) for name, p in network.named_parameters() if name in names}
     for layer in network.modules():
         if isinstance(layer, _EMBEDDINGS) and layer.padding_idx is not None and id(layer.weight) in drawn:
@@ -122,7 +122,7 @@ def keep_padding(network: nn.Module, names: set[str]) -> None:
 
 @contextmanager
 def normalised_by_images(network: nn.Module) -> Iterator[None]:
-    """Instance normalisation takes no running statistics, as in training; batch normalisation does so by itself."""
+    """Let instance normalisation ignore running statistics, as in training; batch normalisation does so already."""
     kinds = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
     layers = [layer for layer in network.modules() if isinstance(layer, kinds) and not layer.training]
     for layer in layers:

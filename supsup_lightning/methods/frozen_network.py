@@ -1,4 +1,4 @@
-"""What methods share that learn masks over the parameters of one frozen network."""
+"""Base class of methods that learn masks over one frozen network."""
 
 from dataclasses import fields
 from difflib import get_close_matches
@@ -15,7 +15,7 @@ from supsup_lightning.seeding import generator
 
 
 class FrozenNetworkMethod(Method):
-    """One frozen network, and the scores of the mask in training over its masked parameters.
+    """One frozen network, and scores of the mask in training.
 
     Args:
         network: any module. Its base weights are overwritten with random ones; none is trained.

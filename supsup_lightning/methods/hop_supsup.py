@@ -26,7 +26,7 @@ _MOST_UNITS = 2**14
 
 
 def _check_vector(name: str, shape: tuple[int, ...]) -> None:
-    """Raise `ConfigurationError` where a parameter makes no block of a memory."""
+    """Raise `ConfigurationError` if a parameter cannot be a block of a memory."""
     size, remedy = prod(shape), "Choose others with mask.include and mask.exclude (print_masked=true shows them)"
     if len(shape) > 1:
         raise ConfigurationError(
@@ -42,7 +42,7 @@ def _check_vector(name: str, shape: tuple[int, ...]) -> None:
 
 
 class HopSupSup(FrozenNetworkMethod):
-    """One frozen network; a task is a mask over some of its vectors, gains of normalisation by default, in a memory.
+    """One frozen network; a task is a mask over vectors (by default normalisation gains) in a Hopfield memory.
 
     A finished mask ``m`` is stored as the pattern ``2 m - 1``, a block for each masked parameter, and no list of masks
     is kept to look it up in: `HopfieldRecovery` finds it again from images. So there is no finished task by number, and
@@ -119,7 +119,7 @@ class HopSupSup(FrozenNetworkMethod):
         self.live.begin(tasks, [self._drawn_scores(task)])
 
     def finish_task(self, *tasks: int) -> None:
-        """Store the mask of the scores; nothing of it can be changed or taken out again."""
+        """Store the mask in the memory, from which it cannot be removed again."""
         self._check_finished(tasks)
         (task,) = tasks
         mask = self.rule(self.live.values[0]) > 0
@@ -160,7 +160,7 @@ class HopSupSup(FrozenNetworkMethod):
         return bits.unpack(self.reference.packed, self.layout.num_weights)
 
     def nearest(self, state: Tensor) -> int:
-        """The finished task whose mask is nearest to a state; -1 where the masks themselves are not known."""
+        """Finished task whose mask is nearest to a state; -1 if the masks are unknown."""
         if not len(self.reference):
             return -1
         # <2 M - 1, z> is largest where <M, z> is.
@@ -169,7 +169,7 @@ class HopSupSup(FrozenNetworkMethod):
     # What is kept.
 
     def check_num_tasks(self, num_tasks: int) -> None:
-        """Warn of more tasks than the memory holds."""
+        """Warn if there are more tasks than the memory can hold."""
         for name, size in zip(self.layout.names, self.layout.sizes, strict=True):
             if num_tasks > capacity(size, self.memory.rule):
                 logger.warning(
@@ -184,18 +184,18 @@ class HopSupSup(FrozenNetworkMethod):
                 return
 
     def sparsity(self) -> Tensor:
-        """Share of weights that each mask switches off, ``(k,)``; their mean where the masks are not known."""
+        """Share of weights that each mask switches off, ``(k,)``; the mean of all if the masks are unknown."""
         k = len(self.memory)
         if len(self.reference):
             return self.reference.sparsity()
         return (0.5 - self.memory.mean().mean() / 2).expand(k)
 
     def task_bytes(self) -> int:
-        """None: the memory has the same size for any number of tasks."""
+        """0, as the memory has the same size for any number of tasks."""
         return 0
 
     def details(self) -> dict[str, Any]:
-        """What the memory takes, beside explicit masks."""
+        """Bytes of the memory, compared with explicit masks."""
         explicit = -(-self.layout.num_weights // 8)
         return {
             "memory_bytes": self.memory.num_bytes(),
@@ -224,6 +224,6 @@ class HopSupSup(FrozenNetworkMethod):
         self.memory.check_state(codec.under("memory.", tensors))
 
     def _set_learned(self, tensors: dict[str, Tensor]) -> None:
-        """The memory; the masks themselves are not known then."""
+        """Load the memory; the masks themselves are unknown then."""
         self.memory.unpack(codec.under("memory.", tensors))
         self.reference.load_state_dict(MaskBank(self.layout.num_weights).state_dict())

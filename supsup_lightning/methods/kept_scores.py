@@ -1,4 +1,4 @@
-"""Scores of finished tasks that may be trained again, and where they are in the meantime."""
+"""Scores of finished tasks that may be trained again, and where they are kept."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ class KeptScores(nn.Module):
     """Scores ``(weights,)`` by task; part of `state_dict`.
 
     Args:
-        place: ``device``: beside the network, 4 bytes a weight and task of its memory. ``host``: as many, in the main
+        place: ``device``: beside the network, 4 bytes per weight and task. ``host``: as many, in the main
             memory, copied when a task is trained again. ``bits``: nowhere; they are made anew from the mask, which
             costs no memory and forgets how far each weight was from changing.
 
-    Checkpoints hold what is kept, 4 bytes a weight and task.
+    Checkpoints hold what is kept, 4 bytes per weight and task.
     """
 
     def __init__(self, place: str) -> None:
@@ -27,14 +27,14 @@ class KeptScores(nn.Module):
         self._scores: dict[int, Tensor] = {}
 
     def set(self, task: int, scores: Tensor) -> None:
-        """Keep a copy."""
+        """Keep a copy of a task's scores."""
         if self.place == "device":
             self._scores[task] = scores.detach().clone()
         elif self.place == "host":
             self._scores[task] = scores.detach().to("cpu", copy=True)
 
     def get(self, task: int) -> Tensor | None:
-        """What is kept of ``task``, if anything."""
+        """Kept scores of ``task``, or None."""
         return self._scores.get(task)
 
     def _apply(self, fn, recurse=True):
@@ -45,15 +45,15 @@ class KeptScores(nn.Module):
         return self
 
     def num_bytes(self) -> int:
-        """Memory that they take."""
+        """Bytes that they take."""
         return sum(scores.numel() * scores.itemsize for scores in self._scores.values())
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Into `state_dict`."""
+        """State for `state_dict`."""
         return {"scores": self._scores}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """From `state_dict`; they follow the module to its device where that is their place."""
+        """Load from `state_dict`, to the device if that is their place."""
         self._scores = {}
         for task, scores in state["scores"].items():
             self.set(task, scores)

@@ -182,5 +182,5 @@ class LiveTasks(nn.Module):
         self.tasks = tuple(state["tasks"])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but compiled functions, which belong to this very object."""
+        """State without compiled functions, which belong to this object."""
         return {**self.__dict__, "_compiled": {}}

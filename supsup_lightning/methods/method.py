@@ -116,7 +116,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def finish_task(self, *tasks: int) -> None:
-        """Turn what was trained into what is kept, and ``live.end``."""
+        """Store what was trained, then ``live.end``."""
 
     @abstractmethod
     def live_parameters(self, values: Tensor) -> dict[str, Tensor]:
@@ -150,7 +150,7 @@ class Method(nn.Module, ABC):
         return {**self.live_parameters(values), **self.base.statistics_by_name(statistics)}
 
     def _check_finished(self, tasks: tuple[int, ...]) -> None:
-        """Before tasks are stored: they are in training, the network is unchanged, statistics are of all processes."""
+        """Check that these tasks are in training and the network is unchanged; average the statistics."""
         self.live.check(tasks)
         self.base.check_constants()
         self.live.average_statistics()
@@ -197,10 +197,10 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def parts(self) -> list[Part]:
-        """What a task keeps, by parameter and buffer; the bytes add up to `task_bytes` (rounded up)."""
+        """What a task keeps, per parameter and buffer; the bytes add up to `task_bytes` (rounded up)."""
 
     def details(self) -> dict[str, Any]:
-        """Entries of results.json beyond what was learned and how."""
+        """Further entries of results.json."""
         return {}
 
     def dense_bytes(self) -> int:
@@ -212,14 +212,14 @@ class Method(nn.Module, ABC):
         return 4 * sum(parameter.numel() for parameter in self.network.parameters())
 
     def kept(self) -> dict[str, Tensor]:
-        """All that predicts the finished tasks beside code and configuration, by name: what `save` writes."""
+        """Tensors by name that `save` writes: all that finished tasks need beside code and configuration."""
         state = self.network.state_dict()
         parameters = {name: p for name, p in state.items() if self._is_stored(name) and self._is_needed(name)}
         seed = {"seed": torch.tensor(self.seed)} if self._needs_seed else {}
         return {**self._learned(), **codec.prefixed("parameters.", parameters), **seed}
 
     def kept_bytes(self) -> dict[str, int]:
-        """Bytes in memory of what is kept, by the first part of its names; the one rule by which methods compare.
+        """Bytes of what is kept, by the first part of its names; all methods are compared by this rule.
 
         ``network`` is for weights that prediction needs and that no file of this package has: a pretrained network's.
         """
@@ -240,7 +240,7 @@ class Method(nn.Module, ABC):
         )
 
     def load(self, path: str | Path) -> None:
-        """Replace what is learned by a file's.
+        """Replace what was learned by the contents of a file.
 
         Raises:
             MismatchError: another network or options made it. Nothing is replaced then.
@@ -254,7 +254,7 @@ class Method(nn.Module, ABC):
     # What a file holds of the finished tasks: by default the rows of `finished`; tables of no columns are left out.
 
     def _learned(self) -> dict[str, Tensor]:
-        """What a file holds of the finished tasks."""
+        """Tensors of the finished tasks, for a file."""
         return {name: value for name, value in self.finished.state_dict().items() if value.ndim == 1 or value.shape[1]}
 
     def _check_learned(self, tensors: dict[str, Tensor]) -> None:
@@ -263,7 +263,7 @@ class Method(nn.Module, ABC):
         self.finished.check_state(self._rows(tensors))
 
     def _set_learned(self, tensors: dict[str, Tensor]) -> None:
-        """Take what `_learned` gave."""
+        """Load what `_learned` returned."""
         self.finished.load_state_dict(self._rows(tensors))
 
     def _rows(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -272,7 +272,7 @@ class Method(nn.Module, ABC):
 
     @property
     def _needs_seed(self) -> bool:
-        """Whether finished tasks need what the seed makes."""
+        """Whether finished tasks need values that are drawn from the seed."""
         return self._needs_base and self.weights != "keep" and not self.store_weights
 
     def _is_stored(self, name: str) -> bool:
@@ -283,7 +283,7 @@ class Method(nn.Module, ABC):
         return name not in self.base.statistics_layout.names
 
     def _read(self, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What is learned, and the network's parameters, of a file that belongs to this configuration."""
+        """Read a file: what was learned, and the network's parameters."""
         tensors, identity = codec.read(path, file_format=self.file_format, mask_sizes=self._mask_sizes)
         parameters = codec.under("parameters.", tensors)
         self._check_identity(identity, f"The file {path}", parameters)
@@ -334,10 +334,10 @@ class Method(nn.Module, ABC):
         return {"identity": self.identity}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Nothing to set: the identity was checked before anything was loaded."""
+        """Do nothing: the identity was checked before loading."""
 
     def _fill_in(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """Put in what a checkpoint need not have."""
+        """Fill in what older checkpoints lack."""
 
     def _check_state(self, state: dict[str, Any], *, strict: bool) -> None:
         """Raise `DataError` or `MismatchError` if a state is not this method's, before any of it is loaded.
@@ -369,7 +369,7 @@ class Method(nn.Module, ABC):
                 )
 
     def _follow_network(self) -> None:
-        """Derive again what depends on the network's parameters."""
+        """Update what depends on the network's parameters."""
         self.base.follow_values()
         if not self.base.types_changed:  # else the same weights have other bits
             self.identity["network"] = self.base.checksum(self.layout.names)
@@ -392,7 +392,7 @@ def _leave_out_base_weights(module: Method, state_dict: dict[str, Any], prefix: 
 def _check_and_fill_in(
     module: Method, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *_: Any
 ) -> None:
-    """Put in what was left out, for strict loading; refuse a foreign or damaged state before any of it is loaded."""
+    """Check a state before it is loaded, and fill in what checkpoints leave out."""
     network = f"{prefix}network."
     own = module.network.state_dict()
     parameters = {name: state_dict[network + name] for name in own if network + name in state_dict}
@@ -424,5 +424,5 @@ def _take_older_names(state_dict: dict[str, Any], prefix: str, extra: Mapping[st
 
 
 def _follow(module: Method, _: Any) -> None:
-    """Derive again what depends on the network, once its values are loaded."""
+    """Update what depends on the network after its values were loaded."""
     module._follow_network()

@@ -1,4 +1,4 @@
-"""When a task ends early, and which of its epochs is kept (``data.patience``)."""
+"""Early end of a task, with its best epoch (``data.patience``)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Patience:
-    """Keeps what was trained up to the epoch with the best validation accuracy; a task ends so many epochs after it.
+    """Keeps the epoch with the best validation accuracy, and ends a task a number of epochs after it.
 
     Of equal accuracies the earlier one counts. All of it is in `state_dict`, so that a resumed run ends with the same
     bits; processes agree, as validation accuracy is the same in all of them.
@@ -34,12 +34,12 @@ class Patience:
         self.begin()
 
     def begin(self) -> None:
-        """Forget the training before."""
+        """Reset for a new training."""
         self.over, self.epochs, self.waited, self.best = False, 0, 0, -1.0
         self.kept: list[Tensor] = []
 
     def judge(self, accuracy: float, trained: Sequence[Tensor], *, patience: int) -> bool:
-        """Take in an epoch.
+        """Record the validation accuracy of an epoch.
 
         Args:
             accuracy: on validation images.
@@ -59,7 +59,7 @@ class Patience:
 
     @torch.no_grad()
     def end(self, task: int, trained: Sequence[Tensor]) -> float:
-        """Go back to the best epoch, for what is kept of it; returns its accuracy."""
+        """Restore the best epoch; returns its accuracy."""
         for tensor, kept in zip(trained, self.kept, strict=True):
             tensor.copy_(kept)
         self.kept = []
@@ -67,7 +67,7 @@ class Patience:
         return self.best
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty where no task has patience."""
+        """Best epoch so far, for checkpoints; empty without patience."""
         return dict(vars(self)) if self.epochs or self.finished else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -135,7 +135,7 @@ class SetsLearningRate(Protocol):
 
 @runtime_checkable
 class TrainsOn(Protocol):
-    """Finished tasks that are trained on, or combined: what streams without task boundaries need (scenario NNs).
+    """Finished tasks that are trained further, or combined, as streams without task boundaries need (scenario NNs).
 
     Attributes:
         num_masks: number of finished tasks with a mask of their own; the others are combinations.
@@ -146,11 +146,11 @@ class TrainsOn(Protocol):
     combining: bool
 
     def keep_scores(self, place: str) -> None:
-        """Keep what is needed to train finished tasks on, in one of the places of `KeptScores`."""
+        """Keep what is needed to train finished tasks further, in one of the places of `KeptScores`."""
         ...
 
     def reopen_task(self, task: int) -> None:
-        """Train a finished task on."""
+        """Train a finished task further."""
         ...
 
     def commit_task(self, task: int) -> None:

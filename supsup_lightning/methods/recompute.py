@@ -1,4 +1,4 @@
-"""Backward passes that run parts of the network again, as activation checkpointing does to save memory.
+"""Support for backward passes that run the network again (activation checkpointing).
 
 `functional_call` puts the network's own parameters back as soon as the forward pass ends, so that what runs again in
 the backward pass would compute with those. Here a task's parameters come back for as long as the backward pass lasts.
@@ -22,7 +22,7 @@ _in_place: WeakKeyDictionary[nn.Module, ExitStack] = WeakKeyDictionary()
 
 
 def keep_for_backward(logits: Tensor, network: nn.Module, parameters: Callable[[], dict[str, Any]]) -> Tensor:
-    """Logits whose backward pass finds in the network the parameters that they were computed with.
+    """Logits whose backward pass sees the network with the parameters of the forward pass.
 
     Buffers are copies, so that layers that run twice update no statistics twice.
 
@@ -38,7 +38,7 @@ def keep_for_backward(logits: Tensor, network: nn.Module, parameters: Callable[[
 
 
 def _may_run_again(network: nn.Module) -> bool:
-    """Unless all of it is known not to: a hook on the backward pass takes a tenth of a small network's step."""
+    """Whether a backward pass may run the network again; a hook costs a tenth of a small network's step."""
     return any(
         not type(layer).__module__.startswith(_RUN_ONCE)
         or layer._forward_hooks
@@ -60,6 +60,6 @@ def _put_in_place(network: nn.Module, parameters: Callable[[], dict[str, Any]], 
 
 
 def take_out(network: nn.Module) -> None:
-    """Give the network its own parameters back, also after a backward pass that failed."""
+    """Restore the network's own parameters, also after a failed backward pass."""
     if network in _in_place:
         _in_place.pop(network).close()

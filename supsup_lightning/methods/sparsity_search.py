@@ -1,4 +1,4 @@
-"""`mask.sparsity=auto`: the sparsest mask of a task that is about as accurate as its densest."""
+"""`mask.sparsity=auto`: the sparsest mask of each task that is about as accurate as its densest."""
 
 from collections.abc import Sequence
 from math import log2
@@ -11,7 +11,7 @@ from supsup_lightning.errors import ConfigurationError
 
 
 class SparsitySearch(nn.Module):
-    """Trains a task from the start at some sparsities, and keeps the sparsest mask within a tolerance of the densest.
+    """Trains a task at several sparsities and keeps the sparsest mask within a tolerance of the densest.
 
     The densest comes first. Then the interval between the sparsest that was accurate enough and the densest that was
     not is halved until nothing lies between them, which assumes that accuracy falls with sparsity. Accuracy is that of
@@ -58,7 +58,7 @@ class SparsitySearch(nn.Module):
         self.register_buffer("statistics", torch.zeros(num_statistics, dtype=torch.float32))
 
     def begin(self, task: int) -> float:
-        """The sparsity to train the task at now."""
+        """Sparsity of the current training."""
         tried = dict(self.tried.setdefault(task, []))
         if not tried:
             return self.candidates[0]
@@ -66,18 +66,18 @@ class SparsitySearch(nn.Module):
         return self.candidates[(low + high) // 2]
 
     def judge(self, task: int, accuracy: float, scores: Tensor, statistics: Tensor) -> None:
-        """Take in what came of a training: validation accuracy, scores ``(weights,)``, ``(statistics,)``."""
+        """Record the end of a training: validation accuracy, scores ``(weights,)``, statistics ``(statistics,)``."""
         self.tried[task].append((self.begin(task), accuracy))
         if self.chosen(task) == self.tried[task][-1][0]:
             self.scores.copy_(scores.detach())
             self.statistics.copy_(statistics)
 
     def chosen(self, task: int) -> float:
-        """The sparsest so far that is accurate enough."""
+        """Sparsest accurate candidate so far."""
         return self.candidates[self._interval(dict(self.tried[task]))[0]]
 
     def _interval(self, tried: dict[float, float]) -> tuple[int, int]:
-        """Places of the sparsest candidate known to be accurate enough, and of the first known not to be."""
+        """Indices of the sparsest accurate candidate and of the first inaccurate one."""
         least = tried[self.candidates[0]] - self.tolerance - 1e-6  # of rounding: accuracies were float32
         low, high = 0, len(self.candidates)
         for place, candidate in enumerate(self.candidates):
@@ -96,7 +96,7 @@ class SparsitySearch(nn.Module):
         }
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Into `state_dict`."""
+        """State for `state_dict`."""
         return {"tried": self.tried}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class SupSup(FrozenNetworkMethod):
-    """One frozen network, one mask a task; normalisation layers keep their running statistics for each task.
+    """One frozen network and one mask per task, with running statistics of normalisation layers per task.
 
     A superposition belongs to no task, so it is normalised by the statistics of the batch at hand. A task may also be
     a linear combination of the masks of others (`begin_combination`).
@@ -248,7 +248,7 @@ class SupSup(FrozenNetworkMethod):
         """``W * M_task``: differentiable in the scores while the task is in training, from the bank afterwards.
 
         With the task's running statistics: those in training are updated in place, finished ones are copies. In
-        evaluation mode, a task that is trained on counts as it was last committed.
+        evaluation mode, a task that is trained further counts as it was last committed.
         """
         # In training mode first: to look into the bank makes an accelerator wait.
         if task in self.live.tasks and not self.training and task in self.finished_masks:

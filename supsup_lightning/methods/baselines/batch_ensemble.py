@@ -7,7 +7,7 @@ from supsup_lightning.methods.baselines.trunk import TrunkMethod
 
 
 class BatchEnsemble(TrunkMethod):
-    """One trunk, trained on the first task or left random; a task is two vectors a weight, ``W * (s t')``.
+    """One trunk, trained on the first task or random; a task is two vectors per weight, ``W * (s t')``.
 
     For a weight ``(out, in, *kernel)``, ``s`` has a factor for each output and ``t`` one for each input. Biases and
     gains belong to the trunk.
@@ -54,7 +54,7 @@ class BatchEnsemble(TrunkMethod):
         self.outputs, self.inputs = outputs, inputs
 
     def _initial_row(self) -> Tensor:
-        """Ones, under which a task begins with the trunk as it is."""
+        """Vectors of ones, so that a task starts from the trunk."""
         return self.live.values.new_ones(self.outputs.num_weights + self.inputs.num_weights)
 
     def _combined(self, row: Tensor, trunk: dict[str, Tensor]) -> dict[str, Tensor]:

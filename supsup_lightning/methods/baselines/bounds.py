@@ -1,4 +1,4 @@
-"""The two ends of continual learning: a network of its own for each task, and one network trained on them in turn."""
+"""Bounds: a separate network per task, and one network trained on all tasks in turn."""
 
 from collections.abc import Callable
 from inspect import signature
@@ -13,7 +13,7 @@ from supsup_lightning.methods.baselines.trained_network import TrainedNetworkMet
 
 
 class UpperBound(TrainedNetworkMethod):
-    """A network of its own for each task, all of its parameters trained and kept: nothing to share, nothing to forget.
+    """A separate network per task, with all parameters trained and kept.
 
     Args:
         network: any module.
@@ -35,7 +35,7 @@ class UpperBound(TrainedNetworkMethod):
 
 
 class SmallNetworks(UpperBound):
-    """A smaller network of its own for each task, as wide as the bytes of one mask over the whole network allow.
+    """A separate small network per task that takes no more bytes than one mask over the whole network.
 
     Is a mask worth more than the same bytes spent on a network that is simply small? (A question of the review.)
 
@@ -98,12 +98,12 @@ class SmallNetworks(UpperBound):
         self._whole_bytes = 4 * sum(parameter.numel() for parameter in whole.parameters())
 
     def dense_bytes(self) -> int:
-        """Bytes of the network that is not small."""
+        """Bytes of the full-size network."""
         return self._whole_bytes
 
 
 def _of_width(network: Callable[..., nn.Module], width: float) -> nn.Module:
-    """Without values, for its sizes alone."""
+    """The network at this width on the meta device, for its sizes."""
     with torch.device("meta"):
         return network(width=width)
 
@@ -114,7 +114,7 @@ def _num_bytes(network: nn.Module) -> int:
 
 
 class LowerBound(TrainedNetworkMethod):
-    """One network trained on all tasks in turn (fine-tuning): each task overwrites what the ones before have learned.
+    """One network fine-tuned on all tasks in turn; each task overwrites earlier ones.
 
     There is one set of running statistics, too. A finished task has the network as it is now.
 
@@ -151,7 +151,7 @@ class LowerBound(TrainedNetworkMethod):
         return "overwritten", 0.0
 
     def _learned(self) -> dict[str, Tensor]:
-        """The one network, and which tasks it has seen."""
+        """The network's values and the tasks that it was trained on."""
         shared = self.shares_statistics and self.live.statistics.numel()
         statistics = {"shared_statistics": self.live.statistics[0]} if shared else {}
         return {**super()._learned(), "weights": self.live.values[0], **statistics}

@@ -1,4 +1,4 @@
-"""Parameter superposition (Cheung et al. 2019): tasks share one weight, each through a rotation of its own."""
+"""Parameter superposition (Cheung et al. 2019): tasks share weights, each through its own rotation."""
 
 from collections import OrderedDict
 
@@ -40,7 +40,7 @@ class PSP(LowerBound):
 
     @property
     def _needs_seed(self) -> bool:
-        """Always, as it makes the rotations."""
+        """True, as rotations are drawn from the seed."""
         return True
 
     @torch.inference_mode(False)  # a test may draw what training then needs
@@ -86,6 +86,6 @@ class PSP(LowerBound):
 
 
 def _rotation(size: int, draw: torch.Generator) -> Tensor:
-    """A random orthogonal matrix, uniform over all of them."""
+    """A random orthogonal matrix, uniformly distributed."""
     orthogonal, triangle = torch.linalg.qr(torch.randn(size, size, generator=draw, dtype=torch.float64))
     return (orthogonal * triangle.diagonal().sign()).float()  # without the signs, QR's own convention would show

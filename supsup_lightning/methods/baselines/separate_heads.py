@@ -1,4 +1,4 @@
-"""Separate heads: tasks share a trunk, and each has a last layer of its own."""
+"""Separate heads: tasks share a trunk; each has its own last layer."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -64,7 +64,7 @@ class SeparateHeads(TrunkMethod):
         self.head = own
 
     def _initial_row(self) -> Tensor:
-        """The network's own head."""
+        """The network's own last layer."""
         return self._initial(self.head)
 
     def _combined(self, row: Tensor, trunk: dict[str, Tensor]) -> dict[str, Tensor]:

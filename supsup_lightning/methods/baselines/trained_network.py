@@ -1,4 +1,4 @@
-"""What the baselines share: a network's own weights are trained, for one task or for all of them."""
+"""Base class of the baselines, which train the network's own weights."""
 
 from math import prod
 
@@ -12,7 +12,7 @@ from supsup_lightning.methods.method import Method, Part
 
 
 class TrainedNetworkMethod(Method):
-    """A vector of values in training, and a row of values for each finished task; the base for methods of your own.
+    """Base class for your own methods: trains a vector of values and keeps one row per finished task.
 
     Training starts from the network's own parameters, whose weights are drawn from the seed. Normalisation layers keep
     their running statistics for each task. By default the values are the parameters of ``layout``, one row per task;
@@ -73,11 +73,11 @@ class TrainedNetworkMethod(Method):
         self.live.begin(tasks, *self._start())
 
     def _start(self) -> tuple[list[Tensor] | None, Tensor | None]:
-        """Values and statistics that training starts from; None where those of the last task stay."""
+        """Initial values and statistics; None to continue from those of the last task."""
         return [self._initial(self.layout)], self.base.fresh_statistics()
 
     def finish_task(self, *tasks: int) -> None:
-        """Keep what was trained."""
+        """Store the trained values."""
         self._check_finished(tasks)
         values, statistics = self.live.row(*tasks)
         size = self.finished.get_buffer("statistics").shape[1]
@@ -96,11 +96,11 @@ class TrainedNetworkMethod(Method):
         return {**self._of(task, row), **self.base.statistics_layout.split(kept)}
 
     def _of(self, task: int, row: Tensor) -> dict[str, Tensor]:
-        """Parameters by name of a finished task, out of its row."""
+        """Parameters by name of a finished task, from its row."""
         return self.live_parameters(row)
 
     def _row(self, values: Tensor) -> Tensor:
-        """What is kept of the values in training."""
+        """Row to store for the values in training."""
         return values
 
     def _initial(self, layout: Layout) -> Tensor:
@@ -124,7 +124,7 @@ class TrainedNetworkMethod(Method):
         return parts
 
     def _kept_of(self, name: str, shape: tuple[int, ...]) -> tuple[str, float]:
-        """What a task keeps of a parameter of the layout, in a word of `Part.kept`, and in bytes."""
+        """How a task keeps this parameter (`Part.kept`), and in how many bytes."""
         return "own", 4.0 * prod(shape)
 
     def _is_needed(self, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What methods share whose tasks have a trunk in common, and some values each."""
+"""Base class of methods with a shared trunk and some values per task."""
 
 from abc import abstractmethod
 
@@ -66,7 +66,7 @@ class TrunkMethod(TrainedNetworkMethod):
 
     @property
     def learning_rate(self) -> float | None:
-        """The option's, where a row is trained by itself."""
+        """Learning rate of rows that are trained without the trunk."""
         return None if self._trains_trunk else self.row_learning_rate
 
     @property
@@ -79,14 +79,14 @@ class TrunkMethod(TrainedNetworkMethod):
         return [values], self.base.fresh_statistics()
 
     def finish_task(self, *tasks: int) -> None:
-        """Keep the row, and the trunk of the first task."""
+        """Store the row, and after the first task the trunk."""
         self.live.check(tasks)
         if self._trains_trunk:
             self.trunk_values.copy_(self._apart(self.live.values[0])[1].detach())
         super().finish_task(*tasks)
 
     def live_parameters(self, values: Tensor) -> dict[str, Tensor]:
-        """Parameters by name out of a row, and of the trunk if that is trained."""
+        """Parameters by name from the row, and from the trunk while that is trained."""
         row, trunk = self._apart(values)
         return self._combined(row, self.shared.split(trunk) if self._trains_trunk else self._frozen_trunk())
 
@@ -100,7 +100,7 @@ class TrunkMethod(TrainedNetworkMethod):
         return {name: parameters[name] for name in self.shared.names}
 
     def _apart(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Row and trunk."""
+        """Split values into row and trunk."""
         row_size = self.finished.get_buffer("values").shape[1]
         return values[:row_size], values[row_size:]
 
@@ -115,14 +115,14 @@ class TrunkMethod(TrainedNetworkMethod):
 
     @abstractmethod
     def _initial_row(self) -> Tensor:
-        """What a task's own values start from, ``(row_size,)``."""
+        """Initial row of a task, ``(row_size,)``."""
 
     @abstractmethod
     def _combined(self, row: Tensor, trunk: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Parameters by name out of a task's row and the trunk."""
+        """Parameters by name from a task's row and the trunk."""
 
     def _learned(self) -> dict[str, Tensor]:
-        """The rows, and a trained trunk."""
+        """Rows of the tasks, and the trunk if it is trained."""
         trunk = {"trunk": self.trunk_values} if self.trunk == "trained" else {}
         return {**super()._learned(), **trunk}
 
