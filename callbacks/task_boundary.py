@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from supsup_lightning.checks.trainer_checks import check_fit, check_validation, named
+from supsup_lightning.checks.untouched import in_mode
 from supsup_lightning.data import TaskSequence
 from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.inference import OneShot
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.patience import Patience
 from supsup_lightning.methods.protocols import Searches, WarmStarts
@@ -89,7 +91,7 @@ class TaskBoundary(L.Callback):
             if isinstance(method, WarmStarts) and method.begins_like_another and len(method.tasks):
                 images, _ = next(iter(data.train_loader(tasks[0], steps=slice(1))))
                 # Each process sees a share of the batch, and all have to begin alike.
-                method.start_like(trainer.strategy.broadcast(pl_module.nearest_task(images)))
+                method.start_like(trainer.strategy.broadcast(_nearest_task(pl_module, images)))
             trainer.strategy.setup_optimizers(trainer)
         torch.manual_seed(derive_seed(data.seed, "layers", epoch, trainer.global_rank))
 
@@ -145,6 +147,18 @@ def _validated(module: "ContinualModule") -> float:
     """Validation accuracy of the epoch, the same in all processes."""
     assert module.validation_accuracy is not None
     return module.validation_accuracy.compute()[0].float().nanmean().item()
+
+
+@torch.no_grad()
+def _nearest_task(module: "ContinualModule", images: Tensor) -> int:
+    """Finished task that inference finds for most of these images ``(batch, *shape)``.
+
+    The module's own inference decides, or one gradient of the entropy if that finds no tasks.
+    """
+    inference = module.inference if module.inference.finds_task else OneShot("entropy", images="batch")
+    with in_mode(module, training=False):
+        found = inference(module.method, images.to(module.device), max(module.num_classes))
+    return int(found.mode().values)
 
 
 def stop_between_epochs(trainer: L.Trainer) -> None:

@@ -1,28 +1,23 @@
 """Connects the learner of unannounced streams to the Trainer."""
 
 import logging
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
-from torch.optim import Optimizer
 
 from supsup_lightning.callbacks.task_boundary import TaskBoundary, stop_between_epochs
 from supsup_lightning.checks.trainer_checks import check_fit
 from supsup_lightning.discovery import AccuracyDiscovery, Decision, Discovery, Learner, Unannounced
 from supsup_lightning.discovery.learner import Batch, num_batches
 from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.optimization import WarmUp, advance
 from supsup_lightning.seeding import derive_seed
 
 if TYPE_CHECKING:
     from supsup_lightning.module import ContinualModule
 
 logger = logging.getLogger(__name__)
-
-# An optimizer that starts anew takes steps that are too large for a trained mask, which one gradient then no longer
-# tells from the others (docs/discovery.md): its learning rate begins at 0.
-_WARM_UP_STEPS = 100
 
 
 class TaskDiscovery(L.Callback):
@@ -39,7 +34,7 @@ class TaskDiscovery(L.Callback):
 
     def __init__(self, discovery: Discovery | None = None) -> None:
         self.learner = Learner(AccuracyDiscovery() if discovery is None else discovery)
-        self._warm_steps = _WARM_UP_STEPS  # since a known task came again
+        self.warm_up = WarmUp()
         self._batches: dict[int, dict[int, int]] = {}  # of each of the learner's tasks, by true task
 
     @property
@@ -90,7 +85,7 @@ class TaskDiscovery(L.Callback):
             confirmed=list(data.batches(max(0, step + 1 - size), step + 1)),
             window=list(data.batches(max(0, next_step - size), next_step)),
         )
-        self._warm_up(trainer)
+        self.warm_up.follow(trainer.optimizers)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """If a run resumes after its training, tell the module whose images each task has learned."""
@@ -107,7 +102,7 @@ class TaskDiscovery(L.Callback):
         data, before = trainer.datamodule, len(self.decisions)
         step = data.step(trainer.current_epoch, batch_idx)
         if self.learner.decide(step, batch):
-            self._start_optimizer(trainer, pl_module.method.live.task)
+            self._start_optimizer(trainer, trained=self.learner.steps.get(pl_module.method.live.task, 0))
         for decision in self.decisions[before:]:
             values = {"task": decision.task, "statistic": decision.statistic, "threshold": decision.threshold}
             for listener in trainer.loggers:
@@ -132,51 +127,24 @@ class TaskDiscovery(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """State that a resumed run continues from."""
-        return {**self.learner.state_dict(), "_warm_steps": self._warm_steps}
+        return {**self.learner.state_dict(), "_warm_steps": self.warm_up.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From a checkpoint."""
         self.learner.load_state_dict(state_dict)
-        self._warm_steps = state_dict["_warm_steps"]
+        self.warm_up.steps = state_dict["_warm_steps"]
+
+    def _start_optimizer(self, trainer: L.Trainer, *, trained: int) -> None:
+        """Set up a fresh optimizer, and the schedule as it is after the ``trained`` steps of this task."""
+        trainer.strategy.setup_optimizers(trainer)
+        advance(trainer.lr_scheduler_configs, steps=trained)
+        self.warm_up.start(trainer.optimizers, known=trained > 0)
 
     def _count_batches(self, data: Unannounced, module: "ContinualModule") -> None:
         """Give the module, not the learner, the true task that each task has learned so far."""
         if self.decisions:
             self._batches = data.learned(self.decisions, before=sum(self.learner.steps.values()))
             module.true_tasks = {task: _most_frequent(counts) for task, counts in self._batches.items()}
-
-    def _start_optimizer(self, trainer: L.Trainer, task: int) -> None:
-        """A fresh optimizer; the schedule continues from where the task was left."""
-        trainer.strategy.setup_optimizers(trainer)
-        trained = self.learner.steps.get(task, 0)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*before `optimizer.step", category=UserWarning)
-            for config in trainer.lr_scheduler_configs:
-                schedule: Any = config.scheduler
-                for _ in range(trained):
-                    schedule.step()
-        self._warm_steps = 0 if trained else _WARM_UP_STEPS
-        self._warm_up(trainer)
-
-    def _warm_up(self, trainer: L.Trainer) -> None:
-        """Increase the learning rate of a returning task from 0, on top of its schedule."""
-
-        def factor() -> float:
-            return min(1.0, (self._warm_steps + 1) / _WARM_UP_STEPS)
-
-        def before(optimizer: Optimizer, *_: Any) -> None:
-            for group in optimizer.param_groups:
-                group["lr"] *= factor()
-
-        def after(optimizer: Optimizer, *_: Any) -> None:
-            for group in optimizer.param_groups:
-                group["lr"] /= factor()
-            self._warm_steps += 1
-
-        if self._warm_steps < _WARM_UP_STEPS:
-            for optimizer in trainer.optimizers:
-                optimizer.register_step_pre_hook(before)
-                optimizer.register_step_post_hook(after)
 
 
 def _most_frequent(counts: dict[int, int]) -> int:

@@ -342,17 +342,6 @@ class ContinualModule(L.LightningModule):
                 labels[tasks == task] = self.classes(logits[tasks == task], known)
         return tasks, labels
 
-    @torch.no_grad()
-    def nearest_task(self, images: Tensor) -> int:
-        """Finished task that inference finds for most of these images ``(batch, *shape)``.
-
-        Asks the module's own inference, or, where that does not find tasks, one gradient of the entropy.
-        """
-        inference = self.inference if self.inference.finds_task else OneShot("entropy", images="batch")
-        with in_mode(self, training=False):
-            found = inference(self.method, images.to(self.device), max(self.num_classes))
-        return int(found.mode().values)
-
     def classes(self, logits: Tensor, task: int) -> Tensor:
         """Predicted classes ``(batch,)`` from logits ``(batch, output_size)``, among the classes of the task."""
         known = self.scenario.task_known_in_training and task >= 0

@@ -1,7 +1,7 @@
 """Optimizers and schedules of a task: defaults, errors, and their state in checkpoints."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isclose
 from typing import Any
 
@@ -72,6 +72,55 @@ def for_task(
     schedule = checked(make_schedule, "schedule")(optimizer, steps)
     check_schedule(schedule, steps)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def advance(schedules: Iterable[Any], *, steps: int) -> None:
+    """Step Lightning's ``schedules`` as often as their task was trained before."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*before `optimizer.step", category=UserWarning)
+        for config in schedules:
+            for _ in range(steps):
+                config.scheduler.step()
+
+
+class WarmUp:
+    """Increases the learning rate of a returning task from 0, on top of its schedule.
+
+    A fresh optimizer takes steps that are too large for a trained mask, which one gradient can then no longer
+    distinguish from others (docs/discovery.md).
+
+    Attributes:
+        steps: number of steps since the task returned.
+    """
+
+    length = 100
+
+    def __init__(self) -> None:
+        self.steps = self.length
+
+    def start(self, optimizers: Sequence[Optimizer], *, known: bool) -> None:
+        """Begin with a task, which has been trained before if it is ``known``."""
+        self.steps = 0 if known else self.length
+        self.follow(optimizers)
+
+    def follow(self, optimizers: Sequence[Optimizer]) -> None:
+        """Scale the rates of these optimizers until the warm-up is over."""
+        if self.steps < self.length:
+            for optimizer in optimizers:
+                optimizer.register_step_pre_hook(self._before_step)
+                optimizer.register_step_post_hook(self._after_step)
+
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] *= self._factor()
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] /= self._factor()
+        self.steps += 1
+
+    def _factor(self) -> float:
+        return min(1.0, (self.steps + 1) / self.length)
 
 
 def described(

@@ -173,6 +173,13 @@ def test_schedules_that_do_not_fit_a_task_are_refused(schedule, message, tmp_pat
         make_trainer(model, data, folder=tmp_path).fit(model, data)
 
 
+def test_an_optimizer_of_matrices_is_refused(tmp_path):
+    """The weights of several layers in one row are no matrix."""
+    data, model = make_data(), make_model(optimizer=lambda parameters: torch.optim.Muon(parameters, lr=0.1))
+    with pytest.raises(ConfigurationError, match="The optimizer's options do not work: Muon only supports 2D"):
+        make_trainer(model, data, folder=tmp_path).fit(model, data)
+
+
 def test_a_cycle_as_long_as_the_task_works(tmp_path):
     data = make_data()
     model = make_model(schedule=lambda optimizer, steps: OneCycleLR(optimizer, 0.1, total_steps=steps))
