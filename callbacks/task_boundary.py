@@ -82,10 +82,10 @@ class TaskBoundary(L.Callback):
         """Begin a task in its first epoch; seed the random numbers of layers (dropout) by task and epoch."""
         data, epoch = trainer.datamodule, trainer.current_epoch
         stop_between_epochs(trainer)
-        tasks = data.timetable.tasks(epoch)
-        method = pl_module.method
+        timetable, method = data.timetable, pl_module.method
         pl_module.validation_accuracy = None  # an earlier epoch's
-        if data.timetable.begins_trial(epoch):
+        if timetable.begins_trial(epoch):
+            tasks = timetable.tasks(epoch)
             self.patience.begin()
             method.begin_task(*tasks)
             if isinstance(method, WarmStarts) and method.begins_like_another and len(method.tasks):
@@ -98,14 +98,15 @@ class TaskBoundary(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Finish a task in its last epoch, or earlier by patience, and a trial in its last epoch."""
         data, epoch = trainer.datamodule, trainer.current_epoch
+        trial_ends = data.timetable.ends_trial(epoch)
         if not self.patience.over:
-            ends = data.timetable.ends_trial(epoch)
+            ends = trial_ends
             if data.patience is not None:
                 trained = _trained(pl_module.method)
                 ends |= self.patience.judge(_validated(pl_module), trained, patience=data.patience)
             if ends:
                 self._end_trial(trainer, pl_module)
-        if data.timetable.ends_trial(epoch):
+        if trial_ends:
             self.patience.begin()
         data.task_is_over = self.patience.over
 
