@@ -368,8 +368,8 @@ def test_a_run_writes_what_was_discovered_and_draws_it(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["order=recurring"], "order has an effect in scenario=nns alone"),
-        (["discovery=gradient"], "discovery has an effect in scenario=nns alone"),
+        (["order=recurring"], "order is an option of scenario=nns; add that, or leave order out"),
+        (["discovery=gradient"], "discovery is an option of scenario=nns; add that"),
         (["scenario=nns", "schedule=cosine"], "schedule=cosine has to know how long a task lasts"),
         (["scenario=nns", "callbacks=default"], "others need scenario=nns, with TaskDiscovery"),
         (["scenario=nns", "inference=given"], "In scenario=nns the task is hidden at inference"),
@@ -377,7 +377,7 @@ def test_a_run_writes_what_was_discovered_and_draws_it(tmp_path):
         (["scenario=nns", "discovery.on_unknown=new"], "discovery.on_unknown='new' is not known"),
         (["scenario=nns", "discovery.scores=disk"], "discovery.scores='disk' is not known; choose one of device"),
         (["scenario=nns", "discovery.evry=10"], "Did you mean discovery.every"),
-        (["discovery.every=10"], "scenario=nns has it"),
+        (["discovery.every=10"], "discovery is an option of scenario=nns"),
         (["scenario=nns", "order.mean_steps=30"], "order=switching has it"),
         (["scenario=nns", "discovery.epsilon=0.1"], "discovery=gradient has it"),
         (["callbacks=discovery"], "callbacks=discovery is for scenario=nns alone"),

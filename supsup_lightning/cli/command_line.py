@@ -218,8 +218,8 @@ def _explain(error: BaseException) -> str | None:
     if isinstance(error, ConfigCompositionException):
         unknown = _unknown(str(error))
         suggestion = _suggestion(str(error))
-        said = str(error).partition("\nTo append to your config use")[0] if "Did you mean" in suggestion else str(error)
-        return (unknown and effects.decided(unknown)) or f"{said}{suggestion}"  # no `+` for what is mistyped
+        said = str(error).partition("\nTo append to your ")[0] if suggestion else str(error)  # no `+` for what is mistyped
+        return (unknown and effects.decided(unknown)) or f"{said}{suggestion}"
     if isinstance(error, OmegaConfBaseException):  # a value that cannot be, or that refers to what is not there
         return " ".join(str(error).split())
     if isinstance(error, HydraException):
@@ -270,7 +270,7 @@ def _suggestion(message: str) -> str:
     group, _, option = unknown.partition(".")
     if group in ("discovery", "order"):
         if "scenario=nns" not in sys.argv:
-            return "\nscenario=nns has it."
+            return f"\n{group} is an option of scenario=nns; add that, or leave {group} out."
         if choices := [f"{group}={name}" for name in _choices(group) if option in _chosen(group, name)]:
             return f"\n{' and '.join(choices)} has it."
     names = _names()
