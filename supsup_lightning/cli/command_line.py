@@ -218,7 +218,8 @@ def _explain(error: BaseException) -> str | None:
     if isinstance(error, ConfigCompositionException):
         unknown = _unknown(str(error))
         suggestion = _suggestion(str(error))
-        said = str(error).partition("\nTo append to your ")[0] if suggestion else str(error)  # no `+` for what is mistyped
+        # No advice to append with `+` what is mistyped.
+        said = str(error).partition("\nTo append to your ")[0] if suggestion else str(error)
         return (unknown and effects.decided(unknown)) or f"{said}{suggestion}"
     if isinstance(error, OmegaConfBaseException):  # a value that cannot be, or that refers to what is not there
         return " ".join(str(error).split())
