@@ -97,7 +97,7 @@ def test_labels_come_through_the_wrappers_of_torch():
     [
         (TensorDataset(torch.rand(4, 3)), None, r"training data set \(TensorDataset\) has no labels"),
         (TensorDataset(torch.rand(4, 3), torch.rand(4)), None, "labels of the training data set are not integers"),
-        (TensorDataset(torch.rand(4, 3), torch.eye(4).long()), None, r"not integers, one an image: .*\(4,\)"),
+        (TensorDataset(torch.rand(4, 3), torch.eye(4).long()), None, r"not integers, one per image: .*\(4,\)"),
         (Pictures(4, labels=("cat", "dog")), None, "not integers"),
         (Pictures(4, labels=(0.5, 1.5)), None, "not integers"),
         (Pictures(4, labels=(1,)), None, "Datasets has 1 class"),

@@ -92,7 +92,7 @@ def test_mistakes_in_a_tree_are_named(tmp_path):
     with pytest.raises(DataError, match="nothing does not exist; set data.root"):
         ImageFolder("nothing").listings(tmp_path)
     (tmp_path / "tree").mkdir()
-    with pytest.raises(DataError, match="tree has no folders; images are expected in a folder a class"):
+    with pytest.raises(DataError, match="tree has no folders; images must be in one folder per class"):
         ImageFolder("tree").listings(tmp_path)
     (tmp_path / "tree" / "empty").mkdir()
     with pytest.raises(DataError, match="class folder .*tree/empty has no images"):

@@ -145,7 +145,7 @@ def test_a_torchvision_data_set_is_read_without_an_image_unless_its_labels_are_t
 def test_a_label_is_a_whole_number_in_any_form(label, as_number):
     items = [(IMAGES[0], label)] * 2
     if as_number is None:
-        with pytest.raises(DataError, match="not integers, one an image"):
+        with pytest.raises(DataError, match="not integers, one per image"):
             labels_of(items, "training")
     else:
         assert labels_of(items, "training").tolist() == [as_number] * 2

@@ -25,14 +25,14 @@ from supsup_lightning.data.tasks import TaskDataModule, TaskSequence
 
 
 def announced(tasks: TaskSequence) -> TaskSequence:
-    """The tasks as they are: training batches come with their task. For `datamodule` in conf/train.yaml."""
+    """Return the tasks unchanged: training batches come with their task. For `datamodule` in conf/train.yaml."""
     return tasks
 
 
 def PermutedDigits(*, num_tasks: int = 10, **options) -> ContinualDataModule:
-    """scikit-learn's 8 x 8 digits under one fixed permutation of the pixels a task. Nothing to download.
+    """scikit-learn's 8 x 8 digits with one fixed pixel permutation per task. Nothing to download.
 
-    With neither ``steps_per_task`` nor ``epochs_per_task``, 400 steps: the images are few and small.
+    Without ``steps_per_task`` and ``epochs_per_task``, a task takes 400 steps: the images are few and small.
     """
     if options.get("steps_per_task") is None and options.get("epochs_per_task") is None:
         options["steps_per_task"] = 400
@@ -40,7 +40,7 @@ def PermutedDigits(*, num_tasks: int = 10, **options) -> ContinualDataModule:
 
 
 def PermutedMNIST(*, root: str | Path = "data", num_tasks: int = 10, **options) -> ContinualDataModule:
-    """MNIST under one fixed permutation of the pixels a task."""
+    """MNIST with one fixed pixel permutation per task."""
     return ContinualDataModule(Permuted(MNIST()), root=root, num_tasks=num_tasks, **options)
 
 

@@ -1,4 +1,4 @@
-"""Augmentation of batches on the device, each image by itself (torchvision's transforms take one draw a batch)."""
+"""Augmentation of batches on the device, image by image (torchvision's transforms draw once per batch)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from supsup_lightning.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class CropFlip:
-    """A random crop of the image padded with black, and a flip left to right of every other image.
+    """Random crop of the image padded with black, and a left-right flip of half of the images.
 
     Attributes:
-        padding: pixels added on each side; crops have the size of the image (CIFAR's custom: 4).
+        padding: pixels added on each side; crops have the size of the image (usual for CIFAR: 4).
         flip: mirror half of the images.
 
     >>> images = torch.arange(12, dtype=torch.uint8).view(1, 1, 3, 4)
@@ -29,11 +29,11 @@ class CropFlip:
     flip: bool = True
 
     def check(self, shape: Sequence[int]) -> None:
-        """Raise `ConfigurationError` for images that cannot be cropped, having no height and width."""
+        """Raise `ConfigurationError` for images without height and width, which cannot be cropped."""
         check_picture(shape, "data.augment=crop_flip")
 
     def __call__(self, pixels: Tensor, draws: Tensor) -> Tensor:
-        """``(batch, channels, height, width)``, and ``(batch, 3)`` integers from 0, to the same shape."""
+        """Augment images ``(batch, channels, height, width)`` by integers ``(batch, 3)`` from 0; the shape stays."""
         height, width = pixels.shape[-2:]
         padded = torch.nn.functional.pad(pixels, [self.padding] * 4)
         top, left = (draws[:, :2] % (2 * self.padding + 1)).unbind(1)
@@ -47,12 +47,12 @@ class CropFlip:
         return chosen.movedim(-1, 1)
 
 
-# `resized_crop` is drawn while a file is read, by the workers (`workers.ImageFiles`).
+# The workers draw `resized_crop` while they read a file (`workers.ImageFiles`).
 AUGMENTS: dict[str, Augment | None] = {"none": None, "crop_flip": CropFlip(), "resized_crop": None}
 
 
 def make_augment(option: str | Augment | None) -> Augment | None:
-    """The function of the option ``data.augment``. Raises `ConfigurationError` for an unknown name."""
+    """Return the function that ``data.augment`` names. Raises `ConfigurationError` for an unknown name."""
     if option is None or callable(option):
         return option
     if option not in AUGMENTS:
@@ -64,7 +64,7 @@ def make_augment(option: str | Augment | None) -> Augment | None:
 
 
 def name_of(option: str | Augment | None) -> str:
-    """Name of the option ``data.augment``, the same for a name and for what it stands for."""
+    """Name of the value of ``data.augment``, the same for a name and for the function that it names."""
     if option is None:
         return "none"
     if isinstance(option, str):

@@ -1,4 +1,4 @@
-"""The continual-learning DataModule over a stream: which task's images are served at which epoch."""
+"""Continual-learning DataModule over a stream of tasks, with its loaders and options."""
 
 import hashlib
 import operator
@@ -22,37 +22,38 @@ from supsup_lightning.errors import ConfigurationError, as_whole, check_choice, 
 from supsup_lightning.runs.run_identity import files_of
 from supsup_lightning.seeding import generator
 
-# Without effect on results, as validation counts images one by one; large, because each batch costs loop overhead.
+# No effect on results, as validation counts single images; large, because each batch costs loop overhead.
 _VALIDATION_BATCH = 1000
 
 
 class ContinualDataModule(TaskSequence):
-    """The tasks of a stream (`TaskSequence`).
+    """Lightning DataModule that serves the tasks of a stream one after another (`TaskSequence`).
 
     Args:
         stream: how data sets become tasks.
-        num_tasks: how many of them; by default all, if there is an end of them.
+        num_tasks: number of tasks; by default all of the stream, if it is finite.
         root: folder that holds the data sets.
-        input_shape: of one image as the network gets it, ``(channels, height, width)``; by default the data set's own.
-        resize: bring images of another shape to ``input_shape``; otherwise they are refused.
-        batch_size: images in one optimizer step, over all processes together.
+        input_shape: shape of one network input, ``(channels, height, width)``; by default the data set's own.
+        resize: bring images of another shape to ``input_shape``; otherwise they raise an error.
+        batch_size: images per optimizer step, over all processes together.
         steps_per_task: training length of a task in batches. Give this or ``epochs_per_task``, not both.
         epochs_per_task: training length in passes over the data; the incomplete last batch of a pass is left out.
         patience: epochs without a better validation accuracy after which a task ends; see `TaskSequence`.
-        tasks_at_once: how many tasks are trained in the same step, or ``auto``; see `TaskSequence`.
-        augment: of training images: ``none``, ``crop_flip``, ``resized_crop`` (of image files, as they are read), or
-            a function of a raw batch ``(batch, channels, height, width)`` and random integers ``(batch, 3)``.
-        validation_share: of a task's training images kept apart for validation.
-        in_memory: read image files once, at the start; ``auto``: if they take a gigabyte at most.
-        num_workers: processes that read images that are not in memory; None for one a core, up to 8, for image files,
-            and the main process for a ``Dataset``.
+        tasks_at_once: number of tasks trained in the same step, or ``auto``; see `TaskSequence`.
+        augment: augmentation of training images: ``none``, ``crop_flip``, ``resized_crop`` (image files only, while
+            they are read), or a function of a raw batch ``(batch, channels, height, width)`` and random integers
+            ``(batch, 3)``.
+        validation_share: share of a task's training images held out for validation.
+        in_memory: read image files once, at the start; ``auto`` does so if they take at most one gigabyte.
+        num_workers: processes that read images that are not in memory. None means one per core, up to 8, for image
+            files, and the main process for a ``Dataset``.
         on_error: ``raise``, or ``skip`` to leave out image files that are missing or damaged.
-        seed: of the tasks, the split and the order of the images.
+        seed: seed of the tasks, the validation split and the order of the images.
 
     Raises:
         ConfigurationError: an option out of its range.
 
-    With neither length given, 1000 steps, as in the paper's MNIST experiments.
+    Without ``steps_per_task`` and ``epochs_per_task``, a task takes 1000 steps, as in the paper's MNIST experiments.
     """
 
     def __init__(
@@ -124,10 +125,10 @@ class ContinualDataModule(TaskSequence):
         self._num_classes: tuple[int, ...] = ()
         self._augment_name = name_of(augment)
         self._digest = ""
-        self._first_tasks: list[int] = []  # over each data set
+        self._first_tasks: list[int] = []  # the first task of each data set
         self._loaded = False
 
-    # From a pair of torch data sets, in one line.
+    # Construction from a pair of torch data sets.
 
     @classmethod
     def split(
@@ -140,7 +141,7 @@ class ContinualDataModule(TaskSequence):
         relabel: bool = True,
         **options: Any,
     ) -> "ContinualDataModule":
-        """Tasks of some classes each (`Split`) from a training and a test ``Dataset`` of ``(image, label)``."""
+        """Tasks of a few classes each (`Split`) from a training and a test ``Dataset`` of ``(image, label)``."""
         stream = Split(
             Datasets(train, test), classes_per_task=classes_per_task, class_order=class_order, relabel=relabel
         )
@@ -153,14 +154,14 @@ class ContinualDataModule(TaskSequence):
 
     @classmethod
     def rotated(cls, train: Dataset, test: Dataset, *, degrees: float = 10.0, **options: Any) -> "ContinualDataModule":
-        """Tasks of turned images (`Rotated`) from a training and a test ``Dataset`` of ``(image, label)``."""
+        """Tasks of rotated images (`Rotated`) from a training and a test ``Dataset`` of ``(image, label)``."""
         return cls(Rotated(Datasets(train, test), degrees=degrees), **options)
 
     # Sizes.
 
     @property
     def num_tasks(self) -> int:
-        """Number of tasks as wanted, or else as many as the stream has."""
+        """Number of tasks: the option ``num_tasks``, or all tasks of the stream."""
         if self._wanted_tasks is not None:
             return self._wanted_tasks
         if self._length is None:
@@ -169,26 +170,26 @@ class ContinualDataModule(TaskSequence):
 
     @property
     def num_classes(self) -> tuple[int, ...]:
-        """Classes of each task; known after `setup`."""
+        """Number of classes of each task; known after `setup`."""
         return self._num_classes
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one image as the network gets it; known after `setup` if it was not given."""
+        """Shape of one network input; known after `setup` if the option ``input_shape`` was not given."""
         return self.reading.input_shape or self._task(0).train.store.shape()
 
     def steps_per_epoch(self, task: int) -> int:
-        """Number of batches as given, or of a pass over the task's training images."""
+        """Training batches per epoch: ``steps_per_task`` if given, else one pass over the task's training images."""
         if self.steps_per_task is not None:
             return self.steps_per_task
         return max(1, len(self._halves(task)[0]) // self.batch_size)
 
     def example(self) -> Tensor:
-        """The first training image of task 0 that can be read, twice."""
+        """The first readable training image of task 0, repeated twice, ``(2, *shape)``."""
         return _example(self._task(0).train)
 
     def other_examples(self) -> dict[int, Tensor]:
-        """From the first task over each data set."""
+        """Two inputs from the first task of each data set, by task, if their shape or type is new."""
         examples = {task: _example(self._task(task).train) for task in self._first_tasks}
         kinds: dict[tuple[torch.Size, torch.dtype], int] = {}
         for task, images in examples.items():
@@ -196,9 +197,9 @@ class ContinualDataModule(TaskSequence):
         return {task: examples[task] for task in kinds.values() if task}
 
     def normalisation(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and standard deviation of training images, if all tasks share them and none changes images."""
+        """Mean and standard deviation of the training images; None if tasks differ in them or transform images."""
         first = self._task(0).train
-        if torch.equal(first.std, torch.ones(1, 1, 1)):  # never were bytes
+        if torch.equal(first.std, torch.ones(1, 1, 1)):  # the images were not bytes
             return None
         for images in (self._task(task).train for task in range(self.num_tasks)):
             if images.transform is not None or images.input_shape is not None:
@@ -208,22 +209,22 @@ class ContinualDataModule(TaskSequence):
         return first.mean, first.std
 
     def num_skipped(self) -> int:
-        """Image files that could not be read, in this process."""
+        """Number of image files that this process could not read."""
         return sum(source.num_skipped() for source in self.stream.sources)
 
     def files(self) -> dict[str, Any] | None:
-        """Files of the data sets; contents are not read."""
+        """Files of the data sets, described without reading their contents."""
         return files_of(self.root, self.stream.sources)
 
     # Lightning's hooks.
 
     def prepare_data(self) -> None:
-        """Download what is absent."""
+        """Download missing data sets."""
         for source in self.stream.sources:
             source.prepare(self.root)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the data sets, and see that every task has what it needs."""
+        """Read the data sets, and check that every task can be trained and tested."""
         if self._loaded:
             return
         if self._wanted_tasks is not None:
@@ -233,11 +234,11 @@ class ContinualDataModule(TaskSequence):
         try:
             self._examine()
         except BaseException:
-            self._loaded = False  # so that the next try does not take the data for examined
+            self._loaded = False  # so that the next call checks the data again
             raise
 
     def _examine(self) -> None:
-        """See that every task can be learned and tested; note classes and digest."""
+        """Check that every task can be trained and tested; store the numbers of classes and the digest."""
         digest, classes = hashlib.sha256(), []
         self._first_tasks = []
         before: tuple[Tensor | None, ...] = (None,) * 3
@@ -248,7 +249,7 @@ class ContinualDataModule(TaskSequence):
             if isinstance(self.augment, CropFlip):
                 self.augment.check(task.train.store.shape())
             parts = task.train.positions, task.train.labels, task.test.labels
-            if not all(map(operator.is_, parts, before)):  # streams that only transform images share them
+            if not all(map(operator.is_, parts, before)):  # tasks that only transform images share these tensors
                 before = parts
                 if id(task.train.store) not in examined:
                     self._first_tasks.append(number)
@@ -259,7 +260,7 @@ class ContinualDataModule(TaskSequence):
         self._num_classes, self._digest = tuple(classes), digest.hexdigest()
 
     def _check_training_half(self, task: int) -> None:
-        """Raise where the validation share leaves nothing, or none of a class, to train on."""
+        """Raise `ConfigurationError` if the validation share leaves a class without training images."""
         whole, left = self._task(task).train.labels.unique(), self._halves(task)[0].labels.unique()
         if len(left) < len(whole):
             raise ConfigurationError(
@@ -280,7 +281,7 @@ class ContinualDataModule(TaskSequence):
         return wanted or length or 0
 
     def identity(self) -> dict[str, Any]:
-        """The options, and what the stream makes of its data sets: options, and a digest of images and labels."""
+        """Options of the data module and of its stream, with a digest of image positions and labels."""
         names = ("num_tasks", "batch_size", "steps_per_task", "epochs_per_task", "tasks_at_once", "validation_share")
         return {
             **{name: getattr(self, name) for name in (*names, "patience", "resize", "seed")},
@@ -294,7 +295,7 @@ class ContinualDataModule(TaskSequence):
     # Loaders.
 
     def train_loader(self, task: int, *, epoch: int = 0, steps: slice = slice(None)) -> BatchLoader:
-        """The training batches, or a slice of them, of one epoch (counted within the task) of any task."""
+        """Return the training batches of one epoch (counted within the task), or a slice of them, of any task."""
         rank, world_size = self.processes()
         if self.batch_size % world_size:
             raise ConfigurationError(f"data.batch_size={self.batch_size} does not divide by {world_size} processes.")
@@ -308,29 +309,30 @@ class ContinualDataModule(TaskSequence):
         if self.augment is not None or not isinstance(images.store, Memory):
             draw = generator(self.seed, "augment", task, epoch)
             draws = torch.randint(2**31, (length, self.batch_size, 3), generator=draw)[steps, rank::world_size]
-        # Each process takes its share of every batch, so that the number of processes does not change the gradient.
+        # Every process takes its share of each batch, so that the number of processes does not change the gradient.
         order = order[steps, rank::world_size].contiguous()
         name = f"training images of task {task}"
         return BatchLoader(images, order.unbind(), device=self.device, draws=draws, augment=self.augment, name=name)
 
     def val_loader(self, task: int) -> BatchLoader:
-        """The validation images of any task."""
+        """Return the validation batches of any task."""
         rank, world_size = self.processes()
         _, images = self._halves(task)
         order = InOrder(range(len(images))[rank::world_size], _VALIDATION_BATCH)
         return BatchLoader(images, order, device=self.device, name=f"validation images of task {task}")
 
     def test_loader(self, task: int) -> BatchLoader:
-        """The test batches of any task."""
+        """Return the test batches of any task."""
         rank, world_size = self.processes()
         images = self._task(task).test
-        # Whole batches go to a process each: how many images decide about a task must not depend on their number. A
-        # process without one gets a batch of no images, as Lightning's test would leave it out and the others wait.
+        # Each process gets whole batches, because inference decides about a task per batch, and the batch size must not
+        # depend on the number of processes. A process without a batch gets one of no images: Lightning's test would
+        # skip that process, and the others would wait for it.
         order = InOrder(range(len(images)), self.batch_size, slice(rank, None, world_size))
         return BatchLoader(images, order, device=self.device, name=f"test images of task {task}")
 
     def _halves(self, task: int) -> tuple[Images, Images]:
-        """The task's training and validation images."""
+        """Return the task's training and validation images."""
         images = self._task(task).train
         order = torch.randperm(len(images), generator=generator(self.seed, "validation"))
         num_validation = max(1, round(len(images) * self.validation_share))
@@ -357,6 +359,6 @@ class ContinualDataModule(TaskSequence):
 
 
 def _example(images: Images) -> Tensor:
-    """The first of the images that can be read, as the network gets it, twice."""
+    """Return the first readable image as a network input, repeated twice, ``(2, *shape)``."""
     first = next(iter(images.store.batches([images.positions[:8]], seeds=None, device=torch.device("cpu"))))
     return images.prepare(first.pixels[:1].repeat_interleave(2, 0))

@@ -1,4 +1,4 @@
-"""Any pair of torch ``Dataset``s as a data set of this package."""
+"""Data set made from any pair of torch ``Dataset``s."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -21,22 +21,21 @@ from supsup_lightning.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-# Where these classes' ``__getitem__`` (and that of others which inherit it) takes an item's label from.
+# The attribute from which ``__getitem__`` of these classes, and of subclasses that inherit it, takes the label.
 _LABEL_ATTRIBUTES = {MNIST: "targets", CIFAR10: "targets", SVHN: "labels"}
 
 
 class Datasets:
-    """A training and a test ``Dataset`` whose items are ``(image, label)``, or a dict of these.
+    """Data set made from a training and a test ``Dataset`` whose items are ``(image, label)``, or a dict of these.
 
-    Labels are what the items say (`labels_of`). Images are PIL images, arrays or tensors. Bytes (uint8) are normalised
-    by the training images; anything else is taken as it is. A `TensorDataset` stays in memory. Of others each image is
-    asked for anew whenever it is needed, as a DataLoader does, so that what they draw at random stays random in
-    training; in validation, where they draw as well, it is the same each time. ``data.in_memory=true`` reads each image
-    once instead.
+    Labels are those of the items (`labels_of`). Images are PIL images, arrays or tensors. Bytes (uint8) are normalised
+    by the training images; other types are left unchanged. A `TensorDataset` stays in memory. Other data sets are asked
+    for an image each time it is needed, as a DataLoader does. Their random transforms thus stay random in training; in
+    validation and test they give the same image each time. ``data.in_memory=true`` reads each image once instead.
 
     Args:
-        train: with labels from any set of integers.
-        test: with labels that the training half has, too.
+        train: training data; labels may be any set of integers.
+        test: test data; every label must occur in the training data, too.
     """
 
     def __init__(self, train: Dataset, test: Dataset) -> None:
@@ -47,19 +46,23 @@ class Datasets:
         self._classes: list[int] = []
 
     def prepare(self, root: Path) -> None:
-        """Nothing to do: the data sets are there."""
+        """Do nothing: the data sets exist already."""
 
     def num_classes(self, root: Path) -> int:
-        """Distinct labels of the training half."""
+        """Number of distinct labels in the training data."""
         self._read_labels()
         return len(self._classes)
 
     def num_skipped(self) -> int:
-        """None: errors are the data set's own."""
+        """Always 0: a ``Dataset`` raises its own errors."""
         return 0
 
     def load(self, root: Path, reading: Reading) -> tuple[Images, Images]:
-        """In memory or through workers. Raises `DataError` for labels that are missing or no integers."""
+        """Return training and test images, in memory or read by workers.
+
+        Raises:
+            DataError: labels that are missing or no integers, or bytes that are not (channels, height, width).
+        """
         refuse_crops(self, reading)
         numbered = self._read_labels()
         train, test = (
@@ -84,7 +87,7 @@ class Datasets:
         )
 
     def _read_labels(self) -> tuple[Tensor, Tensor]:
-        """Both halves' labels, numbered from 0 in their order."""
+        """Return the labels of both halves, renumbered from 0 in ascending order."""
         if self._labels is None:
             train, test = labels_of(self.train, "training"), labels_of(self.test, "test")
             self._classes = train.unique().tolist()
@@ -115,7 +118,7 @@ def _shown(labels: list[int]) -> str:
 
 
 class _Items:
-    """A ``Dataset``'s images, each seen to be what the first one is, and to have the label that it had."""
+    """Images of a ``Dataset``, each checked for the first one's shape and type and for an unchanged label."""
 
     def __init__(self, dataset: Any, labels: Tensor, half: str) -> None:
         self.dataset = dataset
@@ -125,12 +128,15 @@ class _Items:
         self.shape, self.dtype = first.shape, first.dtype
 
     def fetch(self, position: int) -> Tensor:
-        """One item, with the same random numbers each time."""
+        """Return one image, drawn with the same random numbers each time."""
         with seeded(position):
             return self.fetch_random(position)
 
     def fetch_random(self, position: int) -> Tensor:
-        """One item, with random numbers of its own. Raises `DataError` if image or label are not as they were."""
+        """Return one image, drawn with the current random numbers. Raises `DataError` if image or label changed kind.
+
+        The shape and type must be those of the first image, and the label the one read at the start.
+        """
         name = self._name(position)
         image, label = image_and_label(self.dataset[position], name)
         image = as_tensor(image, name)
@@ -151,14 +157,14 @@ class _Items:
 
 
 def labels_of(dataset: Any, half: str) -> Tensor:
-    """All labels as the items have them, ``(images,)`` int64.
+    """Return the labels of all items, ``(images,)`` int64.
 
-    Read item by item, unless the items come from a class whose code is known (torch's `TensorDataset`, `Subset` and
-    `ConcatDataset`; torchvision's MNIST, CIFAR, SVHN and folders, without a ``target_transform``): what an attribute
-    such as ``targets`` says is not what the items of a class say that has a ``__getitem__`` of its own.
+    Labels are read item by item, because an attribute such as ``targets`` may differ from what ``__getitem__`` returns.
+    Classes whose code is known are faster to read: torch's `TensorDataset`, `Subset` and `ConcatDataset`, and
+    torchvision's MNIST, CIFAR, SVHN and folders without a ``target_transform``.
 
     Raises:
-        DataError: items without labels, or labels that are no integers.
+        DataError: no length or no items, items without labels, or labels that are no integers.
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise DataError(
@@ -178,13 +184,13 @@ def labels_of(dataset: Any, half: str) -> Tensor:
 
 
 def _read_labels(dataset: Any, half: str) -> list[int]:
-    """Item by item."""
+    """Read the labels item by item."""
     whose = f"the {half} data set"
     began, labels = perf_counter(), []
     logger.info("Reading %d %s items for their labels.", len(dataset), half)
     with seeded(0):
         for position in range(len(dataset)):
-            draw_from(position)  # as `_Items.fetch` will
+            draw_from(position)  # the same random numbers as in `_Items.fetch`
             item = dataset[position]
             _, label = image_and_label(item, f"Item {position} of {whose} ({type(dataset).__name__})")
             labels.append(label_of(label, f"{whose} (item {position})"))
@@ -195,7 +201,7 @@ def _read_labels(dataset: Any, half: str) -> list[int]:
 
 
 def _known_labels(dataset: Any) -> Sequence[Any] | None:
-    """Without reading an image, where the code that makes the items is known."""
+    """Return the labels without reading an image; None if the class of the data set is not known."""
     reads = type(dataset).__getitem__
     if reads is Subset.__getitem__:
         inner = _known_labels(dataset.dataset)

@@ -1,4 +1,4 @@
-"""One image file as viewers show it: depth, orientation, transparency and palette, in 8 bits a channel."""
+"""Decoding of image files as viewers show them: depth, orientation, transparency and palette, 8 bits per channel."""
 
 import logging
 from functools import cache
@@ -11,13 +11,13 @@ from supsup_lightning.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-# Pillow opens other things as well, by content and not by name: an EPS would start Ghostscript.
+# Pillow opens other formats as well, by content and not by name: an EPS would start Ghostscript.
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF", "PCX", "QOI", "SGI", "TGA")
 
 _BACKGROUND = "white"  # what a browser and a page of print show through transparent pixels
 
-# By the EXIF tag of orientation, how to turn what is stored. `ImageOps.exif_transpose` does the same, but writes all
-# EXIF data anew, and fails where some are damaged.
+# How to turn the stored image for each EXIF orientation. `ImageOps.exif_transpose` does the same, but it rewrites all
+# EXIF data and fails if some are damaged.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,26 +34,26 @@ _warned: set[str] = set()
 
 
 class _UnknownRange(Exception):
-    """Numbers that no viewer can show without being told which is black and which is white."""
+    """Pixels whose range from black to white is not known."""
 
 
 def read_image(path: Path, *, channels: int) -> Image.Image:
-    """The image in mode ``RGB``, or ``L`` if ``channels`` is 1, as viewers show it.
+    """Return the image as viewers show it, in mode ``RGB``, or ``L`` if ``channels`` is 1.
 
-    16 bits become the upper 8 of them. What the EXIF data turn is turned. Transparent pixels show white. Of several
-    frames or pages the first is taken, and a warning says so once. Colour profiles are not applied.
+    The upper 8 of 16 bits are kept. The EXIF orientation is applied. Transparent pixels become white. The first of
+    several frames or pages is taken, with one warning. Colour profiles are not applied.
 
     Raises:
         DataError: no image, or a damaged one; one with more pixels than `PIL.Image.MAX_IMAGE_PIXELS`; or one of floats
-            or 32-bit integers, whose range nothing tells.
+            or 32-bit integers, whose range is not known.
     """
     try:
-        # By a stream: Pillow 13 maps a TIFF that it opens by name, and reads one that is to be turned in wrong lines.
+        # From a stream: Pillow 13 maps a TIFF opened by name into memory, and reads a rotated one with wrong lines.
         with Path(path).open("rb") as stream, Image.open(stream, formats=_FORMATS) as file:
             _check_size(file)
             if file.format != "MPO" and getattr(file, "is_animated", False):  # the second image of an MPO is hidden
                 _warn_once("several frames or pages, of which the first is taken", path)
-            depth = file.tile[0].args if file.tile else None  # gone once the pixels are there
+            depth = file.tile[0].args if file.tile else None  # Pillow drops it once the pixels are loaded
             file.load()
             image = _opaque(_eight_bits(file, path, depth))
             turn = _TURNS.get(_orientation(file, path))
@@ -66,18 +66,18 @@ def read_image(path: Path, *, channels: int) -> Image.Image:
         ) from None
     except UnidentifiedImageError as error:
         raise DataError(
-            f"The image {path} cannot be read: it is damaged, or of none of the formats {', '.join(_FORMATS)}. Mend or "
+            f"The image {path} cannot be read: it is damaged, or of none of the formats {', '.join(_FORMATS)}. Fix or "
             "remove it, or leave such images out with data.on_error=skip."
         ) from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others
         raise DataError(
-            f"The image {path} cannot be read ({type(error).__name__}: {error}). Mend or remove it, or leave such "
+            f"The image {path} cannot be read ({type(error).__name__}: {error}). Fix or remove it, or leave such "
             "images out with data.on_error=skip."
         ) from error
 
 
 def _check_size(image: Image.Image) -> None:
-    limit = Image.MAX_IMAGE_PIXELS  # beyond it Pillow warns, and refuses what has twice as many
+    limit = Image.MAX_IMAGE_PIXELS  # above it Pillow only warns; above twice as many it raises
     if limit is not None and image.width * image.height > limit:
         raise Image.DecompressionBombError(
             f"{image.width} x {image.height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS={limit}"
@@ -85,7 +85,7 @@ def _check_size(image: Image.Image) -> None:
 
 
 def _warn_once(what: str, path: Path) -> None:
-    """For the first image that has it, in this process."""
+    """Log a warning about the first such image in this process."""
     if what not in _warned:
         _warned.add(what)
         logger.warning("%s has %s; others may as well.", path, what)
@@ -95,19 +95,19 @@ def _orientation(image: Image.Image, path: Path) -> int:
     try:
         tag = image.getexif().get(ExifTags.Base.Orientation)
         return tag if isinstance(tag, int) else 1
-    except Exception as error:  # whatever damaged EXIF data make of their parser; viewers show the image as stored
+    except Exception as error:  # damaged EXIF data raise many kinds; viewers then show the image as stored
         _warn_once(f"EXIF data that cannot be read ({error}), and is taken as it is stored", path)
         return 1
 
 
 def _eight_bits(image: Image.Image, path: Path, depth: object) -> Image.Image:
-    """Grey of more than 8 bits in 8 (with its transparency, if any); other images as they are."""
+    """Return greyscale of more than 8 bits in 8 bits, with its transparency if any; other images unchanged."""
     transparent = image.info.get("transparency")
     if image.mode == "F":
         raise _UnknownRange("floating-point pixels")
-    if image.mode == "I" and image.format != "PPM":  # Pillow brings PPM to 16 bits
+    if image.mode == "I" and image.format != "PPM":  # Pillow scales PPM to 16 bits
         lowest, highest = (int(extreme) for extreme in image.getextrema())  # type: ignore[arg-type]
-        # A highest value of 255 tells of 8 bits in wide numbers, and of 16 it would be black.
+        # A maximum of at most 255 suggests 8 bits stored in wide integers; read as 16 bits, it would be black.
         if lowest < 0 or highest > 65535 or 0 < highest < 256:
             raise _UnknownRange(f"32-bit or signed pixels from {lowest} to {highest}")
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -120,9 +120,9 @@ def _eight_bits(image: Image.Image, path: Path, depth: object) -> Image.Image:
         if transparent is None:
             return Image.fromarray(grey)
         return Image.fromarray(np.stack([grey, np.where(values == transparent, 0, 255).astype(np.uint8)], -1))
-    if transparent is not None and depth in ("L;2", "L;4"):  # Pillow scales the pixels of a PNG, but not this one
+    if transparent is not None and depth in ("L;2", "L;4"):  # Pillow scales the pixels of a PNG, but not this value
         image.info["transparency"] = transparent * {"L;2": 85, "L;4": 17}[str(depth)]
-    if transparent is not None and depth == "RGB;16B":  # likewise: of 16 bits the upper 8
+    if transparent is not None and depth == "RGB;16B":  # the same for 16 bits: keep the upper 8
         image.info["transparency"] = tuple(value >> 8 for value in transparent)
     return image
 
@@ -132,7 +132,7 @@ def _tiff_tag(image: Image.Image, tag: int) -> object:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """The image over the background, if any of its pixels may be transparent."""
+    """Return the image over the background, if any of its pixels may be transparent."""
     if not image.has_transparency_data:
         return image
     colours = _converted(image, "RGBA")
@@ -142,7 +142,7 @@ def _opaque(image: Image.Image) -> Image.Image:
 def _converted(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == "LAB":
         image = ImageCms.applyTransform(image, _lab_to_rgb()) or image
-    elif image.mode == "La":  # grey times its opacity: Pillow knows no direct way to colours
+    elif image.mode == "La":  # grey times its opacity: Pillow has no direct conversion to RGB
         image = image.convert("LA")
     return image if image.mode == mode else image.convert(mode)
 

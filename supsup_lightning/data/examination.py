@@ -1,4 +1,4 @@
-"""What is looked at in a task's data before anything is trained on them."""
+"""Checks of a task's data before training."""
 
 import logging
 from dataclasses import replace
@@ -15,19 +15,19 @@ from supsup_lightning.errors import DataError
 logger = logging.getLogger(__name__)
 
 _SAMPLE = 100  # images of each half
-_LARGE = 10.0  # standard deviation of images that nobody normalised
+_LARGE = 10.0  # a standard deviation above it means that images were not normalised
 
 
 def examine(task: Task, number: int, seen: set[int]) -> None:
-    """See that a task's halves have images, labels in range, numbers for pixels, and are of one kind.
+    """Check that a task's halves have images, labels in range, finite pixels, and the same kind of images.
 
     Args:
         task: the data.
-        number: of the task, for messages.
-        seen: ids of the stores that need no second look; those of this task are added.
+        number: number of the task, for messages.
+        seen: ids of the stores already checked; those of this task are added.
 
     Raises:
-        DataError: naming half and image, or what differs between the halves.
+        DataError: the message names the half and the image, or what differs between the halves.
     """
     for half, images in (("training", task.train), ("test", task.test)):
         if not len(images):
@@ -41,14 +41,14 @@ def examine(task: Task, number: int, seen: set[int]) -> None:
             check_numbers(images.store.pixels, f"Image {{}} of the {half} data".format)
     stores = {id(images.store): images.store for images in (task.train, task.test)}
     in_memory = all(isinstance(store, Memory) for store in stores.values())
-    if in_memory or not stores.keys() <= seen:  # others take long to read
+    if in_memory or not stores.keys() <= seen:  # stores outside memory take long to read
         _compare(task, number, first=not stores.keys() <= seen)
     seen |= stores.keys()
 
 
 def _compare(task: Task, number: int, *, first: bool) -> None:
     if any(isinstance(images.store, Workers) and isinstance(images.store.items, ImageFiles) for images in _both(task)):
-        return  # files become bytes of one shape as they are read
+        return  # image files are read as bytes of one shape
     whose = f"task {number}"
     train, test = (_sample(images) for images in _both(task))
     check_same("type", train.dtype, test.dtype, whose=whose)
@@ -70,7 +70,7 @@ def _both(task: Task) -> tuple[Images, Images]:
 
 
 def _sample(images: Images) -> Tensor:
-    """Some images, evenly spaced, as they lie in their store."""
+    """Return some evenly spaced images as stored."""
     places = torch.linspace(0, len(images) - 1, min(len(images), _SAMPLE)).long()
     batches = images.store.batches([images.positions[places]], seeds=None, device=torch.device("cpu"))
     return next(iter(batches)).pixels

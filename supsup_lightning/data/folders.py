@@ -1,4 +1,4 @@
-"""Data sets of image files: a tree with a folder a class, or a table of path and label."""
+"""Data sets of image files: a tree with one folder per class, or a table of paths and labels."""
 
 import hashlib
 import logging
@@ -30,7 +30,7 @@ _IMAGES_AT_ONCE = 100
 
 
 class _Files:
-    """What both kinds have in common: two listings, and how they become images."""
+    """Data set of image files, given by a training and a test listing."""
 
     test_share: float
 
@@ -40,42 +40,42 @@ class _Files:
         self._stores: list[Workers] = []
 
     def listings(self, root: Path) -> tuple[Listing, Listing]:
-        """Training and test files, listed once."""
+        """Return the training and test files, listed once."""
         if root not in self._listings:
             self._listings[root] = self.list_files(root)
         return self._listings[root]
 
     def list_files(self, root: Path) -> tuple[Listing, Listing]:
-        """Training and test files. Raises `DataError`."""
+        """List the training and test files. Raises `DataError`."""
         raise NotImplementedError
 
     def prepare(self, root: Path) -> None:
-        """Nothing to download; see that the files are there."""
+        """Check that the files exist; there is nothing to download."""
         self.listings(root)
 
     def num_classes(self, root: Path) -> int:
-        """Number of classes of the training images."""
+        """Number of classes in the training images."""
         return len(self.listings(root)[0].classes)
 
     def class_names(self, root: Path) -> list[str]:
-        """In the order of their numbers."""
+        """Names of the classes in the order of their labels."""
         return self.listings(root)[0].classes
 
     def digest(self, root: Path) -> str:
-        """SHA-256 of which images there are, in which half and of which class (`Listing.digest`)."""
+        """SHA-256 of the images' paths, sizes, halves and classes (`Listing.digest`)."""
         halves = "".join(listing.digest(root) for listing in self.listings(root))
         return hashlib.sha256(halves.encode()).hexdigest()
 
     def num_skipped(self) -> int:
-        """Missing and unreadable ones, in this process."""
+        """Number of missing and unreadable images in this process."""
         return self._unread + sum(len(store.skipped) for store in self._stores)
 
     def load(self, root: Path, reading: Reading) -> tuple[Images, Images]:
-        """In memory or read by workers, as ``reading`` says.
+        """Return training and test images, in memory or read by workers, as ``reading`` says.
 
         Raises:
-            ConfigurationError: no size to bring images to, or random crops of images in memory.
-            DataError: an image that cannot be read, unless it is to be skipped.
+            ConfigurationError: no valid ``input_shape``, or random crops of images in memory.
+            DataError: an image that cannot be read, unless ``on_error`` is ``skip``.
         """
         if reading.input_shape is None or len(reading.input_shape) != 3 or reading.input_shape[0] not in (1, 3):
             shape = None if reading.input_shape is None else list(reading.input_shape)
@@ -142,16 +142,16 @@ def _store(listing: Listing, reading: Reading) -> Workers:
 
 
 class ImageFolder(_Files):
-    """A folder a class, with images at any depth in it, as torchvision's ``ImageFolder``.
+    """Tree with one folder per class and images at any depth in it, as in torchvision's ``ImageFolder``.
 
-    If the tree has a folder ``train`` and one named ``test`` or ``val`` (in any case, also ``training``, ``test_set``
-    and so on), these are the halves; of both, ``test`` is taken, if it has a folder a class. Otherwise a share of the
-    images (of ``train``, if there is only that), the same at every start, is kept for the test. Hidden files and
-    folders are left out.
+    A folder ``train`` and one named ``test`` or ``val`` are the halves, if the tree has them. Upper case and names such
+    as ``training`` and ``test_set`` count as well. If there are both ``test`` and ``val``, ``test`` is taken, provided
+    that it has one folder per class. Otherwise a share of the images (of ``train``, if there is only that) is held out
+    for the test, the same at every start. Hidden files and folders are left out.
 
     Args:
-        folder: of the tree, below ``data.root``; any other if it is an absolute path.
-        test_share: of the images, where the tree has no halves of its own.
+        folder: folder of the tree, below ``data.root``, or an absolute path.
+        test_share: share of the images held out for the test, if the tree has no halves.
     """
 
     def __init__(self, folder: str | Path = "", *, test_share: float = 0.2) -> None:
@@ -160,7 +160,7 @@ class ImageFolder(_Files):
         self.test_share = _checked_share(test_share)
 
     def list_files(self, root: Path) -> tuple[Listing, Listing]:
-        """By the tree; what was listed once is remembered, and checked by the folders' times."""
+        """List the tree. The listing is cached, and used again as long as no folder has changed."""
         folder = root / self.folder
         if not folder.is_dir():
             raise DataError(
@@ -184,18 +184,18 @@ class ImageFolder(_Files):
 
 
 def _halves_in(folder: Path) -> tuple[Path | None, Path | None]:
-    """The folders of training and of the test, where a tree has them; what is not used of it is named."""
+    """Return the folders of training and test images, None if absent; log folders that are not used."""
     names = folders_in(folder)
     halves = {name: half for name in names if (half := half_named(name))}
     classes = {name: set(folders_in(_inner(folder / name))) for name in halves}
     if list(halves.values()) == ["train"] and len(names) > 1 and not any(classes.values()):
-        return None, None  # among vehicles, the class of trains
+        return None, None  # a class named train, among vehicles say
     trains = [name for name, half in halves.items() if half == "train"]
     train = min(trains, key=lambda name: (name != name.lower(), name), default=None)
     trained = set() if train is None else classes[train]
 
     def rank(name: str) -> tuple[object, ...]:
-        """`test` before `val`, but before all what has a class that is trained: often `test` has no labels."""
+        """Sort key: folders with a trained class first, as `test` often has no labels; then `test` before `val`."""
         return not classes[name] & trained, halves[name] == "val", name != name.lower(), name
 
     test = min(halves.keys() - trains, key=rank, default=None)
@@ -209,24 +209,24 @@ def _halves_in(folder: Path) -> tuple[Path | None, Path | None]:
 
 
 def _inner(half: Path) -> Path:
-    """The folder that lies alone in that of a half and has its name, as archives make it; else the half's own."""
+    """Return the only folder inside ``half`` if it has the same name, as archives make it; else ``half``."""
     names = folders_in(half)
     return half / names[0] if names == [half.name] else half
 
 
 class ImageCSV(_Files):
-    """A table with the path of an image and its label in each line, under a line with the columns' names.
+    """Table with one image path and its label per line, under a header line.
 
-    Labels are taken as they are written, less spaces around them: 1 and 01 are different classes. If there is a column
-    that says ``train`` or ``test`` (or ``val``) in each line, it makes the halves; where some lines say ``test``, those
-    that say ``val`` are left out. Otherwise a share of the images, the same at every start, is kept for the test.
+    Labels are taken as written, without surrounding spaces: 1 and 01 are different classes. A column that says
+    ``train`` or ``test`` (or ``val``) in each line makes the halves. If some lines say ``test``, those that say ``val``
+    are left out. Without such a column, a share of the images is held out for the test, the same at every start.
 
     Args:
         file: the table, below ``data.root``; paths in it are relative to its folder.
         path_column: name of the column of paths.
         label_column: name of the column of labels.
-        split_column: name of the column of halves; it may be absent if it is ``split``; None to have none.
-        test_share: of the images, where the table has no such column.
+        split_column: name of the column of halves; None to use none. The default, ``split``, may be absent.
+        test_share: share of the images held out for the test, if the table has no such column.
     """
 
     def __init__(
@@ -246,7 +246,7 @@ class ImageCSV(_Files):
         self.test_share = _checked_share(test_share)
 
     def list_files(self, root: Path) -> tuple[Listing, Listing]:
-        """Line by line."""
+        """Return the training and test images of the table. Raises `DataError`."""
         path = root / self.file
         table = read_table(
             path, path_column=self.path_column, label_column=self.label_column, split_column=self.split_column
@@ -279,7 +279,7 @@ class ImageCSV(_Files):
 
 
 def _listed(lines: list[Line], table: Path) -> Listing:
-    """The images of these lines. Raises `DataError` if labels are numbers, but not whole."""
+    """Return the images of these lines. Raises `DataError` if labels are numbers, but not integers."""
     names = {line.label for line in lines}
     if all(map(_is_number, names)) and (fractional := sorted(name for name in names if not float(name).is_integer())):
         raise DataError(f"The table {table} has the label {fractional[0]}; labels are words or integers.")

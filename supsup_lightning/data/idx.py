@@ -1,4 +1,4 @@
-"""The files of MNIST and its like: unsigned bytes under a header that tells their dimensions."""
+"""Reader of idx files (MNIST and similar): unsigned bytes after a header with their dimensions."""
 
 import struct
 from math import prod
@@ -14,10 +14,10 @@ _UNSIGNED_BYTES = 8
 
 
 def read_idx(path: Path, *, dimensions: int) -> Tensor:
-    """The numbers of an idx file, uint8. Nothing is allocated before the file's size agrees with its header.
+    """Return the array of an idx file, uint8. The file's size is checked against its header before it is read.
 
     Raises:
-        DataError: a file that cannot be read, is of another kind, is empty, or has another size than its header tells.
+        DataError: a file that cannot be read, is of another kind, is empty, or differs in size from its header.
     """
     remedy = "Delete it and run again to download it, or copy it anew."
     right = bytes([0, 0, _UNSIGNED_BYTES, dimensions])

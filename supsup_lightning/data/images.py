@@ -1,7 +1,7 @@
-"""Images with their labels, wherever their pixels lie, and the loader that makes batches of them.
+"""Images with their labels, in memory or in files, and the loader that makes batches of them.
 
 store       uint8 images by position: in memory (`Memory`), or read by workers (`workers.Workers`)
-Images      a selection of a store: positions, labels, and what is done to a batch: normalise, resize, transform
+Images      a selection of a store: positions, labels, and how a batch is prepared: normalise, resize, transform
 BatchLoader batches of `Images` in a given order, on the device
 """
 
@@ -21,12 +21,12 @@ Augment = Callable[[Tensor, Tensor], Tensor]
 
 _IMAGES_MEASURED = 1000  # at least, for mean and standard deviation of images that are not in memory
 
-# Shares of red, green and blue in the brightness that the eye sees (ITU-R BT.601).
+# Weights of red, green and blue in perceived brightness (ITU-R BT.601).
 _GREY = (0.299, 0.587, 0.114)
 
 
 class Batch(NamedTuple):
-    """A batch as a store yields it.
+    """Batch of images, as a store yields it.
 
     Attributes:
         pixels: ``(batch, *shape)``; uint8 if they are raw, any other type if they are ready for the network.
@@ -38,25 +38,25 @@ class Batch(NamedTuple):
 
 
 class Store(Protocol):
-    """Images by position."""
+    """Images that are read by position."""
 
     def shape(self) -> tuple[int, ...]:
         """Shape of one image, ``(channels, height, width)``."""
         ...
 
     def batches(self, positions: Sequence[Tensor], *, seeds: Tensor | None, device: torch.device) -> Iterator[Batch]:
-        """One batch on ``device`` for each tensor of positions.
+        """Yield one batch on ``device`` for each tensor of positions.
 
         Args:
             positions: ``(batch,)`` int64 each, on the CPU.
-            seeds: ``(batches, batch)`` int64 for what is random in reading a training image; None in evaluation.
-            device: where the batches are wanted.
+            seeds: ``(batches, batch)`` int64, seeds of the random transforms of training images; None in evaluation.
+            device: device of the batches.
         """
         ...
 
 
 class Memory:
-    """A tensor of images, moved to the device where batches are first asked for."""
+    """Store of images in one tensor, which moves to the device of the first batch."""
 
     def __init__(self, pixels: Tensor) -> None:
         self.pixels = pixels
@@ -66,26 +66,27 @@ class Memory:
         return tuple(self.pixels.shape[1:])
 
     def batches(self, positions: Sequence[Tensor], *, seeds: Tensor | None, device: torch.device) -> Iterator[Batch]:
-        """By indexing; there is nothing random in it."""
+        """Yield batches by indexing the tensor; ``seeds`` has no effect."""
         if self.pixels.device != device:
             self.pixels = self.pixels.to(device)
         sizes = [len(batch) for batch in positions]
         for batch in torch.cat([*positions]).to(device).split(sizes) if sizes else ():
-            yield Batch(self.pixels.index_select(0, batch))  # 15 times faster than by brackets on a CPU (torch 2.14)
+            yield Batch(self.pixels.index_select(0, batch))  # 15 times faster than brackets on a CPU (torch 2.14)
 
 
 @dataclass(frozen=True)
 class Images:
-    """A selection of a store's images, with labels; selecting copies no pixels.
+    """Selection of a store's images, with labels; selecting copies no pixels.
 
     Attributes:
-        store: where the pixels are.
-        positions: ``(images,)`` int64 in the store.
+        store: the store that holds the pixels.
+        positions: positions in the store, ``(images,)`` int64.
         labels: ``(images,)`` int64, from 0.
-        mean: ``(channels, 1, 1)`` of the training pixels, in their units; for uint8 images.
-        std: likewise.
-        input_shape: channels, height and width that images are brought to, if it is not their own.
-        transform: of a normalised batch ``(batch, channels, height, width)`` float32; keeps the first dimension.
+        mean: mean of the training pixels in their units, ``(channels, 1, 1)``; used for uint8 images.
+        std: their standard deviation, of the same shape and units.
+        input_shape: channels, height and width that images are brought to; None to keep their own.
+        transform: function of a normalised batch ``(batch, channels, height, width)`` float32; keeps the first
+            dimension.
     """
 
     store: Store
@@ -98,14 +99,14 @@ class Images:
 
     @classmethod
     def of(cls, store: Store, labels: Tensor, *, mean: Tensor | None = None, std: Tensor | None = None) -> "Images":
-        """All images of ``store``; without mean and std they are left as they are (0 and 1)."""
+        """Select all images of ``store``; mean 0 and std 1, the defaults, leave them unchanged."""
         mean = torch.zeros(1, 1, 1) if mean is None else mean
         std = torch.ones(1, 1, 1) if std is None else std
         return cls(store, torch.arange(len(labels)), labels, mean, std)
 
     @classmethod
     def in_memory(cls, pixels: Tensor, labels: Tensor) -> "Images":
-        """uint8 images with the mean and standard deviation of these very images, by channel."""
+        """Hold uint8 images in memory, with their own mean and standard deviation per channel."""
         mean, std = mean_and_std(pixels)
         return cls.of(Memory(pixels), labels, mean=mean, std=std)
 
@@ -113,11 +114,11 @@ class Images:
         return len(self.positions)
 
     def select(self, index: Tensor) -> "Images":
-        """The images at these places of the selection."""
+        """Return the images at these places of the selection."""
         return replace(self, positions=self.positions[index], labels=self.labels[index])
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """A batch as the store gives it to the network's input."""
+        """Turn a batch of the store into the network's input: normalise, resize, transform."""
         if pixels.dtype == torch.uint8:
             mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
             pixels = pixels.float().sub_(mean).div_(std)
@@ -127,9 +128,9 @@ class Images:
 
 
 def bring_to(pixels: Tensor, shape: Sequence[int]) -> Tensor:
-    """Images ``(batch, channels, height, width)`` float of another number of channels and another size.
+    """Bring float images ``(batch, channels, height, width)`` to another number of channels and another size.
 
-    Grey is repeated, colour becomes its brightness, and the size is changed bilinearly with antialiasing.
+    Grey is repeated over the channels, colour becomes its brightness, and resizing is bilinear with antialiasing.
 
     >>> bring_to(torch.ones(2, 1, 28, 28), (3, 32, 32)).shape
     torch.Size([2, 3, 32, 32])
@@ -143,8 +144,8 @@ def bring_to(pixels: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def mean_and_std(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation by channel, ``(channels, 1, 1)`` float32, of uint8 ``(images, channels, height, width)``."""
-    # By histogram: exact, and without a float copy of the data set.
+    """Mean and deviation per channel, ``(channels, 1, 1)`` float32, of uint8 ``(images, channels, height, width)``."""
+    # A histogram is exact, and needs no float copy of the data set.
     values = torch.arange(256, dtype=torch.float64)
     counts = torch.stack([channel.flatten().bincount(minlength=256).double() for channel in pixels.unbind(1)])
     shares = counts / counts.sum(1, keepdim=True)  # (channels, 256)
@@ -154,7 +155,7 @@ def mean_and_std(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def measure(images: Images) -> tuple[Tensor, Tensor]:
-    """`mean_and_std` of raw images as they are evaluated: of all in memory, or else of some evenly spaced ones."""
+    """`mean_and_std` of raw images in evaluation: of all images in memory, or of an evenly spaced sample."""
     if isinstance(images.store, Memory):
         return mean_and_std(images.store.pixels)
     positions = torch.arange(0, len(images), max(1, len(images) // _IMAGES_MEASURED)).split(100)
@@ -163,7 +164,7 @@ def measure(images: Images) -> tuple[Tensor, Tensor]:
 
 
 def is_channels_last(shape: Sequence[int]) -> bool:
-    """Whether an image has the shape ``(height, width, channels)``, as far as one can tell.
+    """Whether a shape looks like ``(height, width, channels)``.
 
     >>> is_channels_last((32, 32, 3)), is_channels_last((3, 32, 32)), is_channels_last((1, 4, 4))
     (True, False, False)
@@ -172,7 +173,7 @@ def is_channels_last(shape: Sequence[int]) -> bool:
 
 
 def check_picture(shape: Sequence[int], option: str) -> None:
-    """Raise `ConfigurationError` unless images are ``(channels, height, width)``, as an option needs them."""
+    """Raise `ConfigurationError` unless images are ``(channels, height, width)``, which ``option`` needs."""
     if len(shape) == 3 and not is_channels_last(shape):
         return
     remedy = "bring channels to the front" if len(shape) == 3 else "give them such a shape in the data set"
@@ -183,14 +184,14 @@ def check_picture(shape: Sequence[int], option: str) -> None:
 
 
 class InOrder(Sequence[Tensor]):
-    """Places of batches in order, each made when it is asked for; a tensor for each batch of each task would add up.
+    """Indices of the images of each batch, in order. They are made on access, to save memory over many tasks.
 
-    A single image left over joins the batch before, as alone it has no statistics to be normalised by.
+    A single image left over joins the previous batch, because batch normalisation needs more than one image.
 
     Args:
-        places: in the images.
-        size: of a batch.
-        batches: which of them; by default all. Where these are none, there is one without images.
+        places: indices into the images.
+        size: images per batch.
+        batches: slice of the batches to keep; by default all. An empty slice gives one batch without images.
 
     >>> [batch.tolist() for batch in InOrder(range(7), 3)]
     [[0, 1, 2], [3, 4, 5, 6]]
@@ -216,15 +217,15 @@ class InOrder(Sequence[Tensor]):
 
 
 class BatchLoader:
-    """Yields ``(images, labels)`` on a device for each row of an order; what Lightning takes for a DataLoader.
+    """Loader that yields ``(images, labels)`` on a device, one batch per entry of ``order``.
 
     Args:
-        images: to make batches of.
-        order: places in ``images`` of each batch, ``(batch,)`` int64.
-        device: of the batches.
+        images: the images to make batches of.
+        order: indices into ``images`` for each batch, ``(batch,)`` int64.
+        device: device of the batches.
         draws: ``(batches, batch, 3)`` int64, the random numbers of each training image; None in evaluation.
-        augment: of the raw training batch, given its draws.
-        name: of the images, for messages.
+        augment: function of a raw training batch and its draws.
+        name: name of the images, for messages.
     """
 
     def __init__(
@@ -269,7 +270,7 @@ class BatchLoader:
         watch.end()
 
     def _augmented(self, pixels: Tensor, draws: Tensor) -> Tensor:
-        """Raises `DataError` where images become others than the test's: they are prepared by type and shape."""
+        """Augment a batch. Raises `DataError` if its shape or type changes, as test images keep theirs."""
         assert self.augment is not None
         augmented = self.augment(pixels, draws)
         if (augmented.shape, augmented.dtype) != (pixels.shape, pixels.dtype):
@@ -280,6 +281,6 @@ class BatchLoader:
         return augmented
 
     def _name(self, number: int, place: int) -> str:
-        """The name of an image of a batch, or of the batch (-1); its index where none was left out."""
+        """Name of an image of a batch, or of the batch if ``place`` is -1. The index is exact if none was left out."""
         index = f"Image {int(self.images.positions[self.order[number][place]])}" if place >= 0 else "A batch"
         return f"{index} of the {self.name}"

@@ -1,4 +1,4 @@
-"""What a network was trained on, to see that images to infer are of that kind."""
+"""Kind of inputs that a network was trained on, and the check that images to infer are of that kind."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +17,10 @@ class Inputs:
     """Shape, type and normalisation of the inputs that a network was trained on.
 
     Attributes:
-        shape: of one input.
-        dtype: of inputs.
-        normalisation: mean and standard deviation, ``(channels, 1, 1)`` each, of bytes; None where bytes are not how
-            the data lie, or where more is done to them than to normalise (a permutation, say).
+        shape: shape of one input; not compared for integer inputs, as sequences of tokens may have any length.
+        dtype: type of the inputs.
+        normalisation: mean and standard deviation of bytes, ``(channels, 1, 1)`` each. None if the data are not stored
+            as bytes, or if more is done to them than to normalise (a permutation, say).
     """
 
     shape: tuple[int, ...]
@@ -28,23 +28,23 @@ class Inputs:
     normalisation: tuple[Tensor, Tensor] | None = None
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Return the state as a dict, to save in a checkpoint."""
         name = str(self.dtype).removeprefix("torch.")
         return {"shape": self.shape, "dtype": name, "normalisation": self.normalisation}
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "Inputs":
-        """From a checkpoint."""
+        """Make the inputs from the state of a checkpoint."""
         return cls(tuple(state["shape"]), getattr(torch, state["dtype"]), state["normalisation"])
 
 
 def prepared(images: Any, inputs: Inputs | None, network: nn.Module) -> Tensor:
-    """Images ``(batch, *shape)`` as the network takes them: bytes normalised where that is all, others as they are.
+    """Return images ``(batch, *shape)`` as network inputs. Bytes are normalised if training did only that.
 
     Args:
-        images: to infer.
-        inputs: what the network was trained on; None where that is not known, as in checkpoints of former versions.
-        network: for the type of its parameters.
+        images: images to infer.
+        inputs: what the network was trained on; None if that is not known, as in checkpoints of older versions.
+        network: the network; the type of its parameters is accepted, too.
 
     Raises:
         DataError: no tensor, or one of another type or shape; or a NaN or infinite value.
@@ -52,7 +52,7 @@ def prepared(images: Any, inputs: Inputs | None, network: nn.Module) -> Tensor:
     if not isinstance(images, Tensor):
         raise DataError(f"Images to infer have to be a tensor (batch, *shape), not {type(images).__name__}.")
     if inputs is not None:
-        if tuple(images.shape[1:]) != inputs.shape and inputs.dtype.is_floating_point:  # tokens may be any number
+        if tuple(images.shape[1:]) != inputs.shape and inputs.dtype.is_floating_point:  # token sequences vary
             batch = " Add the batch's dimension: images.unsqueeze(0)." if tuple(images.shape) == inputs.shape else ""
             expected = ", ".join(("batch", *map(str, inputs.shape)))
             raise DataError(f"Images to infer must have shape ({expected}), not {tuple(images.shape)}.{batch}")
@@ -65,7 +65,7 @@ def _of_type(images: Tensor, inputs: Inputs, network: nn.Module) -> Tensor:
     if images.dtype == inputs.dtype:
         return images
     own = {parameter.dtype for parameter in network.parameters()} & {inputs.dtype, torch.float64, *_HALF}
-    if inputs.dtype.is_floating_point and images.dtype in own:  # as precision plugins make them
+    if inputs.dtype.is_floating_point and images.dtype in own:  # precision plugins convert images to it
         return images
     if inputs.dtype.is_floating_point and images.dtype in _HALF:
         return images.to(inputs.dtype)

@@ -1,4 +1,4 @@
-"""What an item of a data set says, or a batch of a loader: an image and its label, in any of the usual forms."""
+"""Image and label of a data set's item, or of a loader's batch, in any of the usual forms."""
 
 from collections.abc import Mapping
 from textwrap import shorten
@@ -15,16 +15,16 @@ from supsup_lightning.errors import DataError
 _IMAGES = ("image", "images", "img", "pixel_values", "input", "inputs", "x")
 _LABELS = ("label", "labels", "target", "targets", "y")
 
-# Pillow's modes whose numbers are no brightnesses of channels, and what shows the same image.
+# Pillow's modes whose values are not channel brightnesses, and the mode to convert them to.
 _SHOWN_AS = {"1": "L", "P": "RGB", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
 
 
 def image_and_label(item: Any, whose: str) -> tuple[Any, Any]:
-    """The first two of a tuple, or what a dict has by the usual names; the same for batches.
+    """Return image and label: the first two entries of a tuple, or the usual keys of a dict. Takes batches, too.
 
     Args:
         item: ``(image, label)``, ``(image, label, ...)`` or ``{"image": ..., "label": ...}``.
-        whose: it is, to begin a message with.
+        whose: name of the item, which begins an error message.
 
     Raises:
         DataError: no label, or an image that is several inputs.
@@ -45,7 +45,7 @@ def image_and_label(item: Any, whose: str) -> tuple[Any, Any]:
 
 
 def num_ignored(item: Any) -> int:
-    """How many parts of an item `image_and_label` leaves out."""
+    """Number of parts of an item that `image_and_label` leaves out."""
     return len(item) - 2
 
 
@@ -60,11 +60,11 @@ def _by_name(item: Mapping, names: tuple[str, ...], whose: str) -> Any:
 
 
 def label_of(label: Any, whose: str) -> int:
-    """A label as an `int`: also a truth value, a float that is whole, a tensor or an array of one number.
+    """Return a label as an `int`. A bool, an integral float, or a tensor or array of one number is accepted, too.
 
     Args:
-        label: as it is.
-        whose: it is, for a message.
+        label: the label of an item.
+        whose: name of the item, for the error message.
 
     Raises:
         DataError: anything else.
@@ -82,11 +82,11 @@ def label_of(label: Any, whose: str) -> int:
     shape = f" of shape {tuple(np.shape(label))}" if isinstance(value, (list, tuple)) else ""
     remedy = "One-hot labels become numbers with argmax." if shape else "Number the classes."
     shown = shorten(repr(value), 60, placeholder=" ...")
-    raise DataError(f"The labels of {whose} are not integers, one an image: {shown}{shape}. {remedy}")
+    raise DataError(f"The labels of {whose} are not integers, one per image: {shown}{shape}. {remedy}")
 
 
 def labels_of_batch(labels: Any, num_images: int, whose: str) -> Tensor:
-    """The labels of a batch, ``(batch,)`` int64. Raises `DataError` unless they are integers, one an image."""
+    """Return the labels of a batch, ``(batch,)`` int64. Raises `DataError` unless they are one integer per image."""
     if not isinstance(labels, Tensor):
         try:
             labels = torch.as_tensor(np.asarray(labels))
@@ -95,18 +95,18 @@ def labels_of_batch(labels: Any, num_images: int, whose: str) -> Tensor:
     whole = not labels.is_complex() and (not labels.is_floating_point() or bool((labels == labels.round()).all()))
     if not whole or labels.numel() != num_images:
         raise DataError(
-            f"The labels of {whose} are not integers, one an image: {labels.dtype} of shape {tuple(labels.shape)} for "
+            f"The labels of {whose} are not integers, one per image: {labels.dtype} of shape {tuple(labels.shape)} for "
             f"{num_images} images. One-hot labels become numbers with argmax."
         )
     return labels.reshape(-1).long()
 
 
 def as_tensor(image: Any, whose: str) -> Tensor:
-    """An image, or a batch of them, as a tensor: as it is, but for double precision, which no layer takes.
+    """Return an image, or a batch, as a tensor of the same type; float64 becomes float32, which layers need.
 
     Args:
-        image: a tensor, an array, or Pillow's.
-        whose: it is, to begin a message with.
+        image: a tensor, an array, or an image of Pillow.
+        whose: name of the image, which begins an error message.
 
     Raises:
         DataError: anything else.

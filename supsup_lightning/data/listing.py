@@ -1,4 +1,4 @@
-"""Image files and their classes: the order of classes, the names of halves, and what keeps the halves apart."""
+"""Listings of image files and their classes, and their division into a training and a test half."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from supsup_lightning.seeding import generator
 
 logger = logging.getLogger(__name__)
 
-# To find copies, at each start: files of a size that both halves have.
+# Limits of the search for copies, which reads at each start the files whose size occurs in both halves.
 _MOST_COMPARED, _MOST_BYTES_COMPARED = 20_000, 2**29
 _HALF = re.compile(r"(?:(train|training)|(test|testing)|(val|valid|validation))[ _-]?(?:set|images|imgs|data)?")
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+(\.0*)?")
@@ -29,11 +29,11 @@ class Listing(NamedTuple):
     """Image files and their classes. Made by `Listing.of`.
 
     Attributes:
-        classes: their names.
-        paths: of the images.
-        labels: of each path, the place of its class in ``classes``.
-        files: of each path, the file without links.
-        sizes: of each file in bytes; None if it is missing.
+        classes: names of the classes.
+        paths: paths of the images.
+        labels: index in ``classes`` for each path.
+        files: file for each path, with links resolved.
+        sizes: size of each file in bytes; None if it is missing.
     """
 
     classes: list[str]
@@ -44,7 +44,7 @@ class Listing(NamedTuple):
 
     @classmethod
     def of(cls, classes: list[str], paths: list[Path], labels: list[int]) -> "Listing":
-        """Look up each path, once: a data set may have a million of them, on a slow file system."""
+        """Make a listing. Each path is looked up once: there may be a million of them, on a slow file system."""
         real_folder = cache(lambda folder: os.path.join(os.path.realpath(folder), ""))
         files: list[str] = []
         sizes: list[int | None] = []
@@ -66,8 +66,8 @@ class Listing(NamedTuple):
     def digest(self, folder: Path) -> str:
         """SHA-256 of the class names, and of each file's path below ``folder``, its label and its size in bytes.
 
-        The same wherever the folder lies; another if an image is added, removed, renamed, relabelled, or replaced by
-        one of another size.
+        It does not depend on where the folder is. It changes if an image is added, removed, renamed, relabelled, or
+        replaced by one of another size.
         """
         below = cache(lambda directory: Path(os.path.relpath(directory or ".", folder)).as_posix())
         hashed = hashlib.sha256(json.dumps(self.classes).encode())
@@ -77,19 +77,19 @@ class Listing(NamedTuple):
         return hashed.hexdigest()
 
     def select(self, numbers: Iterable[int]) -> "Listing":
-        """Some lines of it."""
+        """Return the images with these numbers."""
         numbers = list(numbers)
         chosen: Any = ([column[n] for n in numbers] for column in self[1:])
         return Listing(self.classes, *chosen)
 
     def ordered(self) -> "Listing":
-        """By class, folder and name, as trees are listed."""
+        """Return the listing sorted by class, folder and name, as trees are listed."""
         names = [os.path.split(os.path.normpath(path)) for path in self.paths]
         return self.select(sorted(range(len(names)), key=lambda number: (self.labels[number], names[number])))
 
 
 def half_named(name: str) -> str | None:
-    """``train``, ``test`` or ``val`` for the name of a half in any case and of any length; None for other names.
+    """Return ``train``, ``test`` or ``val`` for the name of a half in any case or spelling; None for other names.
 
     >>> [half_named(name) for name in ("Training", "TEST", "valid", "test_images", "train station")]
     ['train', 'test', 'val', 'test', None]
@@ -99,7 +99,7 @@ def half_named(name: str) -> str | None:
 
 
 def class_order(names: Iterable[str]) -> list[str]:
-    """The names once each: by value if all of them are integers, otherwise in the order of their letters.
+    """Return the distinct names, sorted by value if all are integers, otherwise alphabetically.
 
     >>> class_order(["10", "9", "9"]), class_order(["cat10", "cat9"])
     (['9', '10'], ['cat10', 'cat9'])
@@ -111,7 +111,7 @@ def class_order(names: Iterable[str]) -> list[str]:
 
 
 def warn_of_alike(classes: Sequence[str], place: Path) -> None:
-    """Say which names of classes differ in their writing alone, as ``1`` and ``01`` or ``Cat`` and ``cat`` do."""
+    """Log class names that differ in their spelling alone, such as ``1`` and ``01``, or ``Cat`` and ``cat``."""
     seen: dict[object, str] = {}
     for name in classes:
         word = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
@@ -122,10 +122,10 @@ def warn_of_alike(classes: Sequence[str], place: Path) -> None:
 
 
 def hold_out(listing: Listing, share: float, place: Path) -> tuple[Listing, Listing]:
-    """A share of each class is kept for the test.
+    """Hold out a share of each class for the test; return the training and the test half.
 
-    The same images whatever the seed of a run. Copies of a held-out image are held out as well, as long as an image of
-    their class is left for training.
+    The held-out images do not depend on the seed of a run. Copies of a held-out image are held out as well, as long as
+    an image of their class is left for training.
 
     Raises:
         DataError: a class of one image.
@@ -159,10 +159,10 @@ def hold_out(listing: Listing, share: float, place: Path) -> tuple[Listing, List
 
 
 def each_once(listing: Listing, place: Path) -> Listing:
-    """The listing with each file in it once, by whatever links it is reached.
+    """Return the listing with each file once, however many links lead to it.
 
     Raises:
-        DataError: a file of two classes.
+        DataError: a file with two classes.
     """
     first: dict[str, int] = {}
     repeated = []
@@ -188,7 +188,11 @@ def each_once(listing: Listing, place: Path) -> Listing:
 
 
 def apart(train: Listing, test: Listing, place: Path) -> tuple[Listing, Listing]:
-    """Both halves, with a warning of copies. Raises `DataError` if one has no image, or if a file is in both."""
+    """Check that the halves are disjoint, and warn of copies.
+
+    Raises:
+        DataError: a half without images, or a file in both halves.
+    """
     training = dict(zip(train.files, train.paths, strict=True))
     for path, file in zip(test.paths, test.files, strict=True):
         if file in training:
@@ -215,7 +219,7 @@ def _warn_of_copies(copies: list[tuple[Path, Path]]) -> None:
 
 
 def _copies(train: Listing, test: Listing) -> dict[int, int]:
-    """Places of training images that are copies of test images, and the places of these; none in large data sets."""
+    """Map training images that are copies of test images to those, by index; empty for large data sets."""
     halves = train, test
     shared = {*train.sizes} & {*test.sizes} - {0, None}
     candidates = [[place for place, size in enumerate(half.sizes) if size in shared] for half in halves]
@@ -236,7 +240,7 @@ def _content(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "blake2b").digest()
-    except OSError:  # not to be read, as will be said when it is
+    except OSError:  # unreadable; loading the image reports it
         return os.fsencode(path)
 
 

@@ -1,4 +1,4 @@
-"""Streams of several data sets: tasks of different kinds one after another, or the same classes in several domains."""
+"""Streams over several data sets: different tasks one after another, or the same classes in several domains."""
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -15,8 +15,8 @@ class Mixed(Stream):
     """Streams one after another: tasks of different data sets, sizes and numbers of classes in one run.
 
     Args:
-        streams: each with an end.
-        num_tasks: of each stream, how many tasks to take; all where it is None.
+        streams: the streams; one without an end needs a number of tasks.
+        num_tasks: number of tasks to take from each stream; None takes all.
     """
 
     def __init__(self, streams: Sequence[Stream], *, num_tasks: Sequence[int | None] | None = None) -> None:
@@ -38,7 +38,7 @@ class Mixed(Stream):
         return [source for stream in self.streams for source in stream.sources]
 
     def length(self, root: Path) -> int | None:
-        """Number of tasks of all streams together."""
+        """Number of tasks in all streams."""
         lengths = []
         for place, (stream, limit) in enumerate(zip(self.streams, self.limits, strict=True)):
             length = stream.length(root)
@@ -63,11 +63,11 @@ class Mixed(Stream):
             stream.load(root, reading)
 
     def identity(self) -> dict[str, Any]:
-        """The data sets of all streams."""
+        """Return the data sets and options of all streams."""
         return {**super().identity(), "streams": [stream.identity() for stream in self.streams]}
 
     def task(self, task: int, *, seed: int) -> Task:
-        """The task of the stream whose turn it is."""
+        """Return the data of a task, taken from the stream that it falls into."""
         for place, (start, end) in enumerate(pairwise(self._starts)):
             if start <= task < end:
                 return self.streams[place].task(task - start, seed=derive_seed(seed, "mixed", place))
@@ -75,17 +75,17 @@ class Mixed(Stream):
 
 
 class Domains(Mixed):
-    """One set of classes in one domain after another: each data set is a task.
+    """One set of classes in several domains: each data set is a task.
 
     Args:
-        sources: one a domain, all with the same number of classes.
+        sources: one data set per domain, all with the same classes.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
         super().__init__([Whole(source) for source in sources])
 
     def length(self, root: Path) -> int | None:
-        """One task a domain. Raises `ConfigurationError` where their classes differ."""
+        """Number of domains, with one task each. Raises `ConfigurationError` if their classes differ."""
         numbers = [source.num_classes(root) for source in self.sources]
         names = [source.class_names(root) for source in self.sources if isinstance(source, Named)]
         different = next((other for other in names if other != names[0]), None)

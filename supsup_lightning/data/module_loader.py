@@ -1,4 +1,4 @@
-"""A data module's own loader as a task's: each batch looked at, and moved by the module's hooks."""
+"""Loader of a task that wraps a data module's own: it checks each batch, and moves it by the module's hooks."""
 
 import itertools
 import logging
@@ -22,17 +22,17 @@ logger = logging.getLogger(__name__)
 
 
 class ModuleLoader:
-    """Batches ``(images, labels)`` of a data module's loader.
+    """Loader of ``(images, labels)`` batches from a data module's loader.
 
     Args:
-        sequence: whose module it is.
-        task: that the module is.
+        sequence: the sequence that holds the data module.
+        task: number of the task, which is the place of the module in the sequence.
         half: training, validation or test.
-        loader: the module's own.
-        length: of a part of training in batches, for which the loader is passed over as often as needed; in evaluation
-            None: one pass, whatever length the loader announces.
-        skip: batches of the training before these.
-        epoch: counted within the task; each pass of each shuffles by a seed of its own.
+        loader: the data module's loader.
+        length: number of training batches; the loader is repeated as often as needed. None in evaluation: one pass,
+            whatever length the loader reports.
+        skip: number of training batches to skip at the start.
+        epoch: epoch within the task; each pass of each epoch shuffles by its own seed.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ModuleLoader:
         )
 
     def __len__(self) -> int:
-        """Raises `TypeError` where the loader has no length: Lightning then takes batches until they end."""
+        """Number of batches. Raises `TypeError` if the loader has no length; Lightning then iterates to its end."""
         return len(self.loader) if self.length is None else self.length
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -69,7 +69,8 @@ class ModuleLoader:
         watch = Watch(lambda number, _: f"Batch {number} of {self.name}")
         for number, batch in enumerate(batches):
             given = module.on_before_batch_transfer(batch, 0)
-            # Values are looked at before they move, unless they change there: a look at an accelerator makes it wait.
+            # Values are checked before they move, unless hooks change them later: a check on an accelerator makes it
+            # wait.
             early = device.type != "cpu" and not self._changes_batches
             if early:
                 self._look(*self._parts(given, number), number)
@@ -84,26 +85,26 @@ class ModuleLoader:
         watch.end()
 
     def _part(self, length: int) -> Iterator[Any]:
-        """Pass after pass, from one batch of the training to another."""
+        """Yield ``length`` training batches after the skipped ones, repeating the loader."""
         passes = itertools.chain.from_iterable(self._pass(number) for number in itertools.count())
         return itertools.islice(passes, self.skip, self.skip + length)
 
     def _once(self) -> Iterator[Any]:
-        """One pass, to its end: no image is left out, and none counts twice."""
+        """Yield all batches of one pass, so that each image counts once. Raises `DataError` for a wrong length."""
         announced = length_hint(self.loader, -1)
         batches = self._pass(0)
         batch = next(batches)
         for number in itertools.count(1):
             following = next(batches, None)
-            if following is not None and number == announced:  # Lightning would not ask for it
-                raise DataError(f"{self.name} says that it has {announced} batches, and has more; mend its __len__.")
+            if following is not None and number == announced:  # Lightning would stop here
+                raise DataError(f"{self.name} says that it has {announced} batches, and has more; fix its __len__.")
             yield batch
             if following is None:
                 return
             batch = following
 
     def _pass(self, number: int) -> Iterator[Any]:
-        # What a loader shuffles by is drawn with its first batch; it depends on nothing that happens in training.
+        # A loader draws its order with its first batch; this seed makes the order independent of training.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.sequence.seed, "loader", self.task, self.epoch, number))
             batches = iter(self.loader)
@@ -138,11 +139,11 @@ class ModuleLoader:
 
 
 def only_loader(loader: Any, whose: str) -> Any:
-    """The one loader of a task. Raises `ConfigurationError` for several, and for an iterator, which is read once.
+    """Return the only loader of a task. Raises `ConfigurationError` for several, or for an iterator (read once).
 
     Args:
-        loader: as a data module returns it: a loader, a list of one, or a list of batches.
-        whose: it is, to begin a message with.
+        loader: what a data module returns: a loader, a list of one loader, or a list of batches.
+        whose: name of the method that returned it, which begins an error message.
     """
     if isinstance(loader, (list, tuple)) and len(loader) == 1 and not isinstance(loader[0], (list, tuple, Mapping)):
         loader = loader[0]
@@ -161,5 +162,5 @@ def only_loader(loader: Any, whose: str) -> Any:
 
 
 def defines(module: L.LightningDataModule, name: str) -> bool:
-    """Whether its class, or the instance (as after `from_datasets`), replaces Lightning's own method."""
+    """Whether a data module's class, or the instance (as after `from_datasets`), overrides Lightning's method."""
     return getattr(getattr(module, name), "__func__", None) is not getattr(L.LightningDataModule, name)

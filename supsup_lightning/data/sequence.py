@@ -1,4 +1,4 @@
-"""Ordinary LightningDataModules, one after another: each one is a task."""
+"""Sequence of ordinary LightningDataModules, each of which is a task."""
 
 import itertools
 import logging
@@ -18,30 +18,32 @@ from supsup_lightning.errors import ConfigurationError, DataError, as_whole
 
 logger = logging.getLogger(__name__)
 
-# Of each half of a task, to see that they are of one kind: as many images, if so many batches have them.
+# Sample of each half of a task, to check that the halves are alike: this many images, from at most so many batches.
 _IMAGES = 128
 _BATCHES = 8
 
 
 class DataModuleSequence(TaskSequence):
-    """Each of these data modules is a task, trained, validated and tested with its own loaders (`TaskSequence`).
+    """Tasks made of LightningDataModules, each trained, validated and tested with its own loaders (`TaskSequence`).
 
-    Batches are ``(images, labels)``, perhaps with more parts, which are left out, or a dict of both; labels from 0. A
-    module without validation data is not validated. All are set up, and their first batches looked at, before training.
+    Batches are ``(images, labels)`` or a dict of both, with labels from 0; further parts of a tuple are left out. A
+    module without validation data is not validated. All modules are set up, and their first batches checked, before
+    training.
 
     Args:
-        modules: in the order of the tasks.
-        num_classes: of each task, or one number for all; by default each module's attribute ``num_classes``.
-        input_shape: of one input, for a network's configuration to refer to; checked if it is given.
-        steps_per_task: training length in batches, passing over the loader as often as needed. Give this or
-            ``epochs_per_task``; with neither, one pass.
+        modules: the data modules in the order of the tasks.
+        num_classes: number of classes of each task, or one number for all; by default each module's attribute
+            ``num_classes``.
+        input_shape: shape of one input, for a network's configuration to refer to; checked if given.
+        steps_per_task: training length in batches; the loader is repeated as often as needed. Give this or
+            ``epochs_per_task``; by default one pass.
         epochs_per_task: training length in passes over the loader.
         patience: epochs without a better validation accuracy after which a task ends; see `TaskSequence`.
-        tasks_at_once: how many tasks are trained in the same step, or ``auto``; see `TaskSequence`.
-        seed: of the order in which loaders shuffle, and of layers that draw.
+        tasks_at_once: number of tasks trained in the same step, or ``auto``; see `TaskSequence`.
+        seed: seed of the loaders' shuffling, and of random layers.
 
     Raises:
-        ConfigurationError: an option out of its range, or a task whose number of classes nobody says.
+        ConfigurationError: an option out of its range, or a task whose number of classes is not known.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class DataModuleSequence(TaskSequence):
         )
         self.modules = list(modules)
         if not self.modules:
-            raise ConfigurationError("data.modules is empty; name one LightningDataModule a task.")
+            raise ConfigurationError("data.modules is empty; name one LightningDataModule per task.")
         for task, module in enumerate(self.modules):
             if not isinstance(module, L.LightningDataModule):
                 raise ConfigurationError(f"data.modules[{task}] is no LightningDataModule but {type(module).__name__}.")
@@ -92,7 +94,7 @@ class DataModuleSequence(TaskSequence):
         self._num_classes = tuple(map(int, num_classes))
         self.input_shape = None if input_shape is None else tuple(map(int, input_shape))
         self.types: dict[int, torch.dtype] = {}  # of each task's images; filled as batches come
-        self.said = False  # that batches have more parts than two
+        self.said = False  # whether it was logged that batches have more than two parts
         self._examples: dict[tuple[tuple[int, ...], torch.dtype], tuple[int, Tensor]] = {}  # by shape and type
         self._lengths: dict[int, int] = {}
         self._ready: set[int] = set()
@@ -100,7 +102,7 @@ class DataModuleSequence(TaskSequence):
 
     @property
     def num_tasks(self) -> int:
-        """One a module."""
+        """Number of tasks, one per data module."""
         return len(self.modules)
 
     @property
@@ -109,7 +111,7 @@ class DataModuleSequence(TaskSequence):
         return self._num_classes
 
     def steps_per_epoch(self, task: int) -> int:
-        """Number of batches as given, or the length of the task's own loader when it was first asked for one."""
+        """Training batches per epoch: ``steps_per_task`` if given, else the first length of the task's own loader."""
         if self.steps_per_task is not None:
             return self.steps_per_task
         loader = self._loader(task, "train")
@@ -125,7 +127,7 @@ class DataModuleSequence(TaskSequence):
         return before
 
     def example(self) -> Tensor:
-        """The first two training images of task 0 that come."""
+        """The first training image of task 0, repeated twice, ``(2, *shape)``."""
         images, _ = next(iter(self.train_loader(0)))
         if self.input_shape is not None and tuple(images.shape[1:]) != self.input_shape:
             raise ConfigurationError(
@@ -135,16 +137,16 @@ class DataModuleSequence(TaskSequence):
         return images[:1].repeat_interleave(2, 0).cpu()
 
     def other_examples(self) -> dict[int, Tensor]:
-        """From the training batches that were looked at."""
+        """Two inputs of each later task with a new shape or type, from its checked training batches."""
         return {task: images for task, images in self._examples.values() if task}
 
     def prepare_data(self) -> None:
-        """Each module's own."""
+        """Call each data module's `prepare_data`."""
         for module in self.modules:
             module.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
-        """Set up each module, and look at its first batches, so that what is wrong is found before training."""
+        """Set up each data module and check its first batches, so that errors are found before training."""
         if self.processes()[1] > 1:
             raise ConfigurationError(
                 "A sequence of LightningDataModules runs in one process: their loaders know nothing of the others. "
@@ -156,26 +158,26 @@ class DataModuleSequence(TaskSequence):
                 self._examined.add(task)
 
     def identity(self) -> dict[str, Any]:
-        """The options, and the modules by name."""
+        """Return the options, and the class names of the data modules."""
         names = ("num_tasks", "steps_per_task", "epochs_per_task", "patience", "tasks_at_once", "seed")
         modules = [type(module).__name__ for module in self.modules]
         return {**{name: getattr(self, name) for name in names}, "modules": modules}
 
     def train_loader(self, task: int, *, epoch: int = 0, steps: slice = slice(None)) -> ModuleLoader:
-        """The task's own training loader; each pass shuffles by a seed of its own."""
+        """Return the task's own training loader; each pass shuffles by its own seed."""
         first, last, _ = steps.indices(self.steps_per_epoch(task))
         loader = self._loader(task, "train")
         return ModuleLoader(self, task, "training", loader, length=last - first, skip=first, epoch=epoch)
 
     def val_loader(self, task: int) -> "ModuleLoader | list":
-        """The task's own validation loader; an empty list if it has none."""
+        """Return the task's own validation loader, or an empty list if it has none."""
         loader = self._loader(task, "val")
         if loader is None or length_hint(loader, 1) == 0:
             return []
         return ModuleLoader(self, task, "validation", loader)
 
     def test_loader(self, task: int) -> ModuleLoader:
-        """The task's own test loader."""
+        """Return the task's own test loader."""
         return ModuleLoader(self, task, "test", self._loader(task, "test"))
 
     def _loader(self, task: int, half: str) -> Any:
@@ -194,8 +196,8 @@ class DataModuleSequence(TaskSequence):
         return only_loader(getattr(module, name)(), f"{type(module).__name__}.{name}")
 
     def _examine(self, task: int) -> None:
-        """See that each half has batches as they have to be, and that all halves are of one kind."""
-        with seeded(0):  # whatever the loaders draw, training begins as if they had not
+        """Check the first batches of each half, and that all halves have the same kind of images."""
+        with seeded(0):  # the loaders may draw random numbers, and training must not depend on that
             train = _sample(self.train_loader(task))
             self._examples.setdefault((tuple(train.shape[1:]), train.dtype), (task, train[:1].repeat_interleave(2, 0)))
             others = {"validation": self.val_loader(task), "test": self.test_loader(task)}
@@ -210,7 +212,7 @@ class DataModuleSequence(TaskSequence):
 
 
 def _sample(loader: ModuleLoader) -> Tensor:
-    """Images of the first batches."""
+    """Return images of the first batches. Raises `DataError` if they have none."""
     batches: list[Tensor] = []
     for images, _ in itertools.islice(loader, _BATCHES):
         if batches and images.shape[1:] != batches[0].shape[1:]:

@@ -1,4 +1,4 @@
-"""Data sets with a training and a test half; the families that torchvision and scikit-learn know."""
+"""Data sets with a training and a test half, among them those of torchvision and scikit-learn."""
 
 import hashlib
 import logging
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reading:
-    """How images that lie in files are read; data sets that fit in memory need none of it.
+    """Options for reading image files; data sets that are always in memory ignore them.
 
     Attributes:
-        input_shape: to bring images to, ``(channels, height, width)``; None if the data do not say.
-        in_memory: read all of them at the start; ``auto``: if they take a gigabyte at most.
-        num_workers: processes that read them; None for one a core, up to 8.
-        on_error: ``raise`` or ``skip``, where an image is missing or damaged.
-        resized_crop: train on random parts of them.
+        input_shape: shape to bring images to, ``(channels, height, width)``; None if not given.
+        in_memory: read all images at the start; ``auto`` does so if they take at most one gigabyte.
+        num_workers: processes that read images; None for one per core, up to 8.
+        on_error: ``raise`` or ``skip``, if an image is missing or damaged.
+        resized_crop: train on random crops of the images.
     """
 
     input_shape: tuple[int, ...] | None = None
@@ -39,7 +39,7 @@ class Reading:
 
 
 def refuse_crops(source: Any, reading: Reading) -> None:
-    """Raise `ConfigurationError` if crops are to be drawn from files, where ``source`` has none."""
+    """Raise `ConfigurationError` if crops are to be drawn from image files, and ``source`` has none."""
     if reading.resized_crop:
         raise ConfigurationError(
             f"data.augment=resized_crop has no effect on {type(source).__name__}, as it is drawn while image files are "
@@ -48,20 +48,20 @@ def refuse_crops(source: Any, reading: Reading) -> None:
 
 
 class Source(Protocol):
-    """A data set with a training and a test half. All methods take the folder that holds the data sets.
+    """Data set with a training and a test half. Methods take the folder that holds the data sets.
 
-    A class of your own may inherit from it, and has to define `num_classes` and `load`.
+    Your own class may inherit from it, and must define `num_classes` and `load`.
     """
 
     def prepare(self, root: Path) -> None:
-        """Download what is absent; called by one process per machine. By default nothing. Raises `DataError`."""
+        """Download missing files; called by one process per machine. Does nothing by default. Raises `DataError`."""
 
     def num_classes(self, root: Path) -> int:
-        """How many classes there are; known without reading an image. Raises `DataError`."""
+        """Number of classes, known without reading an image. Raises `DataError`."""
         ...
 
     def load(self, root: Path, reading: Reading) -> tuple[Images, Images]:
-        """Training and test images, normalised by the training images; `halves` makes them from tensors.
+        """Return training and test images, normalised by the training images; `halves` makes them from tensors.
 
         Raises:
             DataError: missing or damaged files.
@@ -75,27 +75,27 @@ class Source(Protocol):
 
 @runtime_checkable
 class Named(Protocol):
-    """A data set whose classes have names."""
+    """Data set whose classes have names."""
 
     def class_names(self, root: Path) -> list[str]:
-        """In the order of their numbers."""
+        """Names of the classes in the order of their labels."""
         ...
 
 
 class Digits:
-    """scikit-learn's embedded digits: 1,797 images of 8 x 8, 10 classes; every fifth of them is a test image."""
+    """scikit-learn's bundled digits: 1,797 images of 8 x 8, 10 classes; every fifth image is a test image."""
 
     def prepare(self, root: Path) -> None:
-        """Nothing to do: the images come with scikit-learn."""
+        """Do nothing: the images come with scikit-learn."""
 
     def num_classes(self, root: Path) -> int:
-        """Ten."""
+        """Number of classes: 10."""
         return 10
 
     def load(self, root: Path, reading: Reading) -> tuple[Images, Images]:
-        """1,437 training and 360 test images."""
+        """Return 1,437 training and 360 test images."""
         refuse_crops(self, reading)
-        from sklearn.datasets import load_digits  # a second of import that no other data set needs
+        from sklearn.datasets import load_digits  # takes a second to import, and no other data set needs it
 
         digits = load_digits()
         pixels = torch.from_numpy(digits.images).to(torch.uint8).unsqueeze(1)  # 0 to 16
@@ -105,12 +105,12 @@ class Digits:
         return halves(pixels[train], labels[train], pixels[test], labels[test])
 
     def num_skipped(self) -> int:
-        """None."""
+        """Always 0: the images come with scikit-learn."""
         return 0
 
 
 class _Torchvision:
-    """A data set of torchvision's: downloaded where absent, and said so; then whole in memory."""
+    """Data set of torchvision, held in memory. Missing files are downloaded, with a warning."""
 
     dataset: Callable[..., Any]
     classes: int
@@ -134,48 +134,48 @@ class _Torchvision:
             ) from error
 
     def num_classes(self, root: Path) -> int:
-        """Number of classes, as published."""
+        """Number of classes of the published data set."""
         return self.classes
 
     def load(self, root: Path, reading: Reading) -> tuple[Images, Images]:
-        """Training and test images."""
+        """Return training and test images."""
         refuse_crops(self, reading)
         return halves(*self.read(root, train=True), *self.read(root, train=False))
 
     def num_skipped(self) -> int:
-        """None: a damaged file is an error."""
+        """Always 0: a damaged file is an error."""
         return 0
 
     def digest(self, root: Path) -> str | None:
-        """Digest of names and sizes of the files; None if one is absent, as the published one would take its place."""
+        """Digest of the files' names and sizes; None if one is absent, as it would be downloaded."""
         paths = self.files(root)
         if not all(path.exists() for path in paths):
             return None
         return hashlib.sha256(repr([(path.name, path.stat().st_size) for path in paths]).encode()).hexdigest()
 
     def files(self, root: Path) -> list[Path]:
-        """What has to be there."""
+        """Paths of the files that the data set needs."""
         raise NotImplementedError
 
     def read(self, root: Path, *, train: bool) -> tuple[Tensor, Tensor]:
-        """Images ``(images, channels, height, width)`` uint8, and labels. Raises `DataError` naming a damaged file."""
+        """Read images ``(images, channels, height, width)`` uint8 and labels. Raises `DataError` for a damaged file."""
         raise NotImplementedError
 
 
 class MNIST(_Torchvision):
-    """Handwritten digits in torchvision's layout, ``MNIST/raw/*-ubyte``: 60,000 and 10,000 of 28 x 28, 10 classes."""
+    """Handwritten digits: 60,000 training and 10,000 test images of 28 x 28, 10 classes; ``MNIST/raw/*-ubyte``."""
 
     dataset = torchvision.datasets.MNIST
     classes = 10
 
     def files(self, root: Path) -> list[Path]:
-        """Two a half."""
+        """Paths of the idx files: images and labels of each half."""
         kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
         folder = root / self.dataset.__name__ / "raw"
         return [folder / f"{half}-{kind}" for half in ("train", "t10k") for kind in kinds]
 
     def read(self, root: Path, *, train: bool) -> tuple[Tensor, Tensor]:
-        """One channel. Straight from these files, as torchvision may take others that lie beside them."""
+        """Read images of one channel, and labels, from `files`; torchvision may take other files of the folder."""
         image_file, label_file = self.files(root)[:2] if train else self.files(root)[2:]
         images, labels = read_idx(image_file, dimensions=3), read_idx(label_file, dimensions=1).long()
         if len(images) != len(labels):
@@ -191,29 +191,29 @@ class MNIST(_Torchvision):
 
 
 class FashionMNIST(MNIST):
-    """Articles of clothing, in the form of MNIST, under ``FashionMNIST/raw``."""
+    """Articles of clothing, in the format of MNIST, under ``FashionMNIST/raw``."""
 
     dataset = torchvision.datasets.FashionMNIST
 
 
 class KMNIST(MNIST):
-    """Cursive Japanese characters, in the form of MNIST, under ``KMNIST/raw``."""
+    """Cursive Japanese characters, in the format of MNIST, under ``KMNIST/raw``."""
 
     dataset = torchvision.datasets.KMNIST
 
 
 class CIFAR10(_Torchvision):
-    """Photographs in torchvision's layout, ``cifar-10-batches-py``: 50,000 and 10,000 of 32 x 32, 10 classes."""
+    """Photographs: 50,000 training and 10,000 test images of 32 x 32, 10 classes; ``cifar-10-batches-py``."""
 
     dataset = torchvision.datasets.CIFAR10
     classes = 10
 
     def files(self, root: Path) -> list[Path]:
-        """Names and checksums of the files, as torchvision lists them."""
+        """Paths of the files that torchvision lists."""
         return list(self._checksums(root))
 
     def load(self, root: Path, reading: Reading) -> tuple[Images, Images]:
-        """Training and test images; all files are checked first, as torchvision names none."""
+        """Return training and test images. Checksums come first, as torchvision does not name a damaged file."""
         for path, checksum in self._checksums(root).items():
             if not check_integrity(path, checksum):
                 raise DataError(
@@ -223,7 +223,7 @@ class CIFAR10(_Torchvision):
         return super().load(root, reading)
 
     def read(self, root: Path, *, train: bool) -> tuple[Tensor, Tensor]:
-        """Three channels."""
+        """Read images of three channels, and labels."""
         dataset = self.dataset(root, train=train)
         return torch.from_numpy(dataset.data).movedim(-1, 1).contiguous(), torch.as_tensor(dataset.targets)
 
@@ -235,7 +235,7 @@ class CIFAR10(_Torchvision):
 
 
 class CIFAR100(CIFAR10):
-    """CIFAR in 100 classes, under ``cifar-100-python``."""
+    """Photographs as in CIFAR-10, but in 100 classes; ``cifar-100-python``."""
 
     dataset = torchvision.datasets.CIFAR100
     classes = 100
@@ -244,13 +244,13 @@ class CIFAR100(CIFAR10):
 def halves(
     train_pixels: Tensor, train_labels: Tensor, test_pixels: Tensor, test_labels: Tensor
 ) -> tuple[Images, Images]:
-    """Both halves in memory, normalised by the training half.
+    """Return training and test images in memory, normalised by the training images.
 
     Args:
-        train_pixels: ``(images, channels, height, width)``, uint8, or floats which are taken as they are.
+        train_pixels: ``(images, channels, height, width)``, uint8, or floats, which are not normalised.
         train_labels: ``(images,)`` int64, from 0.
-        test_pixels: as ``train_pixels``.
-        test_labels: as ``train_labels``.
+        test_pixels: test images in the format of ``train_pixels``.
+        test_labels: test labels in the format of ``train_labels``.
 
     Raises:
         DataError: the images of the halves differ in shape.

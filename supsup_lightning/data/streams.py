@@ -22,12 +22,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """One task's data.
+    """Data of one task.
 
     Attributes:
-        train: training images, those for validation among them.
+        train: training images, including those for validation.
         test: test images.
-        num_classes: labels run from 0 to below it.
+        num_classes: number of classes; labels are below it.
     """
 
     train: Images
@@ -36,40 +36,40 @@ class Task:
 
 
 class Stream(ABC):
-    """Makes tasks of data sets. First `length`, which reads no image, then `load`, then `task`."""
+    """Sequence of tasks made from data sets. Call `length`, which reads no image, then `load`, then `task`."""
 
     @property
     @abstractmethod
     def sources(self) -> Sequence[Source]:
-        """The data sets."""
+        """The data sets that tasks are made from."""
 
     @abstractmethod
     def length(self, root: Path) -> int | None:
-        """How many tasks there are; None if there is no end of them."""
+        """Number of tasks; None if the stream is endless."""
 
     @abstractmethod
     def load(self, root: Path, reading: Reading) -> None:
         """Read the data sets below ``root``. Raises `DataError`."""
 
     def identity(self) -> dict[str, Any]:
-        """What the tasks depend on beside the data sets' images and the seed, for a checkpoint to be checked by."""
+        """Return what tasks depend on, besides images and seed; a checkpoint is compared with it."""
         return {"stream": type(self).__name__, "sources": [type(source).__name__ for source in self.sources]}
 
     @abstractmethod
     def task(self, task: int, *, seed: int) -> Task:
-        """The data of a task, which depend on nothing but the seed and its number."""
+        """Return the data of a task, which depend only on the seed and the task's number."""
 
 
 class OneSource(Stream):
-    """Tasks over one data set: all images, under a transform per task. Override `transformed`, `task` or `length`.
+    """Tasks over one data set: all images, with one transform per task. Override `transformed`, `task` or `length`.
 
     Args:
         source: the data set.
 
     Attributes:
-        train: training images, once `load` was called.
-        test: test images.
-        num_classes: of the data set.
+        train: training images, set by `load`.
+        test: test images, set by `load`.
+        num_classes: number of classes of the data set.
     """
 
     train: Images
@@ -81,15 +81,19 @@ class OneSource(Stream):
 
     @property
     def sources(self) -> Sequence[Source]:
-        """The data set."""
+        """The data set, in a tuple."""
         return (self.source,)
 
     def length(self, root: Path) -> int | None:
-        """No end of tasks."""
+        """Always None: the stream is endless."""
         return None
 
     def load(self, root: Path, reading: Reading) -> None:
-        """Read both halves, and see that they are something to learn from."""
+        """Read both halves, and check that each has images, and labels in range.
+
+        Raises:
+            DataError: a half without images, fewer than two classes, or a class without training images.
+        """
         self.num_classes = self.source.num_classes(root)
         self.train, self.test = self.source.load(root, reading)
         name = type(self.source).__name__
@@ -108,38 +112,38 @@ class OneSource(Stream):
             raise DataError(f"{name} has no training images of its class {absent[0]} (of {self.num_classes}).")
 
     def task(self, task: int, *, seed: int) -> Task:
-        """All images, under the transform of the task."""
+        """Return all images, with the transform of the task."""
         return Task(self.transformed(self.train, task, seed), self.transformed(self.test, task, seed), self.num_classes)
 
     def transformed(self, images: Images, task: int, seed: int) -> Images:
-        """The images of a task.
+        """Return the images of a task. By default they are unchanged.
 
         Args:
             images: a half of the data set.
-            task: its number.
-            seed: of the data.
+            task: number of the task.
+            seed: seed of the data.
 
         Returns:
             ``dataclasses.replace(images, transform=...)`` with a function from a batch ``(batch, channels, height,
-            width)`` to another. Random numbers have to come from ``seeding.generator(seed, purpose, task)``, so that
-            they depend on nothing else. By default, the images as they are.
+            width)`` to another. Random numbers must come from ``seeding.generator(seed, purpose, task)``, so that
+            they depend on nothing else.
         """
         return images
 
 
 class Whole(OneSource):
-    """A single task: the data set as it is. For `Mixed`."""
+    """Stream of a single task, which is the whole data set. For `Mixed`."""
 
     def length(self, root: Path) -> int | None:
-        """One."""
+        """Number of tasks: 1."""
         return 1
 
 
 class Permuted(OneSource):
-    """Each task sees the pixels (over all channels) in one random order of its own, fixed by seed and task."""
+    """Stream whose tasks permute the pixels (over all channels) in a random order, fixed by seed and task."""
 
     def transformed(self, images: Images, task: int, seed: int) -> Images:
-        """The images with the permutation of ``task`` as their transform."""
+        """Return the images with the permutation of ``task`` as their transform."""
         return replace(images, transform=_Permutation(task=task, seed=seed))
 
 
@@ -157,11 +161,11 @@ class _Permutation:
 
 
 class Rotated(OneSource):
-    """Task ``i`` sees the images turned by ``i * degrees``, counter-clockwise, bilinearly, on black.
+    """Stream whose task ``i`` rotates images by ``i * degrees`` counter-clockwise, bilinearly, filled with black.
 
     Args:
         source: the data set.
-        degrees: from task to task; the paper's 10 give 36 tasks.
+        degrees: angle between one task and the next; the paper's 10 give 36 tasks.
     """
 
     def __init__(self, source: Source, *, degrees: float = 10.0) -> None:
@@ -171,21 +175,21 @@ class Rotated(OneSource):
         self.degrees = degrees
 
     def length(self, root: Path) -> int | None:
-        """Until the images are upright again."""
+        """Number of tasks until the images are upright again."""
         return -int(-360 // self.degrees)
 
     def load(self, root: Path, reading: Reading) -> None:
-        """Read both halves, and see that they can be turned."""
+        """Read both halves, and check that the images can be rotated."""
         super().load(root, reading)
         for images in (self.train, self.test):
             check_picture(images.store.shape(), "data/stream=rotated (Rotated)")
 
     def identity(self) -> dict[str, Any]:
-        """With the angle."""
+        """Return the data set and the angle."""
         return {**super().identity(), "degrees": self.degrees}
 
     def transformed(self, images: Images, task: int, seed: int) -> Images:
-        """The images with the rotation of ``task`` as their transform."""
+        """Return the images with the rotation of ``task`` as their transform."""
         return replace(images, transform=_Rotation(task * self.degrees, fill=-images.mean / images.std))
 
 
@@ -202,15 +206,15 @@ class _Rotation:
 
 
 class Split(OneSource):
-    """Each task has some of the classes, and every class is in one task.
+    """Stream whose tasks have a few of the classes each; every class is in one task.
 
-    Classes that do not divide evenly leave a last task with fewer of them.
+    If the classes do not divide evenly, the last task has fewer of them. A single class left over is left out.
 
     Args:
         source: the data set.
-        classes_per_task: at least two.
+        classes_per_task: number of classes per task, at least two.
         class_order: ``random`` (from the seed), ``fixed`` (0, 1, 2, ...), or a list of classes.
-        relabel: number the classes of each task from 0; otherwise labels stay the data set's.
+        relabel: number the classes of each task from 0; otherwise keep the labels of the data set.
     """
 
     def __init__(
@@ -232,7 +236,7 @@ class Split(OneSource):
         self.relabel = relabel
 
     def length(self, root: Path) -> int | None:
-        """Number of tasks that the classes fill, the last one perhaps in part."""
+        """Number of tasks that the classes make; the last one may have fewer classes."""
         available = self.source.num_classes(root)
         if available < 2:
             raise DataError(f"{type(self.source).__name__} has {available} class: there is nothing to tell apart.")
@@ -261,7 +265,7 @@ class Split(OneSource):
         return whole + (left > 0)
 
     def task(self, task: int, *, seed: int) -> Task:
-        """The images of the task's classes."""
+        """Return the images of the task's classes."""
         classes = self._order(seed)[task * self.classes_per_task :][: self.classes_per_task]
         number = torch.full((self.num_classes,), -1)
         number[classes] = torch.arange(len(classes)) if self.relabel else classes
@@ -280,7 +284,7 @@ class Split(OneSource):
 
 
 def _relabelled(images: Images, number: Tensor) -> Images:
-    """The images whose label has a number that is not negative, with that number as label."""
+    """Return the images with label ``number[label]``; those with a negative number are left out."""
     labels = number[images.labels]
     chosen = images.select((labels >= 0).nonzero().flatten())
     return replace(chosen, labels=number[chosen.labels])

@@ -1,4 +1,4 @@
-"""A table with the path of an image and its label in each line."""
+"""Reader of tables with one image path and its label per line."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ _DELIMITERS = (",", ";", "\t")
 
 
 class Line(NamedTuple):
-    """What a line says: cells without the spaces around them, and an empty half if there is no such column."""
+    """Cells of one line, without surrounding spaces; the half is empty if there is no such column."""
 
     number: int
     path: str
@@ -22,7 +22,7 @@ class Line(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The lines, whether they name halves, and the other columns by their names."""
+    """Lines of a table, whether they name halves, and the other columns by name."""
 
     lines: list[Line]
     has_halves: bool
@@ -30,17 +30,19 @@ class Table(NamedTuple):
 
 
 def read_table(table: Path, *, path_column: str, label_column: str, split_column: str | None) -> Table:
-    """A table in UTF-8, separated by commas, semicolons or tabs, under a line with the names of the columns.
+    """Read a table in UTF-8 with a header line, separated by commas, semicolons or tabs.
+
+    Names of columns are matched exactly, or else without regard to case.
 
     Args:
-        table: the file.
-        path_column: name of the column of paths, in any case if no column has it in this one.
-        label_column: likewise, of labels.
-        split_column: likewise, of halves; ``split`` may be absent.
+        table: path of the file.
+        path_column: name of the column of paths.
+        label_column: name of the column of labels.
+        split_column: name of the column of halves; None to use none. The column ``split`` may be absent.
 
     Raises:
-        DataError: a column that is absent or there twice; a line that has too many cells, or none for one of these
-            columns; no table.
+        DataError: a column that is absent or occurs twice; a line with too many cells, or with none for one of these
+            columns; a file that is no table.
     """
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
@@ -49,7 +51,7 @@ def read_table(table: Path, *, path_column: str, label_column: str, split_column
             raise csv.Error("null bytes: it is no text in UTF-8")
         rows = list(_rows(text, _delimiter(text, path_column, label_column)))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        remedy = "check data.root and its name" if isinstance(error, OSError) else "mend it, or save it as CSV in UTF-8"
+        remedy = "check data.root and its name" if isinstance(error, OSError) else "fix it, or save it as CSV in UTF-8"
         raise DataError(f"The table {table} cannot be read ({error}); {remedy}.") from error
     header = [name.strip() for name in rows[0][1]] if rows else []
 
@@ -73,7 +75,7 @@ def read_table(table: Path, *, path_column: str, label_column: str, split_column
 
 
 def _rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Each row with the number of the line that it ends in, less empty ones."""
+    """Yield each row that is not empty, with the number of its last line."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     for row in reader:
         if row:
@@ -81,7 +83,7 @@ def _rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _delimiter(text: str, *columns: str) -> str:
-    """What separates the names of these columns in the first line; a comma if nothing does."""
+    """Return the delimiter that separates these columns in the first line; a comma if none does."""
     for delimiter in _DELIMITERS:
         _, header = next(_rows(text, delimiter), (1, []))
         if all(_places([name.strip() for name in header], column) for column in columns):
@@ -104,7 +106,7 @@ def _place(header: list[str], column: str, table: Path) -> int:
 
 
 def located(folder: Path, name: str) -> Path:
-    """The path of an image below ``folder``, also if it is written as on Windows."""
+    """Return the path of an image below ``folder``; ``name`` may use the backslashes of Windows."""
     path = folder / name
     if "\\" in name and not os.path.isfile(path):
         slashes = folder / name.replace("\\", "/")

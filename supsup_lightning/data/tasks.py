@@ -1,4 +1,4 @@
-"""The arithmetic of tasks and epochs, and Lightning's hooks over it; where the data come from is a subclass's."""
+"""Base DataModules for tasks: arithmetic of tasks and epochs, and Lightning's hooks. Subclasses supply the data."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ from supsup_lightning.checks.meaning import differences, plain
 from supsup_lightning.data.timetable import Timetable
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError, as_whole, check_whole
 
-# Of the trainer's: masks depend on them as on the data's.
+# Options of the trainer on which masks depend, as on those of the data.
 _TRAINING_OPTIONS = (
     "limit_train_batches",
     "overfit_batches",
@@ -23,22 +23,22 @@ _TRAINING_OPTIONS = (
     "gradient_clip_algorithm",
     "precision",
 )
-# What no mask that is there depends on, when it is tested.
+# Options of training alone: tests of finished masks do not depend on them.
 _TRAINING_LENGTH = ("steps_per_task", "epochs_per_task", "patience", "tasks_at_once")
 _OF_EACH_TASK = ("num_classes", "modules")
 
 
 class TaskDataModule(L.LightningDataModule, ABC):
-    """Tasks with training, validation and test images: what module, callbacks and inference need of any.
+    """Base class of data modules with tasks, as module, callbacks and inference use them.
 
     Batches are ``(images, labels)`` on the device. Needs ``Trainer(reload_dataloaders_every_n_epochs=1)``.
 
     Args:
-        seed: of everything random in the data.
+        seed: seed of everything random in the data.
 
     Attributes:
-        trials_per_task: how often a method trains each task from the start; it says so in its attribute of that name.
-        tasks_at_once: how many tasks are trained in the same step.
+        trials_per_task: number of trainings of each task from the start, set from the method's attribute of that name.
+        tasks_at_once: number of tasks trained in the same step.
     """
 
     trials_per_task = 1
@@ -54,90 +54,90 @@ class TaskDataModule(L.LightningDataModule, ABC):
     @property
     @abstractmethod
     def num_tasks(self) -> int:
-        """How many tasks there are."""
+        """Number of tasks."""
 
     @property
     @abstractmethod
     def num_classes(self) -> tuple[int, ...]:
-        """Classes of each task; known after `setup`."""
+        """Number of classes of each task; known after `setup`."""
 
     @property
     @abstractmethod
     def num_epochs(self) -> int:
-        """For ``Trainer(max_epochs=...)``."""
+        """Number of epochs of all tasks, for ``Trainer(max_epochs=...)``."""
 
     @abstractmethod
     def example(self) -> Tensor:
-        """Two inputs as the network gets them, ``(2, *shape)``."""
+        """Two network inputs of task 0, ``(2, *shape)``."""
 
     def other_examples(self) -> dict[int, Tensor]:
-        """Two inputs of each task that has another shape or type of inputs than all before it; task 0 has `example`."""
+        """Two inputs of each later task whose inputs have a new shape or type; `example` is for task 0."""
         return {}
 
     @abstractmethod
     def test_loader(self, task: int) -> Iterable:
-        """The test batches of any task."""
+        """Return the test batches of any task."""
 
     @abstractmethod
     def true_tasks(self, epoch: int) -> dict[int, float]:
-        """Which share of an epoch's training batches is of which task; for reports alone."""
+        """Share of each task in an epoch's training batches, for reports alone."""
 
     @abstractmethod
     def place(self, epoch: int, batch: int) -> str:
-        """Where in training a batch is, for messages."""
+        """Describe where in training a batch is, for messages."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """The options that masks depend on."""
+        """Return the options that masks depend on."""
 
     def optimizer_steps(self, epoch: int) -> int | None:
-        """Optimizer steps of one training of the epoch's tasks; None if nobody knows."""
+        """Optimizer steps of one training of the epoch's tasks; None if not known."""
         return None
 
     def num_skipped(self) -> int:
-        """Images left out because they could not be read."""
+        """Number of images left out because they could not be read."""
         return 0
 
     def normalisation(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and standard deviation by which bytes become inputs, ``(channels, 1, 1)`` each, if that is all."""
+        """Mean and standard deviation that normalise bytes, ``(channels, 1, 1)`` each; None if more is done to them."""
         return None
 
     def files(self) -> dict[str, Any] | None:
-        """The files that the data are read from, as `run_identity.files_of` describes them; None if there are none."""
+        """Files that the data are read from, as described by `run_identity.files_of`; None if there are none."""
         return None
 
     def check_task(self, task: int) -> None:
-        """Raise `ConfigurationError` for a task that is not among them."""
+        """Raise `ConfigurationError` for a task number out of range."""
         if not 0 <= task < self.num_tasks:
             raise ConfigurationError(f"Task {task} is not among those of data.num_tasks={self.num_tasks}.")
 
     # Lightning's hooks.
 
     def test_dataloader(self) -> list[Iterable]:
-        """One loader a task."""
+        """Return the test loaders, one per task."""
         return [self.test_loader(task) for task in range(self.num_tasks)]
 
     def predict_dataloader(self) -> list[Iterable]:
-        """The test images."""
+        """Return the test loaders, one per task."""
         return self.test_dataloader()
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Batches are made on the device."""
+        """Return the batch unchanged: batches are made on the device."""
         return batch
 
     @property
     def device(self) -> torch.device:
-        """Where batches are wanted."""
+        """Device of the batches."""
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     def processes(self) -> tuple[int, int]:
-        """This process's rank and the number of processes."""
+        """Return the rank of this process and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    # What a checkpoint was trained on; to go on with anything else would silently make other masks.
+    # What a checkpoint was trained on; to continue with anything else would silently make other masks.
 
     def state_dict(self) -> dict[str, Any]:
-        """The identity, into checkpoints."""
+        """Return the identity and the trainer's options, to save in a checkpoint."""
         return {**plain(self.identity()), **({"trainer": self._training_options()} if self.trainer else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -145,8 +145,8 @@ class TaskDataModule(L.LightningDataModule, ABC):
         self.check_trained_on(state_dict, "The checkpoint")
 
     def check_trained_on(self, state_dict: dict[str, Any], source: str) -> None:
-        """Raise `MismatchError` if ``source`` was made with other options than these, as `state_dict` gives them."""
-        stored = {"tasks_at_once": 1, **state_dict}  # of checkpoints that are older than the option
+        """Raise `MismatchError` if ``source``, whose state is ``state_dict``, was made with other options."""
+        stored = {"tasks_at_once": 1, **state_dict}  # checkpoints older than the option do not have it
         different = differences(stored, self.identity(), group="data")
         if self.trainer is not None and self.trainer.training and "trainer" in stored:
             different += differences(stored["trainer"], self._training_options(), group="trainer")
@@ -166,26 +166,26 @@ class TaskDataModule(L.LightningDataModule, ABC):
 
 
 class TaskSequence(TaskDataModule):
-    """One task after another; an epoch belongs to tasks by arithmetic on the trainer's epoch, so a resume is exact.
+    """Base class of data modules that train one task, or one group of tasks, after another.
 
     Serves the training batches of the current task, its validation batches (never test images), and one test loader
-    a task. Where several tasks are trained at once, an epoch belongs to a group of them, and its batches are
-    ``(tasks, batch, ...)``.
+    per task. The trainer's epoch alone decides which task is current, so a resumed run continues exactly. If several
+    tasks are trained at once, an epoch belongs to a group of them, and its batches are ``(tasks, batch, ...)``.
 
     Args:
         steps_per_task: training length of a task in batches. Give this or ``epochs_per_task``, not both.
         epochs_per_task: training length in passes over the task's data.
-        patience: epochs without a better validation accuracy after which a task ends; its mask is that of its best
-            epoch, whether it ends early or not. Needs ``epochs_per_task``. The epochs that are left train nothing.
-        tasks_at_once: how many tasks are trained in the same step, all with the same number of steps; ``auto`` for as
-            many as are fast and fit the memory, which `ContinualModule.plan_training` finds out.
-        seed: of everything random in the data.
+        patience: epochs without a better validation accuracy after which a task ends. Its mask is that of its best
+            epoch, whether it ends early or not. The remaining epochs train nothing. Needs ``epochs_per_task``.
+        tasks_at_once: number of tasks trained in the same step, all with the same number of steps. ``auto`` takes as
+            many as are fast and fit in memory, as measured by `ContinualModule.plan_training`.
+        seed: seed of everything random in the data.
 
     Raises:
         ConfigurationError: an option out of its range.
     """
 
-    task_is_over = False  # it ended before its last epoch, and this one trains nothing
+    task_is_over = False  # the task ended before its last epoch, and this epoch trains nothing
 
     def __init__(
         self,
@@ -205,7 +205,7 @@ class TaskSequence(TaskDataModule):
         if tasks_at_once != "auto":
             tasks_at_once = check_whole("data.tasks_at_once", tasks_at_once, more=", or auto")
         self.steps_per_task = check_count("steps_per_task", steps_per_task)
-        # A number of steps is one epoch of that many batches.
+        # With a number of steps, a task is one epoch of that many batches.
         self.epochs_per_task = check_count("epochs_per_task", epochs_per_task) or 1
         self.patience = check_count("patience", patience)
         if patience is not None:
@@ -225,18 +225,18 @@ class TaskSequence(TaskDataModule):
 
     @abstractmethod
     def steps_per_epoch(self, task: int) -> int:
-        """Training batches in one epoch of a task."""
+        """Training batches per epoch of a task."""
 
     @abstractmethod
     def train_loader(self, task: int, *, epoch: int = 0, steps: slice = slice(None)) -> Iterable:
-        """The training batches, or a slice of them, of one epoch (counted within the task) of any task."""
+        """Return the training batches of one epoch (counted within the task), or a slice of them, of any task."""
 
     @abstractmethod
     def val_loader(self, task: int) -> Iterable:
-        """The validation batches of any task."""
+        """Return the validation batches of any task."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raise `MismatchError` for a checkpoint of other tasks; its first ones can be tested by themselves."""
+        """Raise `MismatchError` for a checkpoint of other tasks; a test may take only its first tasks."""
         if self.trainer is not None and self.trainer.state.fn != "fit":
             here = self.identity()
             state_dict = {**state_dict, **{name: here[name] for name in _TRAINING_LENGTH}}
@@ -246,7 +246,7 @@ class TaskSequence(TaskDataModule):
         super().load_state_dict(state_dict)
 
     def limited_steps(self, task: int) -> int:
-        """`steps_per_epoch` within the trainer's limits."""
+        """Training batches per epoch of a task, within the trainer's ``limit_train_batches``."""
         steps, limit = self.steps_per_epoch(task), self.trainer.limit_train_batches if self.trainer else 1.0
         number = limited(steps, limit)
         if steps and not number:
@@ -257,13 +257,13 @@ class TaskSequence(TaskDataModule):
         return number
 
     def optimizer_steps(self, epoch: int) -> int:
-        """Optimizer steps of one training of the epoch's tasks, all of which are of the same length."""
+        """Optimizer steps of one training of the epoch's tasks, which all have the same length."""
         batches = self.limited_steps(self.timetable.tasks(epoch)[0])
         accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
         return -(-batches // accumulated) * self.epochs_per_task
 
     def check_lengths(self) -> None:
-        """Raise `ConfigurationError` where tasks that are trained at once differ in their number of steps."""
+        """Raise `ConfigurationError` if tasks that are trained at once differ in their number of steps."""
         if self.tasks_at_once in (1, "auto") or self.steps_per_task is not None:
             return
         times = self.timetable
@@ -280,7 +280,7 @@ class TaskSequence(TaskDataModule):
 
     @property
     def timetable(self) -> Timetable:
-        """Which tasks an epoch belongs to. Raises `ConfigurationError` while ``tasks_at_once`` is undecided."""
+        """Timetable of tasks and epochs. Raises `ConfigurationError` while ``tasks_at_once`` is ``auto``."""
         if isinstance(self.tasks_at_once, str):
             raise ConfigurationError(
                 f"data.tasks_at_once={self.tasks_at_once} has to be decided before the Trainer is made; "
@@ -290,16 +290,16 @@ class TaskSequence(TaskDataModule):
 
     @property
     def num_epochs(self) -> int:
-        """Number of epochs, for ``Trainer(max_epochs=...)``."""
+        """Number of epochs of all tasks, for ``Trainer(max_epochs=...)``."""
         return self.timetable.num_epochs
 
     def true_tasks(self, epoch: int) -> dict[int, float]:
-        """The tasks of the epoch, in equal shares."""
+        """Equal shares for the tasks of the epoch."""
         tasks = self.timetable.tasks(epoch)
         return dict.fromkeys(tasks, 1 / len(tasks))
 
     def place(self, epoch: int, batch: int) -> str:
-        """Tasks, and their step."""
+        """Describe the tasks and the step of a batch, for messages."""
         tasks, within = self.timetable.tasks(epoch), self.timetable.within_task(epoch)
         which = f"task {tasks[0]}" if len(tasks) == 1 else f"one of the tasks {tasks[0]} to {tasks[-1]}"
         return f"in {which} at its step {within * self.limited_steps(tasks[0]) + batch}"
@@ -307,20 +307,20 @@ class TaskSequence(TaskDataModule):
     # Lightning's hooks.
 
     def train_dataloader(self) -> Iterable:
-        """The current tasks' training batches, in an order drawn from (seed, task, epoch)."""
+        """Return the current tasks' training batches, in an order drawn from (seed, task, epoch)."""
         epoch = self.trainer.current_epoch if self.trainer else 0
         within = self.timetable.within_task(epoch)
         if getattr(self.trainer, "overfit_batches", 0):
             within = 0  # the same batches again and again
         steps = slice(None)
-        if self.task_is_over:  # the fewest batches with which Lightning takes it for an epoch
+        if self.task_is_over:  # the fewest batches that Lightning counts as an epoch
             limit = self.trainer.limit_train_batches if self.trainer else 1.0
             steps = slice(1 if type(limit) is int else ceil(1 / limit))
         loaders = [self.train_loader(task, epoch=within, steps=steps) for task in self.timetable.tasks(epoch)]
         return loaders[0] if self.tasks_at_once == 1 else SideBySide(loaders)
 
     def val_dataloader(self) -> Iterable:
-        """The current tasks' validation images, a loader a task; those of all tasks for `Trainer.validate`."""
+        """Return one validation loader per current task, or per task for `Trainer.validate`."""
         if self.trainer and self.trainer.state.fn == "validate":
             return [self.val_loader(task) for task in range(self.num_tasks)]
         epoch = self.trainer.current_epoch if self.trainer else 0
@@ -328,10 +328,10 @@ class TaskSequence(TaskDataModule):
 
 
 class SideBySide:
-    """The batches of several tasks, stacked: ``(tasks, batch, *shape)`` images and ``(tasks, batch)`` labels.
+    """Loader of several tasks' batches, stacked: images ``(tasks, batch, *shape)`` and labels ``(tasks, batch)``.
 
     Args:
-        loaders: a task each, of the same length.
+        loaders: one loader per task, all of the same length.
     """
 
     def __init__(self, loaders: Sequence[Iterable]) -> None:
@@ -353,7 +353,7 @@ class SideBySide:
 
 
 def limited(batches: int, limit: float) -> int:
-    """So many of them, or such a share, as a trainer's ``limit_*_batches`` has it.
+    """Number of batches under a trainer's ``limit_*_batches``, which is a number or a share.
 
     >>> limited(10, 3), limited(10, 0.25), limited(10, 1), limited(10, 1.0)
     (3, 2, 1, 10)
@@ -362,5 +362,5 @@ def limited(batches: int, limit: float) -> int:
 
 
 def check_count(name: str, value: Any) -> int | None:
-    """An option of the data as an `int`, or None. Raises `ConfigurationError` if it is no positive integer."""
+    """Return an option of the data as an `int`, or None. Raises `ConfigurationError` if it is no positive integer."""
     return None if value is None else check_whole(f"data.{name}", value)

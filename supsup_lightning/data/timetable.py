@@ -1,16 +1,16 @@
-"""Which tasks an epoch belongs to: arithmetic on its number alone, so that a resumed run continues exactly."""
+"""Timetable of tasks and epochs, from the epoch's number alone, so that a resumed run continues exactly."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Timetable:
-    """Tasks are trained in groups, of one as a rule, and once, or several times from the start ("trials").
+    """Tasks of each epoch. Tasks are trained in groups (of one, usually), once or several times ("trials").
 
     Attributes:
         num_tasks: number of tasks.
         epochs_per_task: epochs of one training of a task.
-        trials_per_task: number of trainings per task, where a method searches.
+        trials_per_task: number of trainings per task from the start; more than one if a method searches.
         tasks_at_once: number of tasks trained in the same step.
 
     >>> times = Timetable(num_tasks=3, epochs_per_task=4, tasks_at_once=2)
@@ -25,21 +25,21 @@ class Timetable:
 
     @property
     def epochs_of_task(self) -> int:
-        """Epochs of all trainings of a task."""
+        """Number of epochs of all trainings of a task."""
         return self.trials_per_task * self.epochs_per_task
 
     @property
     def num_epochs(self) -> int:
-        """Epochs of all tasks."""
+        """Number of epochs of all tasks."""
         return -(-self.num_tasks // self.tasks_at_once) * self.epochs_of_task
 
     def tasks(self, epoch: int) -> range:
-        """The tasks that are trained in this epoch."""
+        """Tasks that are trained in this epoch."""
         first = epoch // self.epochs_of_task * self.tasks_at_once
         return range(first, min(first + self.tasks_at_once, self.num_tasks))
 
     def within_task(self, epoch: int) -> int:
-        """The epoch counted from the beginning of its training of a task."""
+        """Epoch counted from the start of the current training of its task."""
         return epoch % self.epochs_per_task
 
     def begins_trial(self, epoch: int) -> bool:

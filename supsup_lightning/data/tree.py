@@ -1,4 +1,4 @@
-"""The images of a tree with a folder a class: listed once, and remembered until a folder changes."""
+"""Listing of a tree with one folder per class, cached until a folder changes."""
 
 import hashlib
 import json
@@ -17,25 +17,25 @@ from supsup_lightning.files import replacing
 
 logger = logging.getLogger(__name__)
 
-# Raise the number when the same tree is to be listed in another way: what older rules have listed is not believed.
+# Raise the number when the rules of listing change: listings cached under older rules are not used.
 _RULES = ["2", *IMG_EXTENSIONS]
-_CLOCK_TICK = 2 * 10**9  # ns; the coarsest times of change, of FAT. A younger folder may change without showing it.
-_SERVICE_FOLDERS = (  # of archives, servers and desktops; beside those that begin with a dot
+_CLOCK_TICK = 2 * 10**9  # ns; FAT has the coarsest times. A folder changed more recently may change again unnoticed.
+_SERVICE_FOLDERS = (  # of archives, servers and desktops; besides those that begin with a dot
     *("__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "lost+found", "system volume information"),
 )
 _OTHER_IMAGES = (".gif", ".avif", ".heic", ".jfif", ".jpe", ".jp2", ".tga")
 _MOST_NAMED = 10
-_WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+")  # of seg_train, imagesTrain
+_WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+")  # words in seg_train, imagesTrain
 
 
 @dataclass
 class _Tree:
-    """A listing as it is cached.
+    """Listing of a tree, as cached.
 
     Attributes:
-        stamps: of each folder seen: device, inode, and the times of its last changes.
-        files: of each class, below the tree's folder.
-        left_out: what was not taken, and why.
+        stamps: device, inode, and times of the last changes of each folder.
+        files: paths of each class's files, relative to the tree's folder.
+        left_out: files and folders that were left out, with the reason.
     """
 
     stamps: dict[str, list[int]] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class _Tree:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of the user's: it begins with a dot, or a system keeps things of its own in it.
+    """Whether a name begins with a dot, or belongs to a folder that systems create for themselves.
 
     >>> is_hidden(".ipynb_checkpoints"), is_hidden("__MACOSX"), is_hidden("cat")
     (True, True, False)
@@ -53,7 +53,7 @@ def is_hidden(name: str) -> bool:
 
 
 def folders_in(folder: Path) -> list[str]:
-    """Names of the folders in a folder, less hidden ones. Raises `DataError` if it cannot be listed."""
+    """Return the names of a folder's subfolders without hidden ones. Raises `DataError` if it cannot be listed."""
     try:
         return sorted(entry.name for entry in os.scandir(folder) if not is_hidden(entry.name) and _is_folder(entry))
     except OSError as error:
@@ -61,10 +61,14 @@ def folders_in(folder: Path) -> list[str]:
 
 
 def list_tree(folder: Path) -> Listing:
-    """The images of a tree with a folder a class, from the cache if nothing has changed. Raises `DataError`."""
+    """Return the images of a tree with one folder per class, from the cache if nothing changed.
+
+    Raises:
+        DataError: a folder that cannot be listed, no folders, a class without images, or halves taken for classes.
+    """
     tree = _cached_tree(folder)
     if not tree.files:
-        raise DataError(f"{folder} has no folders; images are expected in a folder a class: {folder}/<class>/<image>.")
+        raise DataError(f"{folder} has no folders; images must be in one folder per class: {folder}/<class>/<image>.")
     for name, files in tree.files.items():
         if not files:
             raise DataError(
@@ -83,7 +87,7 @@ def list_tree(folder: Path) -> Listing:
 
 
 def _check_layout(tree: _Tree, folder: Path) -> None:
-    """Halves that would be taken for classes, or mixed in them, are an error; other doubts are said."""
+    """Raise `DataError` if halves would be taken for classes or mixed in them; warn of unclear layouts."""
     below = {label: [name.split(os.sep)[1:-1] for name in files] for label, files in tree.files.items()}
     deep = [label for label, folders in below.items() if all(folders)]
     words = {label: {half_named(word) for word in _WORD.findall(label)} - {None} for label in deep}
@@ -91,7 +95,7 @@ def _check_layout(tree: _Tree, folder: Path) -> None:
     if len(halves) > 1 and {"train"} < set().union(*words.values()):
         raise DataError(
             f"The folders {' and '.join(halves)} of {folder} would be taken for classes; if they are halves, name them "
-            "train and test, each with a folder a class directly in it."
+            "train and test, each with one folder per class directly in it."
         )
     (first, *others) = {frozenset(folders[0] for folders in files if folders) for files in below.values()}
     if others or len(first) < 2:
@@ -109,7 +113,7 @@ def _check_layout(tree: _Tree, folder: Path) -> None:
 
 
 def _cached_tree(folder: Path) -> _Tree:
-    """The tree from the cache, if no folder of it has changed since, or else listed and put there."""
+    """Return the tree from the cache if no folder of it changed; otherwise list the tree and cache it."""
     folder = folder.resolve()
     cache = _cache_of(folder)
     try:
@@ -137,10 +141,10 @@ def _cache_of(folder: Path) -> Path:
 
 
 def _remembered(folder: Path, cache: Path) -> _Tree:
-    """What was listed, if it would be listed again: whole, by the same rules, and of folders that have not changed.
+    """Return the cached tree, if it is intact, made by the same rules, and its folders have not changed.
 
     Raises:
-        OSError, ValueError, TypeError, KeyError: it would not.
+        OSError, ValueError, TypeError, KeyError: no usable cache.
     """
     checksum, _, text = cache.read_text().partition("\n")
     if checksum != hashlib.sha256(text.encode()).hexdigest():
@@ -156,7 +160,7 @@ def _remembered(folder: Path, cache: Path) -> _Tree:
 
 
 def _stamp(directory: str) -> list[int]:
-    status = os.stat(directory)  # the time of change besides, as the other can be set by tools that copy
+    status = os.stat(directory)  # ctime as well, because copying tools can set mtime
     return [status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
 
 
@@ -177,7 +181,7 @@ def _walk(folder: str) -> _Tree:
 
 
 def _images_below(top: str, folder: str, tree: _Tree) -> list[str]:
-    """Images of a class, at any depth; links to folders are followed once every other folder was seen."""
+    """Return the images of a class at any depth; links to folders are followed after all other folders."""
     root = os.path.join(folder, "")
     found: list[tuple[str, list[str]]] = []
     folders, seen = [top], set()
@@ -222,10 +226,10 @@ def _note_broken_link(entry: os.DirEntry[str], name: str, tree: _Tree) -> None:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself; if it is named as an image, reading says that it is missing
+    except OSError:  # a link to itself; if it is named as an image, loading reports it as missing
         return False
 
 
 def _holds(outer: str, inner: str) -> bool:
-    """Whether a folder is another one or above it; both without links."""
+    """Whether ``outer`` is ``inner`` or above it; both paths without links."""
     return Path(inner).is_relative_to(outer)

@@ -1,4 +1,4 @@
-"""What is looked at in images before they are believed: that they are numbers, and both halves of one kind."""
+"""Checks of image values: they are finite, and both halves are of the same kind and range."""
 
 from collections.abc import Callable
 
@@ -7,20 +7,20 @@ from torch import Tensor
 
 from supsup_lightning.errors import DataError
 
-_FEW = 8  # images, of which statistics say nothing
+_FEW = 8  # too few images for statistics
 
-# How much the halves' standard deviations may differ, as a ratio, and their means, in the larger standard deviation.
+# How far the halves may differ: ratio of standard deviations; difference of means per larger standard deviation.
 _FLOATS = 3.0, 2.0  # 1 / 0.3081 is normalised MNIST over MNIST
-# One half has negative values and the other none: only one was centred, or noise was added in training, which leaves
-# the mean as it was. Normalised FashionMNIST over FashionMNIST: 2.8, 0.29; CIFAR centred at 0.5 in one half: 2, 1.
+# Limits if one half has negative values and the other none: only one was centred, or noise was added in training, which
+# keeps the mean. Normalised FashionMNIST over FashionMNIST: 2.8, 0.29; CIFAR centred at 0.5 in one half: 2, 1.
 _CENTRED = 2.0, 0.4
-_BYTES = 8.0, 2.0  # in one unit, but for 0 to 15 or 0 to 1 in place of 0 to 255; of little contrast in the test, say
-_NEGATIVE = 0.1  # share of values at least
-_PICTURE = 16  # values at least: the images of one class may well have fewer than that without a negative one
+_BYTES = 8.0, 2.0  # wide, as bytes share one unit and test images may have low contrast; finds 0 to 15 or 0 to 1
+_NEGATIVE = 0.1  # least share of negative values
+_PICTURE = 16  # least number of values: smaller inputs of one class may well have no negative value
 
 
 def are_numbers(images: Tensor) -> Tensor:
-    """Whether images hold neither NaN nor an infinite value, ``()``, by one pass over them and without waiting.
+    """Whether images hold neither NaN nor infinite values, a tensor ``()``. One pass, without synchronisation.
 
     >>> are_numbers(torch.tensor([1.0, torch.nan])), are_numbers(torch.tensor([torch.inf, -torch.inf]))
     (tensor(False), tensor(False))
@@ -29,16 +29,16 @@ def are_numbers(images: Tensor) -> Tensor:
         images = torch.view_as_real(images)
     if not images.is_floating_point() or not images.numel():
         return torch.ones((), dtype=torch.bool, device=images.device)
-    low, high = images.aminmax()  # NaN if one is; 25 times as fast as `isfinite` on each value on a CPU (torch 2.14)
+    low, high = images.aminmax()  # propagates NaN; 25 times as fast as `isfinite` per value on a CPU (torch 2.14)
     return low.isfinite() & high.isfinite()
 
 
 def check_numbers(images: Tensor, whose: Callable[[int], str]) -> None:
-    """Raise `DataError` where an image holds a NaN or an infinite value.
+    """Raise `DataError` if an image holds a NaN or an infinite value.
 
     Args:
         images: ``(images, *shape)``.
-        whose: the name of an image by its place, to begin the message with.
+        whose: function from an image's index to its name, which begins the message.
     """
     if not (images.is_floating_point() or images.is_complex()):
         return
@@ -52,16 +52,18 @@ def check_numbers(images: Tensor, whose: Callable[[int], str]) -> None:
             others = len(bad[:, 0].unique()) - 1
             raise DataError(
                 f"{whose(start + image)} has the value {part[tuple(bad[0])].item()} at {place}"
-                f"{f', and {others} of the next {len(part)} images have such values' if others else ''}. Mend it, or "
+                f"{f', and {others} of the next {len(part)} images have such values' if others else ''}. Fix it, or "
                 "leave it out: nothing can be learned or predicted from it."
             )
 
 
 class Watch:
-    """Looks at the batches of one pass: each at once on a CPU; on an accelerator, which a look makes wait, at its end.
+    """Check the batches of one pass for NaN and infinite values.
+
+    A CPU checks each batch at once. An accelerator checks all at the end, because each check makes it wait.
 
     Args:
-        whose: the name of an image by its batch and its place in it, to begin a message with.
+        whose: function from a batch's number and an image's index in it to a name, which begins the message.
     """
 
     def __init__(self, whose: Callable[[int, int], str]) -> None:
@@ -69,7 +71,7 @@ class Watch:
         self.seen: list[Tensor] = []
 
     def look(self, images: Tensor, number: int) -> None:
-        """See a batch. Raises `DataError`, on a CPU."""
+        """Check a batch, or note it for `end` on an accelerator. Raises `DataError` on a CPU."""
         if not (images.is_floating_point() or images.is_complex()):
             return
         if images.device.type == "cpu":
@@ -78,20 +80,20 @@ class Watch:
             self.seen.append(are_numbers(images))
 
     def end(self) -> None:
-        """Look at what was seen. Raises `DataError`."""
+        """Check the noted batches. Raises `DataError`."""
         bad = (~torch.stack(self.seen)).nonzero().flatten().tolist() if self.seen else []
         if bad:
-            raise DataError(f"{self.whose(bad[0], -1)} holds a NaN or an infinite value. Mend or leave it out.")
+            raise DataError(f"{self.whose(bad[0], -1)} holds a NaN or an infinite value. Fix it or leave it out.")
 
 
 def check_same(what: str, train: object, test: object, *, whose: str, other: str = "test") -> None:
-    """Raise `DataError` where the images of two halves differ in what they are.
+    """Raise `DataError` if the images of two halves differ in type or shape.
 
     Args:
-        what: type or shape.
-        train: that of the training images.
-        test: that of the other half.
-        whose: images they are, for a message.
+        what: type or shape, for the message.
+        train: value of the training images.
+        test: value of the other half.
+        whose: name of the task, for the message.
         other: name of the other half.
     """
     if train != test:
@@ -101,14 +103,14 @@ def check_same(what: str, train: object, test: object, *, whose: str, other: str
 
 
 def check_same_range(train: Tensor, test: Tensor, *, whose: str, other: str = "test", were_bytes: bool = False) -> None:
-    """Raise `DataError` where two halves were not normalised alike, by their mean and standard deviation.
+    """Raise `DataError` if mean and standard deviation show that two halves were not normalised alike.
 
     Args:
-        train: some training images as the network gets them, ``(images, *shape)``.
-        test: some of the other half.
-        whose: images they are, for a message.
+        train: some training images as network inputs, ``(images, *shape)``.
+        test: some images of the other half.
+        whose: name of the task, for the message.
         other: name of the other half.
-        were_bytes: before the training images' mean and standard deviation normalised both.
+        were_bytes: whether both were bytes, normalised by the training images' mean and standard deviation.
     """
     if not train.is_floating_point() or min(len(train), len(test)) < _FEW:
         return

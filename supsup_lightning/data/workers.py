@@ -1,4 +1,4 @@
-"""Images that do not fit in memory: read by worker processes, batch by batch."""
+"""Store of images that do not fit in memory: worker processes read them batch by batch."""
 
 import logging
 import os
@@ -23,19 +23,19 @@ from supsup_lightning.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-# Of the short side over the crop, in evaluation: 256 over 224, ImageNet's custom.
+# Ratio of the short side to the crop in evaluation: 256 to 224, as usual for ImageNet.
 _RESIZE_BEFORE_CROP = 256 / 224
 
 
 class Items(Protocol):
-    """Images one by one; a copy of this object lives in every worker."""
+    """Images that are read one by one; every worker has a copy of this object."""
 
     def fetch(self, position: int) -> Tensor:
-        """The image ``(channels, height, width)`` as it is evaluated. Raises `DataError` if it cannot be read."""
+        """Return the image for evaluation, ``(channels, height, width)``. Raises `DataError` if it cannot be read."""
         ...
 
     def fetch_random(self, position: int) -> Tensor:
-        """The image with what is random in training; called with all generators seeded for it."""
+        """Return the image for training, with its random transforms. All generators are seeded before the call."""
         ...
 
 
@@ -44,10 +44,10 @@ class ImageFiles:
     """Image files (`decoding.read_image`) brought to one shape.
 
     Attributes:
-        paths: of the images.
+        paths: paths of the images.
         shape: ``(channels, height, width)`` to bring them to; one channel is grey.
-        resized_crop: ImageNet's custom: in training a random part of the image, and every other one mirrored; in
-            evaluation the middle of it. Otherwise the whole image is brought to the shape.
+        resized_crop: crop as usual for ImageNet: a random part of the image in training, mirrored half of the time, and
+            the centre in evaluation. Otherwise the whole image is resized.
     """
 
     paths: Sequence[Path]
@@ -55,11 +55,11 @@ class ImageFiles:
     resized_crop: bool = False
 
     def fetch(self, position: int) -> Tensor:
-        """The middle of the image, or all of it, uint8."""
+        """Return the centre of the image, or all of it, uint8."""
         return self._evaluation(self._read(position))
 
     def fetch_random(self, position: int) -> Tensor:
-        """A random part of the image, or all of it, uint8."""
+        """Return a random part of the image, or all of it, uint8."""
         return self._training(self._read(position))
 
     @cached_property
@@ -82,7 +82,7 @@ class ImageFiles:
 
 
 class _Guarded(Dataset):
-    """Turns what cannot be read into its message, which the main process decides about."""
+    """Data set that returns an error message for an unreadable image; the main process raises or skips."""
 
     def __init__(self, items: Items) -> None:
         self.items = items
@@ -100,10 +100,10 @@ class _Guarded(Dataset):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """The generators of torch (CPU), numpy and Python seeded for one image, and as they were afterwards.
+    """Seed the generators of torch (CPU), numpy and Python for one image, and restore them afterwards.
 
-    Neither the number of workers, nor a resume, nor what ran before changes what an image draws. `torch.manual_seed`
-    would seed every other device's generator as well, in a fifth of a millisecond.
+    An image's random numbers thus do not depend on the number of workers, on a resume, or on what ran before.
+    `torch.manual_seed` would seed every other device's generator as well, which takes 0.2 ms.
     """
     generator = torch.default_generator
     states = generator.get_state(), random.getstate(), np.random.get_state()
@@ -117,14 +117,14 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def draw_from(seed: int) -> None:
-    """Seed the generators of torch (CPU), numpy and Python; within `seeded`, which puts them back."""
+    """Seed the generators of torch (CPU), numpy and Python. Call it within `seeded`, which restores them."""
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
 
 
 class _Requests:
-    """A batch sampler whose batches are exchanged between passes, so that workers outlive an epoch."""
+    """Batch sampler whose batches are replaced between passes, so that workers persist over epochs."""
 
     def __init__(self) -> None:
         self.positions: Sequence[Tensor] = ()
@@ -140,7 +140,7 @@ class _Requests:
 
 
 class _Pool:
-    """A DataLoader with persistent workers; one pass at a time."""
+    """DataLoader with persistent workers, for one pass at a time."""
 
     def __init__(self, items: Items, *, num_workers: int, pin_memory: bool) -> None:
         self.requests = _Requests()
@@ -152,7 +152,7 @@ class _Pool:
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
             collate_fn=_collate,
-            generator=torch.Generator(),  # otherwise each pass would draw from everybody's
+            generator=torch.Generator(),  # otherwise each pass would draw from the global generator
         )
 
     def batches(self, positions: Sequence[Tensor], seeds: Tensor | None) -> Iterator[tuple[Tensor | None, Any, Any]]:
@@ -165,16 +165,16 @@ class _Pool:
 
 
 class Workers:
-    """A store whose images are read by worker processes, which persist; batches come through pinned memory.
+    """Store whose images are read by persistent worker processes; on CUDA, batches come through pinned memory.
 
     Args:
         items: the images.
-        shape: of one image; by default that of the first.
+        shape: shape of one image; by default that of the first.
         num_workers: processes for training, and as many for evaluation; 0 reads in the main process.
-        on_error: ``raise``, or ``skip`` to leave an image that cannot be read out of its batch, and say so.
+        on_error: ``raise``, or ``skip`` to leave an unreadable image out of its batch, with a warning.
 
     Attributes:
-        skipped: message of each image that was left out, in this process.
+        skipped: messages of the images that were left out in this process.
     """
 
     def __init__(
@@ -194,10 +194,10 @@ class Workers:
         return self._shape
 
     def batches(self, positions: Sequence[Tensor], *, seeds: Tensor | None, device: torch.device) -> Iterator[Batch]:
-        """Batches without the images that cannot be read.
+        """Yield batches without the images that cannot be read.
 
         Raises:
-            DataError: an image cannot be read and ``on_error`` is ``raise``; or none of a batch can.
+            DataError: an image cannot be read and ``on_error`` is ``raise``; or no image of a batch can be read.
         """
         for pixels, kept, failures in self._pool(seeds is not None, device).batches(positions, seeds):
             for failure in failures:
@@ -212,7 +212,7 @@ class Workers:
 
     def _pool(self, training: bool, device: torch.device) -> _Pool:
         pool = self._pools.get(training)
-        if pool is None or pool.busy:  # two passes at once: the second gets workers of its own
+        if pool is None or pool.busy:  # two passes at once: the second gets its own workers
             fresh = _Pool(self.items, num_workers=self.num_workers, pin_memory=device.type == "cuda")
             if pool is not None:
                 return fresh
