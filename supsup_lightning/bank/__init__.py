@@ -1,4 +1,4 @@
-"""The finished tasks: masks, combinations of masks, Hopfield memories, and their file."""
+"""Storage of finished tasks: masks, combinations of masks, Hopfield memories, and their file format."""
 
 from supsup_lightning.bank.mask_bank import MaskBank
 

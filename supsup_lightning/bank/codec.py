@@ -1,14 +1,12 @@
-"""The file of what was learned: a safetensors file, readable from any language.
+"""File format of finished tasks: a safetensors file, readable from any language.
 
-Of any method: ``tasks`` ``(tasks,)`` int64, ``statistics`` ``(tasks, statistics)`` float32 of normalisation layers,
-``parameters.<name>`` for the network's own that no seed regrows, and the ``seed`` that regrows the others.
-Of a mask bank: ``packed`` ``(masks, ceil(weights / 8))`` uint8, or, where that takes fewer bytes, what
-`entropy_coding.encode` makes of it. Where tasks are combinations of masks, their `Combinations` as
-``combinations.<name>``.
-Of a Hopfield memory: ``memory.triangle_<block>``, ``memory.total`` and ``memory.num_patterns``, as
-`HopfieldMemory.packed` has them.
-Of methods that train: ``values`` ``(tasks, values)`` float32, a task's own; ``trunk``, ``weights`` and
-``shared_statistics``, those of all tasks.
+Every method: ``tasks`` ``(tasks,)`` int64, ``statistics`` ``(tasks, statistics)`` float32 of normalisation layers,
+``parameters.<name>`` for the network's parameters that no seed regrows, and the ``seed`` that regrows the others.
+Mask bank: ``packed`` ``(masks, ceil(weights / 8))`` uint8, or the output of `entropy_coding.encode` if that takes fewer
+bytes. Combinations of masks, if there are any, as ``combinations.<name>`` (`Combinations`).
+Hopfield memory: ``memory.triangle_<block>``, ``memory.total`` and ``memory.num_patterns`` (`HopfieldMemory.packed`).
+Methods that train weights: ``values`` ``(tasks, values)`` float32, one row per task; ``trunk``, ``weights`` and
+``shared_statistics``, which all tasks share.
 
 The header's metadata holds the format, what identifies the network, the seed and the options, and the ``sha256`` of
 all this and the tensors. The same contents make the same file, byte for byte.
@@ -35,9 +33,9 @@ CODED_MASK_BANK = "supsup-mask-bank-2"
 HOPFIELD_MEMORY = "supsup-hopfield-memory-1"
 TRAINED_NETWORK = "supsup-trained-network-1"
 
-_MOST_HEADER = 2**20  # bytes, which ten thousand tensors take; of a longer one, reading alone takes seconds
+_MOST_HEADER = 2**20  # bytes, about ten thousand tensors; a longer header takes seconds to read
 
-# Larger elements first, so that every tensor lies at a multiple of its element's size.
+# Larger elements first, so that every tensor is aligned to its element's size.
 _DTYPES = {
     torch.complex64: "C64",
     torch.float64: "F64",
@@ -66,17 +64,17 @@ def write(
     identity: Mapping[str, str],
     mask_sizes: Sequence[int] = (),
 ) -> None:
-    """Write a file, under a temporary name first: a kill leaves the former file or the new one, never a part.
+    """Write a file under a temporary name, then rename it: an interrupted write keeps the old file.
 
     Args:
-        path: of the file.
-        tensors: by name.
+        path: path of the file.
+        tensors: tensors by name.
         file_format: one of the constants here.
-        identity: what has to agree when the file is read.
-        mask_sizes: weights of each layer, where ``packed`` holds masks over them.
+        identity: text values that are compared when the file is read.
+        mask_sizes: number of weights per layer, if ``packed`` holds masks over them.
 
     Raises:
-        SaveError: the file system does not take it. What the file held before is kept.
+        SaveError: too many tensors, or the file system refuses the file. The old file is kept.
     """
     contents = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     if mask_sizes and len(contents["packed"]):
@@ -85,7 +83,7 @@ def write(
             del contents["packed"]
             contents |= coded
             file_format = CODED_MASK_BANK
-    # `checked_by` as well, so that a damaged key does not make of a file one from before there was a digest.
+    # `checked_by` as well: without it, a damaged `sha256` key would look like an older file without a digest.
     metadata = {"format": file_format, "checked_by": "sha256", **identity}
     order = list(_DTYPES)
     contents = dict(sorted(contents.items(), key=lambda item: (order.index(item[1].dtype), item[0])))
@@ -107,12 +105,12 @@ def write(
 def read(
     path: str | Path, *, file_format: str, mask_sizes: Sequence[int] = ()
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and identity.
+    """Read the tensors and the identity of a file.
 
     Args:
-        path: of the file.
+        path: path of the file.
         file_format: one of the constants here.
-        mask_sizes: as for `write`; coded masks over any others are refused before they are decoded.
+        mask_sizes: as for `write`; coded masks with other sizes raise an error before they are decoded.
 
     Raises:
         DataError: the file is missing, damaged or of another format.
@@ -142,12 +140,12 @@ def read(
 
 
 def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a safetensors file."""
+    """Read all tensors and the metadata of a safetensors file."""
     try:
         with path.open("rb") as opened:
             if int.from_bytes(opened.read(8), "little") > _MOST_HEADER:
                 raise ValueError("its header is too long, or it is no safetensors file")
-        with safe_open(path, "pt") as file:  # which checks all sizes against that of the file
+        with safe_open(path, "pt") as file:  # checks all sizes against that of the file
             metadata = dict(file.metadata() or {})
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:
@@ -159,12 +157,12 @@ def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each under ``prefix`` and its name."""
+    """Return the tensors with ``prefix`` before their names."""
     return {f"{prefix}{name}": value for name, value in tensors.items()}
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors whose names begin with ``prefix``, by the rest of their names.
+    """Return the tensors whose names begin with ``prefix``, named without it.
 
     >>> import torch
     >>> under("a.", prefixed("a.", {"b": torch.tensor(1)}))

@@ -1,4 +1,4 @@
-"""Tasks that are no mask of their own but a linear combination of the masks there are: a few numbers a task."""
+"""Tasks stored as linear combinations of existing masks: a few numbers per task."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,12 +12,12 @@ from supsup_lightning.errors import DataError
 
 
 class Combinations(nn.Module):
-    """Coefficients over masks, by task id; part of `state_dict`, and loadable at any number of them.
+    """Coefficients over masks, by task id. `load_state_dict` accepts any number of combinations.
 
     Attributes:
         tasks: ``(combinations,)`` int64.
         masks: ``(masks,)`` int64, the tasks whose masks are combined.
-        coefficients: ``(combinations, masks)`` float32; 0 for masks that are younger than the combination.
+        coefficients: ``(combinations, masks)`` float32; 0 for masks that were added after the combination.
         statistics: ``(combinations, statistics)`` float32, the running statistics of normalisation layers.
 
     >>> combined = Combinations()
@@ -45,9 +45,9 @@ class Combinations(nn.Module):
         return bool((self.tasks == task).any())
 
     def set(self, task: int, coefficients: Tensor, statistics: Tensor | None = None, *, masks: Tensor) -> None:
-        """Store the coefficients of ``task`` over ``masks``, both ``(masks,)``, in place of any it had.
+        """Store the coefficients of ``task`` over ``masks``, both ``(masks,)``, in place of old ones.
 
-        ``masks`` has to name those of the former combinations as well. ``statistics`` is ``(statistics,)``.
+        ``masks`` must include the masks of all stored combinations. ``statistics`` is ``(statistics,)``.
         """
         self.coefficients = self.matrix(masks)
         self.masks = masks.clone()
@@ -61,18 +61,18 @@ class Combinations(nn.Module):
             self.statistics[row] = statistics.detach()
 
     def get(self, task: int, masks: Tensor) -> Tensor:
-        """The coefficients of ``task`` over ``masks``, ``(masks,)``. Raises `KeyError` if it has none."""
+        """Return the coefficients of ``task`` over ``masks``, ``(masks,)``. Raises `KeyError` if it has none."""
         return self.matrix(masks)[self._row(task)]
 
     def get_statistics(self, task: int) -> Tensor:
-        """A copy of the statistics of ``task``, ``(statistics,)``. Raises `KeyError` if it has none."""
+        """Return a copy of the statistics of ``task``, ``(statistics,)``. Raises `KeyError` if it has none."""
         return self.statistics[self._row(task)].clone()
 
     def matrix(self, masks: Tensor) -> Tensor:
-        """All coefficients over ``masks`` ``(masks,)``, in this order: ``(combinations, masks)``.
+        """Return all coefficients over ``masks`` ``(masks,)``, in this order: ``(combinations, masks)``.
 
         Raises:
-            KeyError: a mask that a combination rests on is not among them.
+            KeyError: ``masks`` lacks a mask that a combination uses.
         """
         place = self.masks.unsqueeze(1) == masks  # (own masks, masks)
         absent = self.masks[~place.any(1) & self.coefficients.any(0)].tolist()
@@ -94,7 +94,7 @@ class Combinations(nn.Module):
         return int(rows[0])
 
     def check_state(self, stored: Mapping[str, Any]) -> None:
-        """Look at a state before any of it is loaded. Raises `DataError` where it is damaged."""
+        """Check a state before any of it is loaded. Raises `DataError` if it is damaged."""
         for name in ("tasks", "masks"):
             check_tasks(stored, "combination", name)
         shapes = {
@@ -108,7 +108,7 @@ class Combinations(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         names = ("tasks", "masks", "coefficients", "statistics")
         self.check_state({name: state_dict.get(prefix + name) for name in names})
-        # They grow, so loading first takes on the stored sizes; the default would refuse them.
+        # Buffers grow, so loading takes on the stored sizes first; the default would refuse them.
         for name in names:
             setattr(self, name, self.get_buffer(name).new_empty(state_dict[prefix + name].shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

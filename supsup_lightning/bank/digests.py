@@ -1,4 +1,4 @@
-"""One digest of many tensors, by which a file or a checkpoint shows that it is what was written."""
+"""Digest over many tensors, by which damage to a file or a checkpoint is found."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def digest(value: Any) -> str:
-    """SHA-256 over a tree of mappings, sequences, tensors, numbers and text; names, types and shapes count.
+    """SHA-256 over a tree of mappings, sequences, tensors, numbers and text, with names, types and shapes.
 
-    Of any other object, the name of its type alone counts.
+    Any other object counts by the name of its type alone.
 
     >>> digest({"a": torch.zeros(2)}) == digest({"a": torch.zeros(2)})
     True
@@ -25,7 +25,7 @@ def digest(value: Any) -> str:
 
 
 def _add(hashed: Any, value: Any, known: dict[int, tuple[Any, bytes]]) -> None:
-    """Each collection once, by its own digest: ones that hold the same one twice, and so on, would take for ever."""
+    """Hash each collection once: nested ones that repeat the same collection would take exponential time."""
     if isinstance(value, Tensor) and value.layout == torch.strided:
         hashed.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
         hashed.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -36,11 +36,11 @@ def _add(hashed: Any, value: Any, known: dict[int, tuple[Any, bytes]]) -> None:
             inside = hashlib.sha256(f"{name} {len(value)};".encode())
             for part in parts:
                 _add(inside, part, known)
-            known[id(value)] = value, inside.digest()  # with the value itself, as ids of what is gone are used again
+            known[id(value)] = value, inside.digest()  # the value as well: Python reuses the ids of deleted objects
         hashed.update(known[id(value)][1])
     elif isinstance(value, str):
         hashed.update(f"text {len(value)} {value};".encode(errors="surrogatepass"))
-    elif isinstance(value, (int, float)):  # 1, 1.0 and True are told apart; a NumPy number is the number that it is
+    elif isinstance(value, (int, float)):  # 1, 1.0 and True differ; a NumPy number equals its Python value
         kind = next(kind for kind in (bool, int, float) if isinstance(value, kind))
         hashed.update(f"{kind.__name__} {kind(value)!r};".encode())
     else:

@@ -1,6 +1,6 @@
-"""Masks in as few bytes as their densities allow: a range coder with one probability a layer and mask.
+"""Entropy coding of masks: a range coder with one probability per layer and mask.
 
-A mask of density ``p`` carries ``H2(p)`` bits a weight: 1 at a half, 0.47 at a tenth, 0.08 at a hundredth. The coder
+A mask of density ``p`` carries ``H2(p)`` bits per weight: 1 at a half, 0.47 at a tenth, 0.08 at a hundredth. The coder
 (`constriction`) comes within 0.2 % of that.
 """
 
@@ -14,18 +14,18 @@ from torch import Tensor
 Bernoulli = constriction.stream.model.Bernoulli
 RangeDecoder, RangeEncoder = constriction.stream.queue.RangeDecoder, constriction.stream.queue.RangeEncoder
 
-# By so many bytes, and so large a share, may what is coded differ from the entropy: the coder's last words, and its
-# probabilities of 24 bits.
+# Coded size may differ from the entropy by this many bytes (the coder's last words) plus this share (its probabilities
+# have 24 bits).
 _SPARE_BYTES = 16
 _SPARE_SHARE = 0.01
 
 
 def encode(packed: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
-    """Code each mask by itself.
+    """Encode masks, each by itself.
 
     Args:
         packed: ``(masks, ceil(weights / 8))`` uint8.
-        sizes: weights in each layer, in the order of the bits.
+        sizes: number of weights per layer, in the order of the bits.
 
     Returns:
         ``coded`` ``(bytes,)`` uint8, all masks one after another; ``coded_lengths`` ``(masks,)`` int64, bytes of each;
@@ -58,7 +58,7 @@ def encode(packed: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
 
 
 def encode_if_smaller(packed: Tensor, sizes: Sequence[int]) -> dict[str, Tensor] | None:
-    """What `encode` gives; None where it takes no fewer bytes, which their entropy tells before any mask is coded."""
+    """Return `encode`'s result, or None if it is not smaller; the entropy often shows that without encoding."""
     besides = len(packed) * (8 + 4 * len(sizes)) + 8 * len(sizes)
     least = entropy_bytes(count(packed, sizes), sizes).sum() - len(packed) * _SPARE_BYTES + besides
     if least >= packed.nbytes:
@@ -68,14 +68,14 @@ def encode_if_smaller(packed: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]
 
 
 def count(packed: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Weights that are on in each mask and layer, ``(masks, layers)`` int32."""
+    """Number of weights that are on per mask and layer, ``(masks, layers)`` int32."""
     ends = np.cumsum(sizes)
     ones = [[np.count_nonzero(part) for part in np.split(on, ends[:-1])] for on in _unpacked(packed, sizes)]
     return torch.tensor(ones, dtype=torch.int32).view(len(packed), len(sizes))
 
 
 def entropy_bytes(ones: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Bytes that masks with so many weights on carry, ``(masks, layers)`` to ``(masks,)`` float64."""
+    """Entropy in bytes of masks with these numbers of weights on, ``(masks, layers)`` to ``(masks,)`` float64."""
     size = torch.tensor(list(sizes), dtype=torch.float64)
     share = ones / size.clamp_min(1)
     bits_per_weight = torch.special.entr(share) + torch.special.entr(1 - share)  # in nats
@@ -85,17 +85,17 @@ def entropy_bytes(ones: Tensor, sizes: Sequence[int]) -> Tensor:
 def decode(
     coded: Tensor, coded_lengths: Tensor, ones: Tensor, layer_sizes: Tensor, *, sizes: Sequence[int] | None = None
 ) -> Tensor:
-    """The packed masks, ``(masks, ceil(weights / 8))`` uint8, out of what `encode` gave.
+    """Decode the output of `encode` to packed masks, ``(masks, ceil(weights / 8))`` uint8.
 
     Args:
-        coded: as `encode` returns it, like the next three.
-        coded_lengths: see there.
-        ones: see there.
-        layer_sizes: see there.
-        sizes: what `layer_sizes` has to be, where that is known; nothing is made room for before it was compared.
+        coded: ``(bytes,)`` uint8, all masks one after another.
+        coded_lengths: ``(masks,)`` int64, bytes of each mask.
+        ones: ``(masks, layers)`` int32, number of weights that are on.
+        layer_sizes: ``(layers,)`` int64, number of weights per layer.
+        sizes: expected ``layer_sizes``, if known; compared before memory is allocated.
 
     Raises:
-        ValueError: they are not what `encode` gives.
+        ValueError: the input is not an output of `encode`.
     """
     sizes = layer_sizes.tolist() if sizes is None else sizes
     _check(coded, coded_lengths, ones, layer_sizes, sizes)
@@ -132,7 +132,7 @@ def _layers(coded: Tensor, counts: Sequence[int], sizes: Sequence[int], number: 
         if 0 < ones < size:
             try:
                 on = decoder.decode(Bernoulli(ones / size, perfect=False), size).astype(bool)
-            except (AssertionError, RuntimeError, ValueError) as error:  # constriction's for words it never writes
+            except (AssertionError, RuntimeError, ValueError) as error:  # constriction raises them for invalid words
                 raise ValueError(f"coded mask {number} cannot be decoded ({error})") from error
         if np.count_nonzero(on) != ones:
             raise ValueError(f"coded mask {number} has another number of ones than was written")
@@ -140,6 +140,6 @@ def _layers(coded: Tensor, counts: Sequence[int], sizes: Sequence[int], number: 
 
 
 def _unpacked(packed: Tensor, sizes: Sequence[int]) -> Iterator[np.ndarray]:
-    """One mask after another, ``(weights,)`` uint8."""
+    """Yield the masks unpacked, ``(weights,)`` uint8 each."""
     for row in packed.cpu().numpy():
         yield np.unpackbits(row, count=sum(sizes), bitorder="little")

@@ -1,4 +1,4 @@
-"""The finished tasks of `SupSup` as one: masks, and linear combinations of masks."""
+"""Finished tasks of `SupSup`: masks, and linear combinations of masks, behind one interface."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from supsup_lightning.errors import DataError, MismatchError
 
 
 class FinishedMasks:
-    """Masks and combinations in one order: masks first.
+    """Masks and combinations of masks, in one order: masks first.
 
     Args:
         bank: the masks.
@@ -27,21 +27,21 @@ class FinishedMasks:
 
     @property
     def tasks(self) -> Tensor:
-        """``(k,)`` int64."""
+        """Task of each mask and combination, ``(k,)`` int64."""
         return torch.cat([self.bank.tasks, self.combinations.tasks])
 
     def select(self, task: int, vector: Tensor) -> Tensor:
-        """``vector`` ``(weights,)`` times the mask or combination of ``task``. Raises `KeyError` if it has none."""
+        """Multiply ``vector`` ``(weights,)`` by the mask or combination of ``task``. Raises `KeyError` without one."""
         if task in self.combinations:
             return self.bank.superpose(self.combinations.get(task, self.bank.tasks)) * vector
         return self.bank.select(task, vector)
 
     def get_statistics(self, task: int) -> Tensor:
-        """A copy of the running statistics of ``task``, ``(statistics,)``. Raises `KeyError` if it has none."""
+        """Return a copy of the running statistics of ``task``, ``(statistics,)``. Raises `KeyError` if it has none."""
         return (self.combinations if task in self.combinations else self.bank).get_statistics(task)
 
     def superpose(self, coefficients: Tensor | None = None) -> Tensor:
-        """``sum_i a_i M_i``, ``(weights,)``, where a combination stands for a weighted mean of its masks.
+        """Superposition ``sum_i a_i M_i``, ``(weights,)``; a combination counts as a weighted mean of its masks.
 
         Args:
             coefficients: ``(k,)``; by default ``1/k`` each.
@@ -54,7 +54,7 @@ class FinishedMasks:
         return self.bank.superpose(coefficients)
 
     def project(self, vector: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Inner products with ``vector`` ``(*batch, weights)``: ``(*batch, k)``, or of some rows ``(*batch, k')``."""
+        """Inner products of all, or some, rows with ``vector`` ``(*batch, weights)``: ``(*batch, rows)``."""
         if not len(self.combinations):
             return self.bank.project(vector, rows)
         masks = self.bank.project(vector)
@@ -62,25 +62,25 @@ class FinishedMasks:
         return products if rows is None else products[..., rows]
 
     def _shares(self) -> Tensor:
-        """Coefficients of the combinations, of magnitude 1 in all: else the larger sum would win every gradient."""
+        """Coefficients scaled to a sum of magnitudes of 1; otherwise the larger sum would win every gradient."""
         matrix = self.combinations.matrix(self.bank.tasks)
         return matrix / matrix.abs().sum(1, keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)
 
     def sparsity(self) -> Tensor:
-        """Measured share of weights that each mask or combination switches off, ``(k,)``."""
+        """Measured sparsity: share of weights that each mask or combination switches off, ``(k,)``."""
         combined = [self.bank.superpose(row) for row in self.combinations.matrix(self.bank.tasks)]
         return torch.cat([self.bank.sparsity(), *((weights == 0).float().mean().view(1) for weights in combined)])
 
     # Files.
 
     def state(self) -> dict[str, Tensor]:
-        """What a file holds: the bank, and the combinations if there are any."""
+        """Return the tensors to save in a file: the bank, and the combinations if there are any."""
         bank = {name: value for name, value in self.bank.state_dict().items() if name != "statistics" or value.shape[1]}
         combined = self.combinations.state_dict() if len(self.combinations) else {}
         return {**bank, **codec.prefixed("combinations.", combined)}
 
     def check_state(self, tensors: dict[str, Tensor]) -> None:
-        """Raise `DataError` or `MismatchError` unless these are what `state` gives for some number of tasks."""
+        """Raise `DataError` or `MismatchError` unless the tensors are a valid `state` of any number of tasks."""
         combined = {f"combinations.{name}" for name in self.combinations.state_dict()}
         optional = combined if combined <= tensors.keys() else set()
         check_names(
@@ -92,16 +92,16 @@ class FinishedMasks:
         check_combined(bank, combinations)
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Replace all tasks by those of a file, which was checked."""
+        """Replace all tasks by those of a file that passed `check_state`."""
         bank, combined = self.parts_of(tensors)
         self.bank.load_state_dict(bank)
         self.combinations.load_state_dict(combined)
 
     def merge(self, tensors: dict[str, Tensor], source: str) -> None:
-        """Add the masks of a file, which was checked.
+        """Add the masks of a file that passed `check_state`.
 
         Raises:
-            MismatchError: it holds combinations.
+            MismatchError: the file holds combinations.
             KeyError: a task is in both and differs. Nothing is merged then.
         """
         bank, combined = self.parts_of(tensors)
@@ -117,7 +117,7 @@ class FinishedMasks:
         self.bank.merge(other)
 
     def parts_of(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """States of bank and combinations out of a file's tensors."""
+        """Split a file's tensors into the states of the bank and of the combinations."""
         bank = {name: tensors[name] for name in ("packed", "tasks")}
         bank["statistics"] = tensors.get("statistics", torch.empty(bank["tasks"].numel(), 0))
         combined = codec.under("combinations.", tensors)
@@ -129,7 +129,7 @@ class FinishedMasks:
 
 
 def check_combined(bank: dict[str, Tensor], combined: dict[str, Tensor]) -> None:
-    """Raise `DataError` if combinations rest on no masks or on absent ones, or have a mask of their own."""
+    """Raise `DataError` if combinations use no masks or absent ones, or if their task has its own mask."""
     if not combined or not bank:
         return
     own = {*bank["tasks"].tolist()}

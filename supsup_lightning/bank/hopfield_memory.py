@@ -1,13 +1,13 @@
-"""A Hopfield memory: patterns of +1 and -1 kept in one symmetric matrix, however many they are (the paper's HopSupSup).
+"""Hopfield memory: any number of patterns of +1 and -1 in one symmetric matrix (the paper's HopSupSup).
 
 store     hebbian  W <- W + (z z' - I) / d
-          storkey  W <- W + (z z' - I - z h' - h z') / d,    h = W z   (Storkey 1997, as the paper takes it)
-energy    E(z) = -z' W z / 2, low at what is stored
+          storkey  W <- W + (z z' - I - z h' - h z') / d,    h = W z   (Storkey 1997, as the paper uses it)
+energy    E(z) = -z' W z / 2, low at stored patterns
 recover   from the mean of the patterns, downhill on  (1 - t) L(z) + gamma t E(z),  t from 0 to 1, for a loss L that
           tells which pattern is wanted. As W is close to the projection onto the span of the patterns, `-W dL/dz`
-          descends L among their mixtures alone; the energy then makes one pattern of a mixture.
+          descends L among their mixtures alone; the energy then turns a mixture into one pattern.
 
-Nothing here knows of masks or images: `recover` works on any patterns with any loss, or with none.
+Nothing here depends on masks or images: `recover` works on any patterns with any loss, or with none.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,11 +30,11 @@ Schedule = Callable[[float], float]
 
 
 class HopfieldMemory(nn.Module):
-    """Patterns in a matrix a block; part of `state_dict`, of the same size for any number of patterns.
+    """Patterns in one matrix per block; its `state_dict` has the same size for any number of patterns.
 
     Args:
-        sizes: units of each block; blocks know nothing of one another, and a pattern is one flat vector over all.
-        rule: ``storkey``, or ``hebbian``, which holds fewer patterns and forgets the order in which they came.
+        sizes: number of units per block. Blocks are independent, and a pattern is one flat vector over all of them.
+        rule: ``storkey``, or ``hebbian``, which holds fewer patterns and does not depend on their order.
 
     Attributes:
         total: ``(units,)`` float32, the sum of the patterns.
@@ -64,11 +64,11 @@ class HopfieldMemory(nn.Module):
 
     @property
     def weights(self) -> list[Tensor]:
-        """The matrices, ``(size, size)`` a block, exactly symmetric."""
+        """Matrices of the blocks, ``(size, size)`` each, exactly symmetric."""
         return [self.get_buffer(f"weights_{block}") for block in range(len(self.sizes))]
 
     def store(self, pattern: Tensor) -> None:
-        """Add a pattern ``(units,)``. Raises `ValueError` if it holds anything but +1 and -1."""
+        """Store a pattern ``(units,)``. Raises `ValueError` if it holds anything but +1 and -1."""
         if pattern.shape != self.total.shape or not (pattern.abs() == 1).all():
             raise ValueError(
                 f"A pattern is {len(self.total)} values +1 or -1; got {pattern.unique()[:5].tolist()} in a shape of "
@@ -85,37 +85,37 @@ class HopfieldMemory(nn.Module):
         self.num_patterns += 1
 
     def mean(self) -> Tensor:
-        """The mean of the patterns, ``(units,)``. Raises `KeyError` if there is none."""
+        """Mean of the patterns, ``(units,)``. Raises `KeyError` if nothing is stored."""
         if not len(self):
             raise KeyError("The Hopfield memory is empty: nothing is stored yet.")
         return self.total / self.num_patterns
 
     def field(self, state: Tensor) -> Tensor:
-        """``W z``: what each unit is told by the others, ``(..., units)``."""
+        """Field ``W z``: input of each unit from the others, ``(..., units)``."""
         blocks = zip(self.weights, state.split(self.sizes, dim=-1), strict=True)
         return torch.cat([z @ weights for weights, z in blocks], dim=-1)
 
     def energy(self, state: Tensor) -> Tensor:
-        """``-z' W z / 2``, summed over blocks: ``(..., units)`` to ``(...,)``."""
+        """Energy ``-z' W z / 2``, summed over blocks: ``(..., units)`` to ``(...,)``."""
         return -0.5 * (state * self.field(state)).sum(-1)
 
     def agreement(self, state: Tensor) -> Tensor:
-        """Cosine of ``z`` and ``W z``, ``(..., units)`` to ``(...,)`` in [-1, 1]: 1 where all units are told the same.
+        """Cosine of ``z`` and ``W z``, ``(..., units)`` to ``(...,)`` in [-1, 1].
 
-        Near 1 for what is stored, as Storkey's rule makes each pattern an eigenvector when it is added; lower for
-        mixtures and for noise.
+        It is near 1 for stored patterns, as Storkey's rule makes each pattern an eigenvector when it is added, and
+        lower for mixtures and for noise.
         """
         return cosine_similarity(state, self.field(state), dim=-1)
 
     def num_bytes(self) -> int:
-        """What has to be kept: the upper triangles, diagonal included, and the sum of the patterns, in float32."""
+        """Bytes stored: the upper triangles with the diagonal, and the sum of the patterns, in float32."""
         return 4 * (sum(size * (size + 1) // 2 for size in self.sizes) + sum(self.sizes))
 
     def check_state(self, stored: Mapping[str, Any]) -> None:
-        """Look at a state, or at what `packed` gave, before any of it is loaded.
+        """Check a state, or the output of `packed`, before any of it is loaded.
 
         Raises:
-            DataError: it is damaged, or of a memory of other sizes.
+            DataError: the state is damaged, or belongs to a memory of other sizes.
         """
         whole = "triangle_0" not in stored
         own = {"total": self.total, "num_patterns": self.num_patterns}
@@ -142,12 +142,12 @@ class HopfieldMemory(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def packed(self) -> dict[str, Tensor]:
-        """What has to be kept, by name; the triangles are ``(size * (size + 1) / 2,)``, row after row."""
+        """Return the tensors to store, by name; the triangles are ``(size * (size + 1) / 2,)``, row by row."""
         triangles = {f"triangle_{block}": w[_upper(len(w))] for block, w in enumerate(self.weights)}
         return {**triangles, "total": self.total, "num_patterns": self.num_patterns}
 
     def unpack(self, tensors: dict[str, Tensor]) -> None:
-        """From what `packed` gave, to the same bits. Raises `DataError`, as `check_state`, before anything changes."""
+        """Load the output of `packed`, bit by bit. Raises `DataError`, as `check_state`, before anything changes."""
         self.check_state(tensors)
         for block, weights in enumerate(self.weights):
             rows, columns = _upper(len(weights))
@@ -159,7 +159,7 @@ class HopfieldMemory(nn.Module):
 
 
 def _add_square(weights: Tensor, vector: Tensor, *, sign: int) -> None:
-    """``W <- W + sign v v'``, some rows at a time: whole matrices in between would fragment the machine's memory."""
+    """Add ``sign v v'`` to ``W``, some rows at a time: temporary whole matrices would fragment memory."""
     for rows, part in zip(weights.split(128), vector.split(128), strict=True):
         rows.add_(torch.outer(part, vector), alpha=sign)
 
@@ -170,7 +170,7 @@ def _upper(size: int) -> tuple[Tensor, Tensor]:
 
 
 def signs(state: Tensor) -> Tensor:
-    """+1 where ``state`` is not negative, -1 elsewhere."""
+    """Return +1 where ``state`` is not negative, -1 elsewhere."""
     return (state >= 0).to(state.dtype) * 2 - 1
 
 
@@ -184,7 +184,7 @@ def overlap(state: Tensor, patterns: Tensor) -> Tensor:
 
 
 def capacity(units: int, rule: str) -> float:
-    """Random patterns that a memory of so many units holds, by theory for many units.
+    """Number of random patterns that a memory of this many units holds, by theory for many units.
 
     Hebbian ``d / (2 ln d)`` (McEliece et al. 1987: most patterns are recovered without an error); Storkey
     ``d / sqrt(2 ln d)`` (Storkey 1997).
@@ -200,27 +200,27 @@ def capacity(units: int, rule: str) -> float:
 
 
 def rising(progress: float) -> float:
-    """``t``."""
+    """Schedule ``t``."""
     return progress
 
 
 def falling(progress: float) -> float:
-    """``1 - t``."""
+    """Schedule ``1 - t``."""
     return 1 - progress
 
 
 @dataclass(frozen=True)
 class Descent:
-    """How `recover` goes downhill.
+    """Options of the gradient descent in `recover`.
 
     Attributes:
-        num_steps: gradients of the loss, at most.
-        step_size: with ``project``, of a step whose root mean square is 1 at first; units lie in [-1, 1].
-        momentum: of the steps before.
-        weight_decay: times the state is added to its gradient.
-        energy_weight: ``gamma``.
+        num_steps: greatest number of steps, with one gradient of the loss each.
+        step_size: factor of each step; with ``project``, the loss gradient has a root mean square of 1.
+        momentum: factor of the previous step.
+        weight_decay: factor of the state that is added to the gradient.
+        energy_weight: weight of the energy, ``gamma``.
         project: descend the loss along ``W dL/dz``, scaled to a root mean square of 1, at a state within [-1, 1].
-            False is the paper's descent: along ``dL/dz`` as it is, at the state's signs, without bounds.
+            False is the paper's descent: along ``dL/dz`` itself, at the state's signs, without bounds.
         loss_schedule: weight of the loss at ``t`` in (0, 1].
         energy_schedule: weight of the energy at ``t``.
 
@@ -248,8 +248,8 @@ class Descent:
                 raise ConfigurationError(f"inference.descent.{option}={getattr(self, option)} must not be negative.")
 
 
-# The paper's settings. Its 500 is the step of a score whose mask is 1[s >= 0]; a gradient by z = 2 m - 1 is half of one
-# by m, so that here it is 1000, and its weight decay of 1e-4 half as much.
+# The paper's settings. Its step of 500 is for a score whose mask is 1[s >= 0]. A gradient by z = 2 m - 1 is half of the
+# gradient by m, so the step is 1000 here, and the weight decay is half of 1e-4.
 PUBLISHED = Descent(
     num_steps=30, step_size=1000.0, momentum=0.9, weight_decay=5e-5, energy_weight=1.5e-3, project=False
 )
@@ -257,13 +257,13 @@ PUBLISHED = Descent(
 
 @dataclass(frozen=True)
 class Recovery:
-    """A state that `recover` found, and the way there.
+    """Result of `recover`: the state it found, and the steps to it.
 
     Attributes:
         state: ``(..., units)`` of +1 and -1.
-        path: ``(steps + 1, ..., units)`` bool, where the state was positive, from the start on.
-        energy: ``(steps + 1, ...)``, of the state's signs.
-        loss: ``(steps + 1,)``, where the gradient was taken, and at last of the state; NaN without a loss.
+        path: ``(steps + 1, ..., units)`` bool, True where the state was not negative, from the start on.
+        energy: ``(steps + 1, ...)``, energy of the state's signs.
+        loss: ``(steps + 1,)``, loss at each gradient, and at the end that of ``state``; NaN without a loss.
         agreement: ``(...,)``, see `HopfieldMemory.agreement`.
     """
 
@@ -274,7 +274,7 @@ class Recovery:
     agreement: Tensor
 
     def distances(self, patterns: Tensor) -> Tensor:
-        """Units that differ from each of ``(patterns, units)`` after each step: ``(steps + 1, ..., patterns)`` int."""
+        """Number of units that differ from ``(patterns, units)`` after each step, ``(steps + 1, ..., patterns)``."""
         differ = self.path.unsqueeze(-2) != (patterns > 0)
         return differ.sum(-1)
 
@@ -282,15 +282,15 @@ class Recovery:
 def recover(
     memory: HopfieldMemory, loss: Loss | None = None, *, start: Tensor | None = None, descent: Descent | None = None
 ) -> Recovery:
-    """Find the stored pattern that a loss, or a start, speaks for.
+    """Find the stored pattern that has a low loss, or that is near a start.
 
-    Ends early where the state rests in a corner that the memory holds. Works in inference mode.
+    A projected descent ends early if the state is a fixed point of +1 and -1. Works in inference mode.
 
     Args:
-        memory: with patterns.
-        loss: of a state ``(..., units)``, summed to one number; differentiable. It is asked at states within [-1, 1].
+        memory: memory with stored patterns.
+        loss: differentiable function of a state ``(..., units)`` within [-1, 1], summed to one number.
         start: ``(..., units)``, by default the mean of the patterns.
-        descent: how; by default projected.
+        descent: options of the descent; by default projected.
 
     Raises:
         KeyError: nothing is stored.
@@ -299,7 +299,7 @@ def recover(
     state = (memory.mean() if start is None else start).clone()
     velocity = torch.zeros_like(state)
     pattern = signs(state)
-    told = memory.field(pattern)  # one product a step gives the energy, its gradient, and whether the state rests
+    told = memory.field(pattern)  # one product per step gives the energy, its gradient, and the test of a fixed point
     path, energy, losses = [state >= 0], [-0.5 * (pattern * told).sum(-1)], []
     for step in range(1, descent.num_steps + 1):
         progress = step / descent.num_steps
@@ -311,7 +311,7 @@ def recover(
             size = gradient.square().mean(-1, keepdim=True).sqrt()
             gradient = gradient / size.clamp_min(torch.finfo(size.dtype).tiny)
         gradient = descent.loss_schedule(progress) * gradient
-        # The energy's gradient goes straight through the sign to the state.
+        # Straight-through estimator: the energy's gradient passes the sign unchanged.
         gradient = gradient - descent.energy_weight * descent.energy_schedule(progress) * told
         velocity = descent.momentum * velocity + gradient + descent.weight_decay * state
         state = state - descent.step_size * velocity

@@ -1,4 +1,4 @@
-"""The finished tasks: masks, one bit a weight, and what normalisation layers measured."""
+"""Bank of finished masks: one bit per weight, and the running statistics of normalisation layers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,13 +12,13 @@ from supsup_lightning.errors import DataError, MismatchError
 
 
 class MaskBank(TaskRows):
-    """Masks by task id, packed; part of `state_dict`, and loadable at any number of masks into an empty bank.
+    """Packed masks by task id. `load_state_dict` accepts any number of masks.
 
     Attributes:
         packed: ``(masks, ceil(weights / 8))`` uint8, in the order in which masks were added.
         tasks: ``(masks,)`` int64, the task of each row.
-        statistics: ``(masks, statistics)`` float32, the running statistics of normalisation layers, a row a task.
-        counts: ``(weights,)`` int32, in how many masks a weight is on: the mean mask without unpacking the bank.
+        statistics: ``(masks, statistics)`` float32, the running statistics of normalisation layers.
+        counts: ``(weights,)`` int32, number of masks in which each weight is on; gives the mean mask without unpacking.
 
     >>> bank = MaskBank(3)
     >>> bank.add(0, torch.tensor([True, False, True]))
@@ -38,10 +38,11 @@ class MaskBank(TaskRows):
         self.register_buffer("counts", torch.zeros(num_weights, dtype=torch.int32), persistent=False)
 
     def add(self, task: int, mask: Tensor, statistics: Tensor | None = None) -> None:
-        """Store ``mask`` ``(weights,)`` and ``statistics`` ``(statistics,)``, where there are any, of a new ``task``.
+        """Store ``mask`` ``(weights,)`` and ``statistics`` ``(statistics,)``, if there are any, of a new ``task``.
 
         Raises:
             KeyError: the task has a mask already; `replace` or `remove` it.
+            ValueError: the mask has another shape.
         """
         if mask.shape != (self.num_weights,):
             raise ValueError(f"A mask of this bank has shape ({self.num_weights},); got {tuple(mask.shape)}.")
@@ -51,20 +52,20 @@ class MaskBank(TaskRows):
         self.counts += mask
 
     def get(self, task: int) -> Tensor:
-        """The mask of ``task``, ``(weights,)`` bool. Raises `KeyError` if it has none."""
+        """Return the mask of ``task``, ``(weights,)`` bool. Raises `KeyError` if it has none."""
         return bits.unpack(self.packed[self.row(task)], self.num_weights)
 
     def select(self, task: int, vector: Tensor) -> Tensor:
-        """``vector`` ``(weights,)`` where the mask of ``task`` is on, 0 elsewhere. Raises `KeyError` if it has none."""
+        """Return ``vector`` ``(weights,)`` with 0 where the mask of ``task`` is off. Raises `KeyError` without one."""
         row = self.row(task)
         return bits.select(self.packed[row : row + 1], vector)[0]
 
     def get_statistics(self, task: int) -> Tensor:
-        """A copy of the statistics of ``task``, ``(statistics,)``. Raises `KeyError` if it has none."""
+        """Return a copy of the statistics of ``task``, ``(statistics,)``. Raises `KeyError` if it has none."""
         return self.read(task, "statistics")
 
     def replace(self, task: int, mask: Tensor, statistics: Tensor | None = None) -> None:
-        """Another mask, and other statistics, for ``task``, in its place. Raises `KeyError` if it has none."""
+        """Replace the mask, and the statistics if given, of ``task``. Raises `KeyError` if it has none."""
         row = self.row(task)
         mask = mask.to(self.counts.device, torch.bool)
         self.counts += mask.int() - bits.unpack(self.packed[row], self.num_weights).int()
@@ -73,14 +74,15 @@ class MaskBank(TaskRows):
             self.statistics[row] = statistics.detach().to(self.statistics)
 
     def remove(self, task: int) -> None:
-        """Forget the mask of ``task``. Raises `KeyError` if it has none."""
+        """Remove the mask of ``task``. Raises `KeyError` if it has none."""
         self.counts -= self.get(task).int()
         super().remove(task)
 
     def merge(self, other: "MaskBank") -> None:
-        """Add every mask of ``other``, as trained elsewhere on the same network, as `SupSup.merge` sees to.
+        """Add every mask of ``other``, trained elsewhere on the same network (`SupSup.merge` checks that).
 
         Raises:
+            MismatchError: the banks have different numbers of weights or statistics.
             KeyError: a task has a mask in both banks and the two differ. Nothing is merged then.
         """
         if other.num_weights != self.num_weights or other.statistics.shape[1] != self.statistics.shape[1]:
@@ -101,11 +103,11 @@ class MaskBank(TaskRows):
                 self.add(task, other.get(task), other.get_statistics(task))
 
     def superpose(self, coefficients: Tensor | None = None) -> Tensor:
-        """``sum_i a_i M_i``, ``(weights,)`` float32.
+        """Superposition ``sum_i a_i M_i``, ``(weights,)`` float32. Raises `KeyError` if the bank is empty.
 
         Args:
-            coefficients: ``(masks,)``, in the order of `tasks`, which may require gradients; by default
-                ``1 / masks`` each, read off `counts`.
+            coefficients: ``(masks,)``, in the order of `tasks`; may require gradients. By default ``1 / masks`` each,
+                computed from `counts`.
         """
         if not len(self):
             raise KeyError("The bank is empty: there is no mask to superpose yet.")
@@ -114,19 +116,19 @@ class MaskBank(TaskRows):
         return _WeightedSum.apply(coefficients, self.packed, self.num_weights)
 
     def project(self, vector: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Inner product of each mask, or of some rows, with ``vector`` ``(..., weights)``: ``(..., masks)``."""
+        """Inner products of all masks, or of some rows, with ``vector`` ``(..., weights)``: ``(..., masks)``."""
         if rows is None:
             return bits.dot(self.packed, vector)
-        if len(rows) > len(self) // 4:  # to copy rows costs more than to read those that are not asked for
+        if len(rows) > len(self) // 4:  # copying many rows costs more than computing with all of them
             return bits.dot(self.packed, vector)[..., rows]
         return bits.dot(self.packed[rows], vector)
 
     def sparsity(self) -> Tensor:
-        """Measured share of weights switched off, ``(masks,)``."""
+        """Measured sparsity: share of weights switched off, ``(masks,)``."""
         return 1 - self.project(torch.ones(self.num_weights, device=self.packed.device)) / self.num_weights
 
     def check_state(self, stored: Mapping[str, Any]) -> None:
-        """As `TaskRows.check_state`; also, bits that stand for no weight have to be 0."""
+        """Check a state as `TaskRows.check_state` does, and that padding bits, which stand for no weight, are 0."""
         super().check_state(stored)
         if (used := self.num_weights % 8) and (stored["packed"][:, -1] >> used).any():
             raise DataError("What is stored of each mask is damaged: bits are set that stand for no weight.")
@@ -137,7 +139,7 @@ class MaskBank(TaskRows):
 
     def _count(self) -> Tensor:
         counts = torch.zeros_like(self.counts)
-        for row in self.packed:  # one at a time: the bank unpacked would be eight times its size
+        for row in self.packed:  # one at a time: the unpacked bank would be eight times as large
             counts += bits.unpack(row, self.num_weights)
         return counts
 

@@ -1,4 +1,4 @@
-"""What is kept of each finished task, a row a task."""
+"""Tables of finished tasks, with one row per task."""
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from supsup_lightning.errors import DataError, MismatchError
 
-_MOST_TASKS = 2**31  # of a larger number, a damaged bit is more likely than so many tasks
+_MOST_TASKS = 2**31  # a larger number is more likely a damaged bit than a task
 
 
 class TaskRows(nn.Module):
-    """Rows of one or more tables by task id; part of `state_dict`, and loadable at any number of rows.
+    """Rows of one or more tables, by task id. `load_state_dict` accepts any number of rows.
 
     Args:
         columns: length and type of a row, by the name of the table.
@@ -57,58 +57,58 @@ class TaskRows(nn.Module):
         self.tasks = torch.cat([self.tasks, self.tasks.new_tensor([task])])
 
     def read(self, task: int, name: str) -> Tensor:
-        """A copy of the row of ``task`` in one table, ``(length,)``. Raises `KeyError` if it has none."""
+        """Return a copy of the row of ``task`` in one table, ``(length,)``. Raises `KeyError` if it has none."""
         return self.get_buffer(name)[self.row(task)].clone()
 
     def remove(self, task: int) -> None:
-        """Forget the rows of ``task``. Raises `KeyError` if it has none."""
+        """Remove the rows of ``task``. Raises `KeyError` if it has none."""
         kept = torch.arange(len(self), device=self.tasks.device) != self.row(task)
         for name in (*self.columns, "tasks"):
             setattr(self, name, self.get_buffer(name)[kept])
 
     def row(self, task: int) -> int:
-        """The position of ``task``. Raises `KeyError` if it has none."""
+        """Return the row number of ``task``. Raises `KeyError` if it has none."""
         rows = (self.tasks == task).nonzero()
         if not len(rows):
             raise KeyError(f"Task {task} has no {self.kind}; there are {len(self)} finished tasks here.")
         return int(rows[0])
 
     def num_bytes(self) -> int:
-        """Bytes that one more task adds, its number not counted."""
+        """Bytes stored per task, without its number."""
         tables = [self.get_buffer(name) for name in self.columns]
         return sum(table.shape[1] * table.itemsize for table in tables)
 
     def check_state(self, stored: Mapping[str, Any]) -> None:
-        """Look at a state before any of it is loaded.
+        """Check a state before any of it is loaded.
 
         Raises:
-            MismatchError: its rows have another length.
-            DataError: it is damaged.
+            MismatchError: rows of another length.
+            DataError: a damaged state.
         """
         check_tasks(stored, self.kind)
         for name in self.columns:
             value, own = check_tensor(stored, name, self.get_buffer(name), self.kind), self.get_buffer(name)
             if value.shape[1:] != own.shape[1:]:
                 raise MismatchError(
-                    f"What is stored has {tuple(value.shape[1:])} {name} a task, this network {tuple(own.shape[1:])}: "
-                    "it was made with another network."
+                    f"What is stored has {tuple(value.shape[1:])} {name} per task, this network "
+                    f"{tuple(own.shape[1:])}: it was made with another network."
                 )
             if len(value) != len(stored["tasks"]):
                 raise DataError(f"What is stored is damaged: {len(value)} rows of {name} for {len(stored['tasks'])}.")
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         self.check_state({name: state_dict.get(prefix + name) for name in (*self.columns, "tasks")})
-        # Buffers grow, so loading first takes on the stored number of rows; the default would refuse the size.
+        # Buffers grow, so loading takes on the stored number of rows first; the default would refuse the size.
         for name in (*self.columns, "tasks"):
             setattr(self, name, self.get_buffer(name).new_empty(state_dict[prefix + name].shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def check_tensor(stored: Mapping[str, Any], name: str, own: Tensor, kind: str) -> Tensor:
-    """The tensor of this name, as finite numbers of the type and number of dimensions that ``own`` has.
+    """Return the tensor ``name``, checked to be finite and of the type and number of dimensions of ``own``.
 
     Raises:
-        DataError: there is none, or one of another kind. ``kind`` says in the message what is stored.
+        DataError: no tensor, or another kind of tensor. ``kind`` names in the message what is stored.
     """
     value = stored.get(name)
     if not isinstance(value, Tensor):
@@ -123,20 +123,20 @@ def check_tensor(stored: Mapping[str, Any], name: str, own: Tensor, kind: str) -
 
 
 def same_kind(value: Tensor, own: Tensor) -> bool:
-    """Whether ``value`` has its numbers in memory, and they can take the place of those of ``own``."""
+    """Whether ``value`` is a dense tensor with data, of a type that can be copied to ``own``."""
     same_type = value.is_floating_point() if own.is_floating_point() else value.dtype == own.dtype
     return same_type and value.layout == torch.strided and not value.is_meta
 
 
 def check_tasks(stored: Mapping[str, Any], kind: str, name: str = "tasks") -> None:
-    """Raise `DataError` unless ``tasks`` are numbers from 0 on, each once."""
+    """Raise `DataError` unless the tensor ``name`` holds distinct task numbers from 0."""
     tasks = check_tensor(stored, name, torch.empty(0, dtype=torch.int64), kind)
     if (tasks < 0).any() or (tasks >= _MOST_TASKS).any() or len(tasks.unique()) != len(tasks):
         raise DataError(f"What is stored of each {kind} is damaged: {name} are not numbers from 0 on, each once.")
 
 
 def check_names(stored: Mapping[str, Any], needed: set[str], *, optional: AbstractSet[str] = frozenset()) -> None:
-    """Raise `DataError` where a needed tensor is missing, or there is one that is neither needed nor optional."""
+    """Raise `DataError` if a needed tensor is missing, or if one is neither needed nor optional."""
     missing, extra = sorted(needed - stored.keys()), sorted(stored.keys() - needed - optional)
     if missing or extra:
         raise DataError(f"{', '.join(missing) or 'nothing'} missing, {', '.join(extra) or 'nothing'} in excess.")
