@@ -1,1 +1,1 @@
-"""The command line: options that are checked, and errors as one message."""
+"""Command line: checks of options, and errors as one message."""

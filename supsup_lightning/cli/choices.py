@@ -1,4 +1,4 @@
-"""The defaults of groups: which choice of one group brings along a choice of another."""
+"""Defaults of configuration groups, which may depend on the choices of other groups."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 _GIVEN = {"scenario": "gg", "inference": "given"}
 
-# Group, its choice, and what that brings along; of two that bring different ones, the upper one is used.
+# Group, its choice, and the defaults that it sets in other groups. If two set different ones, the upper one is used.
 _BROUGHT: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "method": {
         "hopfield": {"network": "hop_net", "mask": "gains", "inference": "hopfield", "scenario": "gns"},
@@ -27,23 +27,23 @@ _BROUGHT: Mapping[str, Mapping[str, Mapping[str, str]]] = {
 
 
 def default(group: str, otherwise: str, *, _root_: DictConfig) -> str:
-    """The choice of a group that was not chosen: the resolver ``default`` of train.yaml, in any order of its lines.
+    """Return the default choice of a group. Resolver ``default`` of train.yaml; the order of its lines is free.
 
     Args:
-        group: whose choice is wanted.
-        otherwise: the choice, if no other one brings one along.
-        _root_: what was chosen, by group; `omegaconf` gives it.
+        group: the group without a choice.
+        otherwise: the choice, if no other group sets one.
+        _root_: the choices by group, passed by `omegaconf`.
     """
     return next((choice for _, choice in _bringers(group, _root_)), otherwise)
 
 
 def given_way(group: str, choices: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Choices, ``optimizer=rmsprop`` for example, that bring along another one of ``group`` than is used, and which."""
+    """Return pairs of a choice, such as ``optimizer=rmsprop``, and its default for ``group`` that is not used."""
     return [(choice, brought) for choice, brought in _bringers(group, choices) if brought != choices[group]]
 
 
 def _bringers(group: str, choices: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Choices that bring one of ``group`` along, and which."""
+    """Yield the choices that set a default for ``group``, with that default."""
     for other, brought in _BROUGHT.items():
         if other != group:
             chosen = choices.get(other) or next((choice for _, choice in _bringers(other, choices)), "")
@@ -52,7 +52,7 @@ def _bringers(group: str, choices: Mapping[str, Any]) -> Iterator[tuple[str, str
 
 
 def listed() -> str:
-    """The groups and their choices, a line each: the resolver ``listed`` of the text that ``--help`` shows.
+    """Return the groups and their choices, one line per group. Resolver ``listed`` of the text of ``--help``.
 
     Groups called ``options`` are left out: their files are parts of others.
     """

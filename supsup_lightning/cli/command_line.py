@@ -1,4 +1,4 @@
-"""What stands between the user's line and the run: names of output directories, and errors that can be acted on."""
+"""Command line around a run: resolvers, checks of options, and error messages with a remedy."""
 
 import difflib
 import logging
@@ -32,14 +32,14 @@ from supsup_lightning.errors import ConfigurationError, SupSupError
 from supsup_lightning.runs import stopping
 from supsup_lightning.runs.job import alone_in, failures_logged
 
-if TYPE_CHECKING:  # they take seconds to import, which `--help` and a mistyped option do without
+if TYPE_CHECKING:  # they take seconds to import, and `--help` and a mistyped option do not need them
     from lightning import Trainer
 
     from supsup_lightning.data import ContinualDataModule
 
 
 def unless(other: Any, value: Any) -> Any:
-    """``value``, unless ``other`` is given: for options that take one another's place.
+    """Return ``value``, or None if ``other`` is given: resolver for options that exclude each other.
 
     >>> unless(None, 1000), unless(8, 1000)
     (1000, None)
@@ -55,19 +55,19 @@ OmegaConf.register_new_resolver("listed", choices.listed, replace=True)
 
 
 def run(train: Callable[[], Any]) -> None:
-    """Run a Hydra main function; errors that the user can mend are printed as one message, others as a traceback."""
+    """Run a Hydra main function. Errors that the user can fix print one message; others print a traceback."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra prints errors itself and exits
-    # Hydra copies this singleton once for each group that `--help` lists: half its time, and nothing writes to a copy.
+    # Hydra copies this singleton for each group that `--help` lists: half of the time, and no copy is ever changed.
     ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
     _quieten_lightning()
-    # Hydra takes null for no group.
+    # Hydra does not accept null as the choice of a group.
     sys.argv[1:] = [re.sub(r"^(logger|callbacks)=(.*,)?null\b", r"\1=\2none", argument) for argument in sys.argv[1:]]
     try:
         with stopping.on_sigterm(), from_current_folder():
             train()
     except KeyboardInterrupt:
         sys.exit(130)
-    except SystemExit as stop:  # Lightning's own exit with other statuses, or with success
+    except SystemExit as stop:  # Lightning exits with other statuses, or with success
         if stopping.asked():
             print("stopped by SIGTERM", file=sys.stderr)
             sys.exit(stopping.Terminated().code)
@@ -84,14 +84,14 @@ def run(train: Callable[[], Any]) -> None:
 
 @contextmanager
 def job() -> Iterator[Path]:
-    """The output directory of the current job, which no other process has; what ends the job goes into its log."""
+    """Hold the output directory of the current job for this process; an error that ends the job goes into its log."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     with failures_logged(_explain), alone_in(folder):
         yield folder
 
 
 def check_options(config: DictConfig) -> None:
-    """Raise `ConfigurationError` for what no part of the run would notice by itself."""
+    """Raise `ConfigurationError` for wrong options that no later part of the run would find."""
     if type(config.seed) is not int or config.seed < 0:
         raise ConfigurationError(f"seed={config.seed!r} must be an integer of at least 0.")
     for option in ("resume", "print_masked"):
@@ -123,12 +123,12 @@ def check_options(config: DictConfig) -> None:
     if HydraConfig.get().mode == RunMode.MULTIRUN and str(config.trainer.get("strategy", "")).startswith("ddp"):
         raise ConfigurationError(
             f"trainer.strategy={config.trainer.strategy} starts processes by running the command line again, "
-            "which a sweep (-m) cannot take. Start one command for each job instead, or sweep with one device a job."
+            "which a sweep (-m) cannot take. Start one command for each job instead, or sweep with one device per job."
         )
 
 
 def _check_callbacks(config: DictConfig) -> None:
-    """Raise `ConfigurationError` for a callback of this package that is there twice: each keeps one state."""
+    """Raise `ConfigurationError` if a callback of this package is given twice, as each has only one state."""
     names: dict[str, str] = {}
     for name, node in config.callbacks.items():
         target = str(node.get("_target_")) if isinstance(node, DictConfig) else ""
@@ -142,7 +142,7 @@ def _check_callbacks(config: DictConfig) -> None:
 
 
 def _typed(pattern: str) -> list[str]:
-    """Overrides of this command line whose name matches."""
+    """Return the overrides of this command line whose name matches a regular expression."""
     return [option for option in HydraConfig.get().overrides.task if re.match(rf"[+~]*({pattern})\b", option)]
 
 
@@ -150,12 +150,12 @@ _NAMING = ("include", "exclude", "min_dimensions", "max_dimensions")  # options 
 
 
 def _check_mask_options(config: DictConfig) -> None:
-    """Raise `ConfigurationError` for an option of `mask` that the method does not look at."""
+    """Raise `ConfigurationError` for an option of `mask` that the method does not use."""
     typed = _typed("mask")
     if not typed:
         return
     method = HydraConfig.get().runtime.choices["method"]
-    target, used = str(config.method.get("_target_")), None  # of a user's own method nobody knows
+    target, used = str(config.method.get("_target_")), None  # not known for a user's own method
     if "mask" not in config.method:
         used = ()
     elif target.startswith("supsup_lightning."):
@@ -178,14 +178,14 @@ def _check_mask_options(config: DictConfig) -> None:
 
 
 def checkpoint_to_resume(config: DictConfig, path: Path) -> Path | None:
-    """``path``, or its backup, if the run is to go on from it. Raises `DataError` where both are damaged."""
+    """Return ``path``, or its backup, if the run is to be resumed. Raises `DataError` if both are damaged."""
     from supsup_lightning.runs import checkpoints
 
     return checkpoints.whole(path) if config.resume else None
 
 
 def check_finished(trainer: "Trainer", data: "ContinualDataModule") -> None:
-    """Raise `SupSupError` if something (a callback, say) ended training early: its test would not be the run's."""
+    """Raise `SupSupError` if something (a callback, say) ended training early, so that test results would be wrong."""
     if trainer.current_epoch < data.num_epochs:
         raise SupSupError(
             f"Training stopped after {trainer.current_epoch} of {data.num_epochs} epochs; add resume=true to go on."
@@ -193,7 +193,7 @@ def check_finished(trainer: "Trainer", data: "ContinualDataModule") -> None:
 
 
 def _quieten_lightning() -> None:
-    """What every run would say and nobody can act on; warnings that matter stay."""
+    """Silence messages that appear in every run and need no action; other warnings stay."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     for message in (
         r".*isinstance\(treespec, LeafSpec\)",
@@ -206,11 +206,11 @@ def _quieten_lightning() -> None:
 
 
 def _explain(error: BaseException) -> str | None:
-    """The message for the user, if it is one of this package's errors or Hydra's, anywhere in the chain of causes."""
+    """Return the message for an error of this package or Hydra in the chain of causes; None for other errors."""
     for cause in _causes(error):
         if isinstance(cause, SupSupError):
             return str(cause)
-        if isinstance(cause, pickle.UnpicklingError):  # PyTorch's own text says how to read the file all the same
+        if isinstance(cause, pickle.UnpicklingError):  # PyTorch's own text says how to read the file in spite of that
             return (
                 "A file holds Python objects, or is damaged: it is refused, as reading it could run any program. Take "
                 f"one that holds tensors alone, such as safetensors.\nin {_place(cause)}"
@@ -234,7 +234,7 @@ def _explain(error: BaseException) -> str | None:
 
 
 def _origin(error: BaseException) -> str:
-    """What Hydra wrapped: the innermost error and the line that raised it, a user's module for example."""
+    """Describe the error that Hydra wrapped: its message, and the line that raised it, in a user's module say."""
     cause = list(_causes(error))[-1]
     if cause is error or not cause.__traceback__:
         return ""
@@ -242,7 +242,7 @@ def _origin(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Where an error was raised."""
+    """File and line at which an error was raised."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{frame.filename}, line {frame.lineno}"
 
@@ -254,7 +254,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _unknown(message: str) -> str | None:
-    """The name that Hydra did not find."""
+    """Return the name that Hydra did not find; None if the message names none."""
     patterns = (
         r"Could not override '([^']+)'",
         r"Could not (?:find|load) '([^']+)'",
@@ -264,7 +264,7 @@ def _unknown(message: str) -> str | None:
 
 
 def _suggestion(message: str) -> str:
-    """The nearest name to the one that Hydra did not find."""
+    """Suggest the nearest names to the one that Hydra did not find."""
     unknown = _unknown(message)
     if unknown is None:
         return ""
@@ -285,7 +285,7 @@ def _suggestion(message: str) -> str:
 
 
 def _names() -> list[str]:
-    """Options as a.b.c, under the groups chosen on this command line, groups, and their files as group/name."""
+    """Return options as a.b.c for the groups chosen on this command line, groups, and their files as group/name."""
     GlobalHydra.instance().clear()
     with initialize_config_module("supsup_lightning.conf", version_base="1.3"):
         loader: ConfigLoader = GlobalHydra.instance().config_loader()
@@ -305,21 +305,21 @@ def _names() -> list[str]:
 
 
 def _choices(group: str) -> list[str]:
-    """The files of a group."""
+    """Return the names of a group's files."""
     GlobalHydra.instance().clear()
     with initialize_config_module("supsup_lightning.conf", version_base="1.3"):
         return GlobalHydra.instance().config_loader().get_group_options(group, ObjectType.CONFIG)
 
 
 def _chosen(group: str, name: str) -> DictConfig:
-    """A group's options under one of its files, in scenario NNs."""
+    """Return the options of a group with one of its files, in scenario NNs."""
     GlobalHydra.instance().clear()
     with initialize_config_module("supsup_lightning.conf", version_base="1.3"):
         return compose("train", overrides=["scenario=nns", f"{group}={name}"])[group]
 
 
 def _own_config_dir() -> Path | None:
-    """The folder of ``--config-dir``, if it is given."""
+    """Return the folder of ``--config-dir``; None if it is not given."""
     arguments = sys.argv[1:]
     for place, argument in enumerate(arguments):
         name, _, value = argument.partition("=")

@@ -1,4 +1,4 @@
-"""Options that would have no effect, for whatever else is chosen: each is refused where it is typed."""
+"""Checks for options that have no effect with the other choices: each raises an error if it is typed."""
 
 import logging
 import re
@@ -37,7 +37,7 @@ _IN_MEMORY = ("Digits", "MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100"
 
 
 def decided(key: str) -> str | None:
-    """What to use in place of an option of the Trainer that the run decides by itself; None for other options."""
+    """Return what to use instead of an option of the Trainer that the run sets itself; None for other options."""
     group, _, name = key.partition(".")
     if group != "trainer" or name not in _DECIDED:
         return None
@@ -51,7 +51,7 @@ def _all_in_memory(config: DictConfig) -> bool:
 
 
 def is_announced(config: DictConfig) -> bool:
-    """Whether training batches come with their task: the Trainer gets the data as they are."""
+    """Whether training batches come with their task: the data module is given to the Trainer unchanged."""
     return config.datamodule.get("_target_") == "supsup_lightning.data.announced"
 
 
@@ -60,9 +60,9 @@ def _option(path: str, default: Any = None) -> Callable[[DictConfig], Any]:
 
 
 def _check_added(config: DictConfig) -> None:
-    """Raise `ConfigurationError` for an option at the top that was added and that nothing reads."""
+    """Raise `ConfigurationError` for an added top-level option that nothing reads."""
     groups = set(HydraConfig.get().runtime.choices)
-    if GlobalHydra.instance().is_initialized():  # these choices lack a group of which several files are chosen
+    if GlobalHydra.instance().is_initialized():  # the choices lack groups with several chosen files
         groups.update(GlobalHydra.instance().config_loader().list_groups(""))
     for override in HydraConfig.get().overrides.task:
         name = re.split(r"[.=@]", override.lstrip("+"))[0]
@@ -72,14 +72,14 @@ def _check_added(config: DictConfig) -> None:
 
 
 def _say_what_gave_way() -> None:
-    """Log which of two schedules is used if optimizer and scenario both bring one along and none was chosen."""
+    """Log which schedule is used if optimizer and scenario set different ones by default and none was chosen."""
     hydra = HydraConfig.get()
     chosen: Any = hydra.runtime.choices
     if any(override.startswith(("schedule=", "experiment=")) for override in hydra.overrides.task):
         return
     for choice, schedule in choices.given_way("schedule", chosen):
         logger.warning(
-            "schedule=%s, of scenario=%s, takes the place of schedule=%s, which %s brings along; add schedule=%s or "
+            "schedule=%s, of scenario=%s, takes the place of schedule=%s, which %s sets by default; add schedule=%s or "
             "schedule=%s to choose.",
             chosen.schedule,
             chosen.scenario,
@@ -90,7 +90,7 @@ def _say_what_gave_way() -> None:
         )
 
 
-# Pattern of the option, where it has no effect, what would give it one.
+# Pattern of the option; whether it has no effect; what it needs to have one.
 _RULES: tuple[tuple[str, Callable[[DictConfig], bool], str], ...] = (
     (
         r"inference\.temperature",
@@ -132,7 +132,7 @@ _RULES: tuple[tuple[str, Callable[[DictConfig], bool], str], ...] = (
 
 
 def check(config: DictConfig) -> None:
-    """Raise `ConfigurationError` for an option that is typed, or set in the trainer, and changes nothing."""
+    """Raise `ConfigurationError` for an option that is typed, or set in the trainer, and has no effect."""
     _check_added(config)
     _say_what_gave_way()
     for name in config.trainer:

@@ -1,4 +1,4 @@
-"""The number of results.json that a run returns to a sweeper: ``optimized_metric``."""
+"""Number of results.json that a run returns to a sweeper: ``optimized_metric``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +23,7 @@ _UNANNOUNCED = ("adjusted_rand_index", "assignment_accuracy", "num_combinations"
 
 
 def check(config: DictConfig) -> None:
-    """Raise `ConfigurationError` for a metric that the run will not have."""
+    """Raise `ConfigurationError` for a metric that this run does not produce."""
     name = config.optimized_metric
     announced = effects.is_announced(config)
     names = [*_ALWAYS, *(_ANNOUNCED if announced else _UNANNOUNCED)]
@@ -53,7 +53,7 @@ def value(result: Mapping[str, Any], name: str) -> float | None:
 
 
 def _is_optimized() -> bool:
-    """Whether a sweeper decides by what a run returns."""
+    """Whether a sweeper uses the value that a run returns."""
     hydra = HydraConfig.get()
     return hydra.mode == RunMode.MULTIRUN and not str(hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper")
 

@@ -1,4 +1,4 @@
-"""Names of output directories: the same for the same run, and another one for another."""
+"""Names of output directories: the same name for the same run, and different names for different runs."""
 
 import hashlib
 import os
@@ -8,15 +8,15 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-# File systems allow 255 bytes in a name; some of that is left for what is put around it.
+# File systems allow 255 bytes in a name; the rest is for prefixes and suffixes.
 _LONGEST_NAME = 200
-# Neither what is logged or shown, nor going on with a run, makes another run of it.
+# Options that do not make a different run: resuming, logging and display.
 _UNNAMED = ("resume", "logger", "callbacks.progress", "callbacks.figures")
 _FILES = ("ImageFolder", "ImageCSV")
 
 
 def run_name(overrides: str) -> str:
-    """A directory name from a list of overrides: the same for the same ones, and at most 200 bytes long.
+    """Make a directory name of at most 200 bytes from a list of overrides; equal lists have equal names.
 
     >>> run_name("data=permuted_mnist,seed=1")
     'data=permuted_mnist,seed=1'
@@ -31,12 +31,11 @@ def run_name(overrides: str) -> str:
 
 
 def naming(overrides: ListConfig, data: DictConfig | None) -> str:
-    """The overrides that name a run, sorted.
+    """Return the overrides that name a run, sorted.
 
     Args:
-        overrides: of the command line.
-        data: the configuration's. ``data.root`` is part of what is learned from images in a folder, and left out for
-            data sets that are the same wherever they lie.
+        overrides: overrides of the command line.
+        data: group ``data`` of the configuration. ``data.root`` is left out if the data do not depend on it.
     """
     unnamed = _UNNAMED if root_matters(data) else (*_UNNAMED, "data.root")
     kept = []
@@ -49,14 +48,14 @@ def naming(overrides: ListConfig, data: DictConfig | None) -> str:
 
 
 def root_matters(data: Any) -> bool:
-    """Whether other data may lie in another ``data.root``: images in files, and what a user's own classes read."""
+    """Whether the data may depend on ``data.root``: image files, and data of a user's own classes."""
     return any(
         not target.startswith("supsup_lightning.") or target.rsplit(".", 1)[-1] in _FILES for target in targets(data)
     )
 
 
 def targets(node: Any) -> Iterator[str]:
-    """The values of ``_target_`` in a part of the configuration, but for what it refers to elsewhere."""
+    """Yield the values of ``_target_`` in a part of the configuration, without following references."""
     if OmegaConf.is_config(node):
         node = OmegaConf.to_container(node)  # not resolved
     if isinstance(node, dict) and "_target_" in node:

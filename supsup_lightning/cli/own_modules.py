@@ -1,4 +1,4 @@
-"""Modules of the current folder, which are imported where the configuration names them, and in no other case."""
+"""Import of modules in the current folder, only if the configuration names them."""
 
 import os
 import sys
@@ -9,15 +9,15 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-# Folder and names of what was imported from it, for processes that start afresh (workers) and unpickle its classes.
+# Folder, and names of the modules imported from it, for new processes (workers) that unpickle their classes.
 _VARIABLE = "SUPSUP_OWN_MODULES"
 
 
 class OwnModules(MetaPathFinder):
-    """Finds modules in ``folder`` for Hydra, as `_target_` names them, and for modules that came from there.
+    """Finder of modules in ``folder``, for imports by Hydra (`_target_`) and by modules found there.
 
-    It comes last, so that nothing in the folder stands in for an installed package; and a module that some library uses
-    where it is installed (`pandas`) is not taken from there.
+    It is the last finder, so that no file in the folder hides an installed package. Imports by other libraries, of
+    optional packages such as `pandas`, do not search the folder.
     """
 
     def __init__(self, folder: Path, names: tuple[str, ...] = ()) -> None:
@@ -25,7 +25,7 @@ class OwnModules(MetaPathFinder):
         self.names = set(names)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """The module, if it is there and may be taken; modules of a package are found by their package."""
+        """Return the spec of a top-level module if it may be imported; a package finds its own modules."""
         if path is not None or not (name in self.names or self._is_asked_for(name)):
             return None
         spec = PathFinder.find_spec(name, [str(self.folder)])
@@ -39,7 +39,7 @@ class OwnModules(MetaPathFinder):
         while frame.f_back and frame.f_globals.get("__name__", "").startswith(("importlib", "_frozen_importlib")):
             frame = frame.f_back
         importer = frame.f_globals.get("__name__", "")
-        named = importer.startswith("hydra.") and name != "hydra_plugins"  # its plug-ins, which it imports unasked
+        named = importer.startswith("hydra.") and name != "hydra_plugins"  # Hydra imports its plug-ins by itself
         return named or importer.partition(".")[0] in self.names
 
 
@@ -55,6 +55,6 @@ def from_current_folder() -> Iterator[None]:
         os.environ.pop(_VARIABLE, None)
 
 
-if _VARIABLE in os.environ:  # in a process that a run has started
+if _VARIABLE in os.environ:  # in a process that a run started
     _folder, *_names = os.environ[_VARIABLE].split(os.pathsep)
     sys.meta_path.append(OwnModules(Path(_folder), tuple(_names)))
