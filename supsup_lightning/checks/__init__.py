@@ -1,1 +1,1 @@
-"""What is checked before the first step: parts that fit, the Trainer, the network, checkpoints."""
+"""Checks before the first training step: parts that fit together, the Trainer, the network, checkpoints."""

@@ -1,4 +1,4 @@
-"""Where a checkpoint was written: at the end of an epoch, within one, or before tasks that the model has learned."""
+"""Checks of a checkpoint before it is loaded: its kind, its data, its tasks, and its place in training."""
 
 import logging
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ logger = logging.getLogger(__name__)
 
 
 def check_checkpoint(trainer: Any, method: Method, checkpoint: dict[str, Any]) -> None:
-    """Look at a checkpoint before any of it is loaded, so that what is refused changes nothing.
+    """Check a checkpoint before any of it is loaded, so that an error changes nothing.
 
-    One that was written within an epoch goes on from the beginning of its task, which makes the same mask.
+    A checkpoint written within an epoch continues from the start of its task, which makes the same mask.
 
     Raises:
-        MismatchError: it was made with data of another kind.
-        ConfigurationError: it does not have tasks that the model has, or lies where training cannot go on.
-        DataError: it is no checkpoint of a model.
+        MismatchError: the checkpoint was made with another kind of data.
+        ConfigurationError: it lacks tasks that the model has, or training cannot continue from it.
+        DataError: the file is no checkpoint of a model.
     """
     state = checkpoint.get("state_dict")
     if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
@@ -32,7 +32,7 @@ def check_checkpoint(trainer: Any, method: Method, checkpoint: dict[str, Any]) -
             "the data; use the data module that it was made with."
         )
     if isinstance(data, TaskDataModule):
-        data.load_state_dict(checkpoint[type(data).__qualname__])  # Lightning asks once the model was overwritten
+        data.load_state_dict(checkpoint[type(data).__qualname__])  # Lightning loads it after the model
     if fitting and "optimizer_states" not in checkpoint:
         raise ConfigurationError(
             "The checkpoint holds the masks alone (ModelCheckpoint(save_weights_only=True)), from which training "
@@ -58,7 +58,7 @@ def _check_tasks(method: Method, checkpoint: Mapping[str, Any]) -> None:
 
 
 def _to_start_of_task(data: TaskSequence, method: Method, checkpoint: dict[str, Any]) -> None:
-    """Where a checkpoint is from within an epoch, rewrite Lightning's counts to those of the start of its task."""
+    """Set Lightning's counts in a checkpoint from within an epoch to those of the start of its task."""
     loops = checkpoint["loops"]["fit_loop"]
     progress = loops["epoch_progress"]["current"]
     if progress["started"] == progress["processed"]:

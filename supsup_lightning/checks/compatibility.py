@@ -1,4 +1,4 @@
-"""Do scenario, data, method and inference fit one another? Asked before the first step."""
+"""Checks that scenario, data, method and inference fit together, before the first step."""
 
 from supsup_lightning.data import TaskDataModule, TaskSequence
 from supsup_lightning.errors import ConfigurationError
@@ -9,7 +9,7 @@ from supsup_lightning.scenario import Scenario
 
 
 def check_announcement(scenario: Scenario, data: TaskDataModule) -> None:
-    """Raise `ConfigurationError` for data that tell tasks where they are hidden, or do not where they are known."""
+    """Raise `ConfigurationError` if the data announce tasks and the scenario hides them, or the other way round."""
     announced = isinstance(data, TaskSequence)
     if scenario.task_known_in_training and not announced:
         raise ConfigurationError(
@@ -24,7 +24,7 @@ def check_announcement(scenario: Scenario, data: TaskDataModule) -> None:
 
 
 def check_parts(scenario: Scenario, inference: Inference, method: Method) -> None:
-    """Raise `ConfigurationError` for an inference of no use in the scenario, or that the method cannot answer."""
+    """Raise `ConfigurationError` for an inference that does not fit the scenario or the method."""
     name = type(method).__name__
     if scenario.task_known_at_inference and not isinstance(method, ByNumber):
         raise ConfigurationError(
@@ -54,7 +54,7 @@ def check_parts(scenario: Scenario, inference: Inference, method: Method) -> Non
 
 
 def check_outputs(inference: Inference, method: Method, data: TaskDataModule, *, output_size: int) -> None:
-    """Raise `ConfigurationError` for too few outputs for the classes of a task, or for the inference."""
+    """Raise `ConfigurationError` if the network has too few outputs for a task's classes, or for the inference."""
     largest = max(data.num_classes)
     if output_size < largest:
         task = data.num_classes.index(largest)
@@ -67,7 +67,7 @@ def check_outputs(inference: Inference, method: Method, data: TaskDataModule, *,
 
 
 def check_trains_on(method: Method) -> None:
-    """Raise `ConfigurationError` for a method that cannot learn from a stream that announces no task."""
+    """Raise `ConfigurationError` for a method that cannot learn from a stream without announced tasks."""
     if not isinstance(method, TrainsOn):
         raise ConfigurationError(
             f"{type(method).__name__} cannot train a finished task on, as scenario=nns needs; use method=supsup."
@@ -75,7 +75,7 @@ def check_trains_on(method: Method) -> None:
 
 
 def _usual_inference(method: Method) -> str:
-    """An inference that the method can answer, for messages that refuse another one."""
+    """Return an inference that the method supports, for messages about another one."""
     if isinstance(method, Superposes):
         return "inference=one_shot, binary or exhaustive"
     return (

@@ -1,4 +1,4 @@
-"""Options by what they mean, however they are spelled: in YAML, in Python, or in an older checkpoint."""
+"""Comparison of options by meaning, however they are spelled: in YAML, in Python, or in an older checkpoint."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ _NUMBER = re.compile(r"(?<![\w.])-?\d+(\.\d*)?(e-?\d+)?(?![\w.])")
 
 
 def meaning(value: Any) -> Any:
-    """A value that is equal for all spellings of the same option.
+    """Return a value that is equal for all spellings of the same option.
 
     >>> meaning("none") == meaning(None), meaning([1, 2]) == meaning((1.0, 2))
     (True, True)
@@ -21,7 +21,7 @@ def meaning(value: Any) -> Any:
         return None
     if isinstance(value, PurePath):
         return str(value)
-    if isinstance(value, str):  # options of a network stand as text in files
+    if isinstance(value, str):  # files hold a network's options as text
         return _NUMBER.sub(lambda found: _number(found[0]), value)
     if isinstance(value, Mapping):
         return {str(key): meaning(part) for key, part in value.items()}
@@ -31,7 +31,7 @@ def meaning(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """The value in types that a checkpoint may hold without pickling a class."""
+    """Convert a value to types that a checkpoint can hold without pickling a class."""
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -42,7 +42,7 @@ def plain(value: Any) -> Any:
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], *, group: str) -> list[str]:
-    """What differs in meaning, as ``group.name=value there, value here``."""
+    """Return the options that differ in meaning, as ``group.name=value there, value here``."""
     return [
         f"{group}.{name}={stored.get(name)} there, {value} here"
         for name, value in wanted.items()

@@ -1,7 +1,7 @@
-"""Before training: does the network work through the parameters that tasks put in place of its own?
+"""Trial of the network before training: it must work with the parameters of tasks in place of its own.
 
-Two tasks are begun, trained for two steps, finished and asked for on a copy of the method, which shares the network.
-What does not work is said in one message, and the network is left as it was.
+Two tasks are begun, trained for two steps, finished and inferred on a copy of the method, which shares the network.
+A failure raises an error with one message, and the network is left unchanged.
 """
 
 import copy
@@ -32,16 +32,16 @@ _MOST_NAMES = 4  # in a message
 
 
 def output_size(method: Method, images: Tensor, *, task: int = 0) -> int:
-    """Outputs of the network by itself.
+    """Number of outputs of the network without a task.
 
     Args:
-        method: whose network it is.
-        images: two or more.
-        task: whose images they are, for messages.
+        method: method that holds the network.
+        images: two or more images.
+        task: task of the images, for messages.
 
     Raises:
-        ConfigurationError: it does not take these images, does not return ``(batch, output_size)``, or makes parameters
-            in its forward pass.
+        ConfigurationError: the network does not accept these images, does not return ``(batch, output_size)``, or
+            makes parameters in its forward pass.
     """
     network, base = method.network, method.base
     shape = list(images.shape[1:])
@@ -54,7 +54,7 @@ def output_size(method: Method, images: Tensor, *, task: int = 0) -> int:
             with Untouched(network, images.device), torch.no_grad(), in_mode(network, training=training):
                 output = functional_call(network, base.given({}), (base.conventions.images(images),), tie_weights=False)
                 made = sorted(network.state_dict().keys() - names)
-        except Exception as error:  # whatever a network raises
+        except Exception as error:  # a network may raise any error
             raise ConfigurationError(
                 f"{type(network).__name__} does not take inputs of shape {shape}{kind} ({_cause(error)}). "
                 f"{_remedy(error, shape, task)}"
@@ -78,7 +78,7 @@ def output_size(method: Method, images: Tensor, *, task: int = 0) -> int:
 
 
 def output_size_of(method: Method, data: TaskDataModule, example: Tensor) -> int:
-    """Outputs of the network, which takes the inputs of all tasks; see `output_size`."""
+    """Number of outputs of the network, checked to accept the inputs of all tasks; see `output_size`."""
     size = output_size(method, example)
     for task, images in data.other_examples().items():
         output_size(method, images.to(example.device), task=task)
@@ -86,11 +86,11 @@ def output_size_of(method: Method, data: TaskDataModule, example: Tensor) -> int
 
 
 def check_superposition(method: Method, inference: Inference, images: Tensor) -> None:
-    """Whether the network can be asked which task images belong to, as ``inference`` does.
+    """Check that ``inference`` can find the task of images with this network.
 
     Raises:
-        ConfigurationError: it computes in half precision; it normalises by a batch, and one image decides; or no
-            gradient can be taken of a superposition.
+        ConfigurationError: the network computes in half precision; it normalises by batch statistics, and one image
+            decides; or a superposition has no gradient.
     """
     network = method.network
     if inference.finds_task and is_narrow(network):
@@ -115,7 +115,7 @@ def check_superposition(method: Method, inference: Inference, images: Tensor) ->
                 superposed = raised
     error = superposed if inference.superimposes else alone
     exhaustive = alone is None and isinstance(method, ByNumber)
-    if isinstance(error, ValueError) and inference.asks_single_images:  # torch's, of a single value a channel
+    if isinstance(error, ValueError) and inference.asks_single_images:  # torch raises it for a single value per channel
         superimposes_nothing = ", or inference=exhaustive, which superimposes nothing"
         raise ConfigurationError(
             f"{type(network).__name__} normalises by the statistics of the images that decide, and one image has "
@@ -146,7 +146,7 @@ def before_training(method: Method, inference: Inference, trainer: L.Trainer, *,
     """Try two tasks and a training step on the trainer's device.
 
     Returns:
-        What watches the answers of finished tasks during training.
+        A check that finished tasks keep their answers during training.
 
     Raises:
         ConfigurationError: the network, or the inference, does not work.
@@ -163,14 +163,14 @@ def before_training(method: Method, inference: Inference, trainer: L.Trainer, *,
 def try_tasks(
     method: Method, inference: Inference, images: Tensor, *, num_classes: int, inference_mode: bool = True
 ) -> None:
-    """Two tasks in miniature: begun, trained, finished, and found again.
+    """Begin, train, finish and infer two tasks in miniature.
 
     Args:
-        method: about to be trained.
-        inference: how tasks are found, if they are.
-        images: a few, on the method's device.
-        num_classes: of the task with most of them.
-        inference_mode: the `Trainer` tests in it.
+        method: method about to be trained.
+        inference: inference of the task.
+        images: a few images, on the method's device.
+        num_classes: largest number of classes of a task.
+        inference_mode: whether the `Trainer` tests in inference mode.
 
     Raises:
         ConfigurationError: the network, or the inference, does not work.
@@ -205,11 +205,11 @@ def try_tasks(
 
 
 def check_training_step(method: Method, images: Tensor) -> None:
-    """Raise `ConfigurationError` if the network cannot be compiled, or not be trained on several tasks in one step.
+    """Raise `ConfigurationError` if the network cannot be compiled, or trained on several tasks in one step.
 
     Args:
-        method: about to be trained.
-        images: of one training batch, on the method's device.
+        method: method about to be trained.
+        images: images of one training batch, on the method's device.
     """
     live, base, name = method.live, method.base, type(method.network).__name__
     if live.rows == 1 and not live.compile_network:
@@ -235,7 +235,7 @@ def check_training_step(method: Method, images: Tensor) -> None:
 
 
 def _copy(method: Method) -> Method:
-    """A method of its own over the same network; tables of finished tasks, which are only ever replaced, are shared."""
+    """Copy a method without its network; tables of finished tasks are shared, as they are never changed in place."""
     memo: dict[int, object] = {id(method.network): method.network}
     for rows in method.modules():
         if isinstance(rows, TaskRows):
@@ -246,7 +246,7 @@ def _copy(method: Method) -> Method:
 
 
 def _train(trial: Method, task: int, images: Tensor) -> None:
-    """Two steps without an optimizer: what a network keeps of the first shows in the second."""
+    """Run two steps without an optimizer; the second fails if the network keeps tensors of the first."""
     name = type(trial.network).__name__
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     for _ in range(2):
@@ -269,7 +269,7 @@ def _train(trial: Method, task: int, images: Tensor) -> None:
 
 
 def _check_gradient(trial: FrozenNetworkMethod, task: int, images: Tensor) -> None:
-    """Raise `ConfigurationError` where logits depend on a masked parameter whose mask gets no gradient."""
+    """Raise `ConfigurationError` if logits depend on a masked parameter whose mask gets no gradient."""
     (scores,) = trial.trainable()
     gradients = (torch.zeros_like(scores) if scores.grad is None else scores.grad)[0]
     without = [name for name, part in trial.layout.split(gradients).items() if not part.any()]
@@ -298,7 +298,7 @@ def _check_gradient(trial: FrozenNetworkMethod, task: int, images: Tensor) -> No
 
 
 def _logits(trial: Method, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-    """With the same random numbers each time; buffers, running statistics among them, are copies."""
+    """Return logits with the same random numbers each time, on copies of buffers and running statistics."""
     buffers = {name: parameters.get(name, buffer).clone() for name, buffer in trial.network.named_buffers()}
     given = {**parameters, **buffers}
     for seed in (torch.manual_seed, random.seed, np.random.seed):
@@ -314,7 +314,7 @@ def _answers(trial: Method, parameters: dict[str, Tensor], images: Tensor) -> Te
 
 
 def _find(trial: Method, inference: Inference, images: Tensor, num_classes: int, *, size: int) -> None:
-    """Ask which task images belong to. Raises `ConfigurationError` where the answer is none."""
+    """Infer the task of images. Raises `ConfigurationError` if that fails or returns no valid tasks and logits."""
     name, known = type(inference).__name__, trial.tasks.tolist()
     try:
         found = inference.predict(trial, images, num_classes)
@@ -341,13 +341,13 @@ def _find(trial: Method, inference: Inference, images: Tensor, num_classes: int,
 
 
 class FinishedAnswers:
-    """The logits of the first finished task, which no later task may change.
+    """Check that no later task changes the logits of the first finished task.
 
-    Masks do not; what a network keeps in plain attributes may.
+    Masks do not change them, but state in a network's plain attributes may.
 
     Args:
-        method: in training.
-        images: to ask for, on the method's device.
+        method: method in training.
+        images: images to predict, on the method's device.
     """
 
     def __init__(self, method: Method, images: Tensor) -> None:
@@ -355,7 +355,7 @@ class FinishedAnswers:
         self._first: tuple[int, Tensor] | None = None
 
     def check(self) -> None:
-        """Raise `ConfigurationError` where the answer is another one than the last time."""
+        """Raise `ConfigurationError` if the logits differ from those of the previous call."""
         method, network = self.method, self.method.network
         if not method.begins_anew or not isinstance(method, ByNumber) or not len(method.tasks):
             return
@@ -376,13 +376,13 @@ def _state_message(network: torch.nn.Module, names: list[str]) -> str:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """To the bit on a CPU; elsewhere kernels may add in any order."""
+    """Whether tensors are equal: exactly on a CPU, approximately elsewhere, as kernels may add in any order."""
     tolerance = 0.0 if one.device.type == "cpu" else 1e-3
     return one.shape == other.shape and torch.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def _cause(error: Exception) -> str:
-    """Its beginning; the type where it has no words."""
+    """Return the start of an error's message, or its type if the message is empty."""
     return shorten(str(error), 200) or type(error).__name__
 
 
@@ -395,7 +395,7 @@ def _remedy(error: Exception, shape: list[int], task: int) -> str:
 
 
 def _or_without_checkpoints(method: Method) -> str:
-    """The switches of activation checkpointing that are on, as a remedy."""
+    """Return the active switches of activation checkpointing, as a remedy to suggest."""
     switches = [*_switches(method.network)]
     return f", or without it: switch off {_some(switches)}" if switches else ""
 

@@ -1,4 +1,4 @@
-"""Options that other options refer to."""
+"""References between options of a configuration."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from omegaconf.errors import InterpolationKeyError
 
 
 def is_read(config: DictConfig, path: str) -> bool:
-    """Whether another option refers to the one at ``path``: without it, others change, or cannot be resolved.
+    """Whether another option refers to the one at ``path``, that is, changes or cannot be resolved without it.
 
     >>> is_read(OmegaConf.create({"size": {"width": 3}, "layers": ["${size.width}"]}), "size.width")
     True

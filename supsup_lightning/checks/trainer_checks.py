@@ -1,10 +1,11 @@
-"""What a `Trainer` does to training in tasks: refused before the first step where no task would be learned or tested
-as it should be.
+"""Checks of a `Trainer` before the first step: options with which tasks would not be learned or tested correctly.
 
-check_run   every stage: callbacks, strategy, where the data come from
-check_fit   limits and lengths of training
-check_start nothing is trained twice, or left out
-check_test  every task that is tested was learned
+check_run        every stage: callbacks, strategy, source of the data
+check_fit        limits and lengths of training
+check_validation validation after each training or epoch, for options that need it
+check_start      training that is over already
+check_schedule   schedules that do not fit a task
+check_learned    every task that is tested was learned
 """
 
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ _TUNING = (
     "takes the callbacks away that begin and finish tasks, so it cannot run here; set {option} yourself, by comparing "
     "runs of a task or two, and make a new Trainer without it"
 )
-# Callbacks that would spoil tasks, and why.
+# Callbacks that do not work with tasks, and the reason.
 _REFUSED: dict[type[L.Callback], str] = {
     lightning_callbacks.EarlyStopping: (
         "would end the whole run with the task that it watches. A task ends early with data.patience (together with "
@@ -58,8 +59,8 @@ _LOOPS = {"fit": "fit_loop", "validate": "validate_loop", "test": "test_loop"}
 
 
 def check_run(trainer: Any, stage: str) -> None:
-    """Raise `ConfigurationError` for callbacks and strategies that do not go with tasks, and data that know none."""
-    trainer._checkpoint_connector._loaded_checkpoint = {}  # one that was refused would be loaded now
+    """Raise `ConfigurationError` for callbacks and strategies that do not work with tasks, and data without tasks."""
+    trainer._checkpoint_connector._loaded_checkpoint = {}  # a rejected checkpoint would be loaded now
     check_callbacks(trainer)
     check_strategy(trainer)
     if stage == "predict":
@@ -77,7 +78,7 @@ def check_run(trainer: Any, stage: str) -> None:
 
 
 def check_strategy(trainer: Any) -> None:
-    """Raise `ConfigurationError` for strategies that cut masks into pieces, or do not bring back what was learned."""
+    """Raise `ConfigurationError` for strategies that shard parameters, or that do not return what was learned."""
     strategy = trainer.strategy
     if isinstance(strategy, _SHARDED):
         raise ConfigurationError(
@@ -93,7 +94,7 @@ def check_strategy(trainer: Any) -> None:
 
 
 def check_callbacks(trainer: Any) -> None:
-    """Raise `ConfigurationError` for callbacks that do not go with tasks."""
+    """Raise `ConfigurationError` for callbacks that do not work with tasks."""
     for callback in trainer.callbacks:
         for kind, why in _REFUSED.items():
             if isinstance(callback, kind):
@@ -101,10 +102,10 @@ def check_callbacks(trainer: Any) -> None:
 
 
 def task_data(trainer: Any, stage: str | None = None) -> TaskDataModule:
-    """The trainer's data. Raises `ConfigurationError` if they know no tasks, or a stage takes its batches elsewhere."""
+    """Return the trainer's data module. Raises `ConfigurationError` if it has no tasks, or a stage uses other data."""
     data: Any = trainer.datamodule
     if stage in _LOOPS:
-        # Loaders that are handed over by themselves; `trainer.datamodule` is an earlier call's then.
+        # With loaders passed directly, `trainer.datamodule` is that of an earlier call.
         given = getattr(trainer, _LOOPS[stage])._data_source.instance
         data = data if isinstance(given, L.LightningModule) else given
     if not isinstance(data, TaskDataModule):
@@ -116,12 +117,12 @@ def task_data(trainer: Any, stage: str | None = None) -> TaskDataModule:
 
 
 def check_fit(trainer: Any, kind: type, wanted: str) -> None:
-    """Raise `ConfigurationError` where the trainer would not train on the data as they come.
+    """Raise `ConfigurationError` if the trainer would skip, cut or repeat a part of the tasks.
 
     Args:
-        trainer: about to start.
-        kind: of data that the callback serves.
-        wanted: the same in words, and what to do otherwise.
+        trainer: trainer about to start.
+        kind: class of data that the callback needs.
+        wanted: description of that class, and the alternative, for the message.
     """
     check_callbacks(trainer)
     data = task_data(trainer, "fit")
@@ -159,12 +160,12 @@ def check_fit(trainer: Any, kind: type, wanted: str) -> None:
 
 
 def check_validation(trainer: Any, *, option: str, every_epoch: bool) -> None:
-    """Raise `ConfigurationError` where validation accuracy would be missing at the end of a training, or an epoch.
+    """Raise `ConfigurationError` if validation accuracy would be missing at the end of a training, or of an epoch.
 
     Args:
-        trainer: about to start.
-        option: which needs it, for the message.
-        every_epoch: it is needed after each epoch, not only after the last of a training.
+        trainer: trainer about to start.
+        option: option that needs the accuracy, for the message.
+        every_epoch: whether it is needed after each epoch, not only after the last one of a training.
     """
     data: Any = trainer.datamodule
     every, needed = trainer.check_val_every_n_epoch, 1 if every_epoch else data.epochs_per_task
@@ -183,7 +184,7 @@ def check_validation(trainer: Any, *, option: str, every_epoch: bool) -> None:
 
 
 def check_validate(data: TaskDataModule, method: Method) -> None:
-    """Raise `ConfigurationError` where there is nothing that `Trainer.validate` could ask."""
+    """Raise `ConfigurationError` if `Trainer.validate` cannot work with these data or this method."""
     if not isinstance(data, TaskSequence):
         raise ConfigurationError(
             f"{type(data).__name__} has no validation images, as their task would have to be known; use trainer.test."
@@ -199,8 +200,8 @@ def check_start(trainer: Any, network: nn.Module) -> None:
     """Raise `ConfigurationError` for a training that is over, and for layers that cannot run on this device.
 
     Args:
-        trainer: whose modules were restored from a checkpoint, if there is one.
-        network: on its device.
+        trainer: trainer about to train, after it has restored a checkpoint, if any.
+        network: network on its device.
     """
     data = task_data(trainer, "fit")
     if trainer.ckpt_path is None and trainer.current_epoch >= data.num_epochs:
@@ -231,18 +232,18 @@ def check_schedule(schedule: LRScheduler, steps: int | None) -> None:
 
 
 def check_learned(data: TaskDataModule, learned: set[int], *, epoch: int) -> None:
-    """Raise `ConfigurationError` naming tasks that are to be tested and were never learned.
+    """Raise `ConfigurationError` for tasks that are to be tested and were never learned.
 
     Args:
-        data: to be tested on.
+        data: data to test on.
         learned: the finished tasks, by the numbers of the learner.
-        epoch: that training has reached in this Trainer; 0 where it did not train.
+        epoch: epoch that training has reached in this Trainer; 0 if it did not train.
     """
     if isinstance(data, TaskSequence):
         missing = [task for task in range(data.num_tasks) if task not in learned]
     elif not learned:
         missing = [*range(data.num_tasks)]
-    else:  # the learner's numbers say nothing about those of a stream, but how much of it there was does
+    else:  # the learner numbers tasks by itself, so the part of the stream that was served decides
         came = {task for past in range(epoch or data.num_epochs) for task in data.true_tasks(past)}
         missing = [task for task in range(data.num_tasks) if task not in came]
     if missing:
@@ -254,7 +255,7 @@ def check_learned(data: TaskDataModule, learned: set[int], *, epoch: int) -> Non
 
 
 def named(tasks: list[int]) -> str:
-    """Tasks in words, few enough to read.
+    """Return a short text that names tasks.
 
     >>> named([3]), named([3, 4, 5, 9])
     ('Task 3', 'Tasks 3 to 5, 9')
@@ -270,7 +271,7 @@ def named(tasks: list[int]) -> str:
 
 
 def is_limit(value: float) -> bool:
-    """Whether a trainer's option leaves batches out: 1 is one batch, and 1.0 all of them.
+    """Whether a trainer's limit leaves batches out: 1 is one batch, and 1.0 all of them.
 
     >>> is_limit(1), is_limit(1.0), is_limit(0.0)
     (True, False, False)
@@ -279,10 +280,10 @@ def is_limit(value: float) -> bool:
 
 
 def shortened(trainer: Any, finished: Mapping[int, tuple[int, float]]) -> dict[str, Any]:
-    """What results.json says of a run whose trainer, or patience, left out batches or epochs.
+    """Return the entries of results.json about batches or epochs that limits or patience left out.
 
     Args:
-        trainer: after the test.
+        trainer: trainer after the test.
         finished: `Patience.finished`.
     """
     limits = {name: getattr(trainer, name) for name in LIMITS if is_limit(getattr(trainer, name))}

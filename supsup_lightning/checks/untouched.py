@@ -1,4 +1,4 @@
-"""Networks that are tried out and left as they were."""
+"""Context managers that try out a network and restore its state."""
 
 import copy
 import random
@@ -15,13 +15,13 @@ _PLAIN = (int, float, complex, str, bytes, type(None))
 
 
 class Untouched:
-    """A ``with`` block after which a network and all random states are as before.
+    """Context manager that restores a network and all random states at its end.
 
-    Parameters, buffers and submodules are the same ones, of the same values, and plain attributes are equal.
+    Parameters, buffers and submodules are the same objects with the same values, and plain attributes are equal.
 
     Args:
-        network: which may be called in the block; what of it is in training or evaluation mode is left to `in_mode`.
-        device: of the images, whose random state counts besides the CPU's.
+        network: network that may be called in the block. Training and evaluation mode is left to `in_mode`.
+        device: device of the images, whose random state is restored besides the CPU's.
 
     >>> layer = nn.BatchNorm1d(2)
     >>> with Untouched(layer, torch.device("cpu")):
@@ -49,11 +49,11 @@ class Untouched:
         return self
 
     def changed(self) -> list[str]:
-        """Names of the plain attributes that are other ones than at the beginning of the block."""
+        """Names of the plain attributes that have changed since the start of the block."""
         return [name for name, _, _ in self._changes()]
 
     def changed_parameters(self) -> list[str]:
-        """Names of the parameters that are of other values than at the beginning of the block."""
+        """Names of the parameters whose values have changed since the start of the block."""
         return [name for name, (p, value) in self._parameters.items() if not _same(p.detach(), value)]
 
     def _changes(self) -> Iterator[tuple[str, nn.Module, str]]:
@@ -82,7 +82,7 @@ class Untouched:
 
 @contextmanager
 def in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
-    """The module in training or evaluation mode for a while; each of its parts gets its own mode back."""
+    """Put a module into training or evaluation mode for the block; each submodule gets its own mode back."""
     modes = {part: part.training for part in module.modules()}
     module.train(training)
     try:
@@ -104,12 +104,12 @@ def _same_random_numbers(device: torch.device) -> Iterator[None]:
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:
-    """What a module keeps beside parameters, buffers and submodules."""
+    """Return the attributes of a module besides parameters, buffers and submodules."""
     return {name: value for name, value in vars(module).items() if name not in _OF_MODULES}
 
 
 def _copied(value: Any) -> Any:
-    """Tensors, arrays and collections as copies; anything else as it is."""
+    """Copy tensors, arrays and collections; return any other value unchanged."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, np.ndarray):
