@@ -1,7 +1,7 @@
-"""Checkpoints that a kill, a full disk or a damaged byte cannot take away.
+"""Checkpoints that survive a kill, a full disk or a damaged byte.
 
-A checkpoint is written beside its place, read back, and only then takes the place of the one before, which is kept as
-``<name>.backup.ckpt``. It holds a digest, and nothing but tensors, numbers and text is ever read from one.
+A checkpoint is written to a temporary file, read back, and only then replaces the previous one, which is kept as
+``<name>.backup.ckpt``. It holds a digest, and only tensors, numbers and text are ever read from it.
 """
 
 import logging
@@ -27,19 +27,19 @@ from supsup_lightning.files import backup_of, check_writable, keep_backup, repla
 
 logger = logging.getLogger(__name__)
 
-DIGEST = "supsup_lightning.sha256"  # the key of a checkpoint that holds the digest of all others
+DIGEST = "supsup_lightning.sha256"  # key of a checkpoint that holds the digest of all other entries
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Lightning's plug-in for checkpoints, for files on a file system; `ContinualModule` gives it to its Trainer."""
+    """Lightning checkpoint plug-in for local files; `ContinualModule` gives it to its Trainer."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._written: set[Path] = set()  # and read back by this process
+        self._written: set[Path] = set()  # files that this process has written and read back
         self._warned = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write and read back, then put it in its place. Raises `SaveError`, with the one before in its place."""
+        """Write a checkpoint, read it back and move it to ``path``. Raises `SaveError`; the previous one is kept."""
         if not is_local(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -63,7 +63,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         self._written.add(path)
 
     def _check_readable(self, temporary: Path, path: Path) -> None:
-        """Warn, once, of what resuming would refuse: objects in the state of a user's callback, for example."""
+        """Warn once if resuming would refuse the file, because of objects in the state of a callback, for example."""
         try:
             torch.load(temporary, map_location="cpu", mmap=True, weights_only=True)
         except pickle.UnpicklingError as error:
@@ -79,7 +79,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read tensors, numbers and text. Raises `DataError` where the file is damaged or holds anything else."""
+        """Read tensors, numbers and text. Raises `DataError` if the file is damaged or holds anything else."""
         weights_only = True if weights_only is None else weights_only
         if not is_local(path) or not Path(path).is_file():
             return super().load_checkpoint(path, map_location, weights_only=weights_only)
@@ -90,23 +90,23 @@ class WholeCheckpoints(TorchCheckpointIO):
         return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
-        """With its backup."""
+        """Remove a checkpoint and its backup."""
         super().remove_checkpoint(path)
         if is_local(path):
             backup_of(Path(path)).unlink(missing_ok=True)
 
 
 def prepare(trainer: L.Trainer, stage: str) -> None:
-    """Give a Trainer `WholeCheckpoints`, unless it has a plug-in of the user's, and try its folders before training.
+    """Give a Trainer `WholeCheckpoints`, unless the user has set a plug-in, and check its folders before training.
 
     Raises:
-        SaveError: checkpoints could not be written where the Trainer is to put them.
+        SaveError: the Trainer's checkpoint folder cannot be written to.
     """
     current = trainer.strategy.checkpoint_io
     if type(current) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = WholeCheckpoints()
     elif isinstance(current, _WrappingCheckpointIO) and type(current.checkpoint_io) is TorchCheckpointIO:
-        current._checkpoint_io = WholeCheckpoints()  # the setter keeps what is there
+        current._checkpoint_io = WholeCheckpoints()  # the setter does not replace a plug-in
     if stage == "fit" and trainer.is_global_zero:
         for callback in trainer.checkpoint_callbacks:
             folder = getattr(callback, "dirpath", None)
@@ -115,12 +115,12 @@ def prepare(trainer: L.Trainer, stage: str) -> None:
 
 
 def whole(path: Path) -> Path | None:
-    """``path``, or where it is missing or damaged its backup, which a warning says; None if there is neither.
+    """Return ``path``, or its backup with a warning if it is missing or damaged; None if there is neither.
 
     A damaged file is renamed to ``<name>.damaged.ckpt``.
 
     Raises:
-        DataError: there are damaged ones alone.
+        DataError: all files are damaged.
     """
     backup = backup_of(path)
     problem = damage(path) if path.exists() else None
@@ -149,22 +149,22 @@ def whole(path: Path) -> Path | None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's file; None where all of its members are what was written, by their CRC."""
+    """Return what is wrong with a checkpoint's file; None if the CRC of every member is right."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             plain = all(each.compress_type == zipfile.ZIP_STORED for each in members)
             if not plain or sum(each.file_size for each in members) > path.stat().st_size:
-                return "no archive as PyTorch writes it"  # nor one that unpacks to more than it is
+                return "no archive as PyTorch writes it"  # compressed, so it could unpack to more than its own size
             broken = archive.testzip()
-    except Exception as error:  # zipfile raises whatever a damaged byte leads to
+    except Exception as error:  # damaged bytes make zipfile raise many kinds of errors
         return str(error) or type(error).__name__
     return None if broken is None else f"{broken} is not what was written"
 
 
 @contextmanager
 def reading(path: Any) -> Iterator[None]:
-    """Check the file before a block that reads it, and turn what goes wrong there into `DataError`."""
+    """Check a file before the block that reads it, and turn the block's errors into `DataError`."""
     problem = damage(Path(path))
     if problem is not None:
         raise DataError(f"The checkpoint {path} is damaged ({problem}).{_other(Path(path))}")
@@ -183,22 +183,22 @@ def reading(path: Any) -> Iterator[None]:
 
 
 def _refused(error: pickle.UnpicklingError) -> str:
-    """The object that PyTorch does not read, by name."""
+    """Return the name of the object that PyTorch refused to read."""
     named = re.search(r"GLOBAL (\S+)|(?:global|function|class|type) [`']?([\w.]+\.[\w.]+)", str(error))
     return next(filter(None, named.groups())) if named else "an object"
 
 
 def check_digest(checkpoint: Any) -> None:
-    """Take the digest out of a checkpoint. Raises `ValueError` where it is not that of the rest."""
+    """Remove the digest from a checkpoint. Raises `ValueError` if it does not match the other entries."""
     if not isinstance(checkpoint, dict):
         raise ValueError(f"it holds {type(checkpoint).__name__} in place of a dict")
-    expected = checkpoint.pop(DIGEST, None)  # older ones have none
+    expected = checkpoint.pop(DIGEST, None)  # older checkpoints have none
     if expected is not None and digest(checkpoint) != expected:
         raise ValueError("its tensors are not those that were written")
 
 
 def _check_sizes(checkpoint: Any, file_size: int) -> None:
-    """Raise `ValueError` for a tensor that is larger than its file, as a single value can stand for any number."""
+    """Raise `ValueError` for a tensor that is larger than its file, as one stored value can be expanded to any size."""
     left, seen = [checkpoint], set()
     while left:
         value = left.pop()
@@ -210,7 +210,7 @@ def _check_sizes(checkpoint: Any, file_size: int) -> None:
 
 
 def _write(checkpoint: dict[str, Any], path: Path) -> None:
-    """Raises `OSError` where the file system does not take it."""
+    """Write a checkpoint. Raises `OSError` if the file system refuses it."""
     try:
         with path.open("wb") as file:
             torch.save(checkpoint, file)
@@ -224,17 +224,17 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Temporary files of processes that were killed; an output directory has one process that writes."""
+    """Remove temporary files of killed processes; only one process writes to an output directory."""
     for leftover in path.parent.glob(f".{escape(path.stem)}.*{escape(path.suffix)}"):
         leftover.unlink(missing_ok=True)
 
 
 def _other(path: Path) -> str:
-    """What to do instead of reading a damaged checkpoint."""
+    """Suggest the backup of a damaged checkpoint, if that is intact."""
     backup = backup_of(path)
     return f" The one before it is whole: ckpt_path={str(backup)!r}." if damage(backup) is None else ""
 
 
 def is_local(path: Any) -> bool:
-    """Whether this is a path, and of no other machine."""
+    """Whether a path is a local one."""
     return isinstance(path, str | PathLike) and "://" not in str(path)

@@ -1,4 +1,4 @@
-"""One job in its output directory: alone there, and its log says how it ended."""
+"""Lock of a job's output directory, and log entry of how the job ended."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from supsup_lightning.runs import stopping
 
 try:
     import fcntl
-except ImportError:  # Windows, where nothing keeps two processes apart
+except ImportError:  # Windows, where the directory is not locked
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
@@ -23,16 +23,16 @@ _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_
 
 
 def is_first_process() -> bool:
-    """Whether this process speaks for its run; known before Lightning is imported."""
+    """Whether this is the first process of its run; known before Lightning is imported."""
     return all(os.environ.get(name, "0") in ("", "0") for name in _RANKS)
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for this process and those that it starts. The lock ends with the process, however that ends.
+    """Lock ``folder`` for this process and those that it starts. The lock ends with the process, however that ends.
 
     Raises:
-        ConfigurationError: another process has it.
+        ConfigurationError: another process has locked the folder, or it cannot be written to.
     """
     if fcntl is None or not is_first_process():
         yield
@@ -64,10 +64,10 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def failures_logged(explain: Callable[[BaseException], str | None]) -> Iterator[None]:
-    """Put what ends the job into the files that its log goes to; on the terminal it is printed elsewhere.
+    """Write an error that ends the job into its log files; the terminal gets it elsewhere.
 
     Args:
-        explain: the message of an error, or None for its traceback.
+        explain: function from an error to its message, or to None for its traceback.
     """
     try:
         yield

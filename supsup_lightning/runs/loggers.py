@@ -1,4 +1,4 @@
-"""What listens to a run: any number of Lightning loggers, none of which can end it."""
+"""Lightning loggers of a run, any number of them; a failing logger does not end the run."""
 
 import logging
 import os
@@ -20,16 +20,16 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def listening(config: DictConfig, folder: Path) -> Iterator[list[Logger]]:
-    """The configured loggers, told the configuration; closed when the block ends, also by an error.
+    """Start the configured loggers, log the configuration, and close them when the block ends, also by an error.
 
-    A W&B run is finished with an exit code, so that the next job of a sweep has one of its own. Its id is kept in
-    ``folder``, and resume=true goes on with it.
+    A W&B run is finished with an exit code, so that the next job of a sweep starts its own. Its id is saved in
+    ``folder``, and resume=true continues it.
 
     Args:
-        config: of the whole run.
-        folder: its output directory.
+        config: configuration of the run.
+        folder: output directory of the run.
     """
-    mode = os.environ.get("WANDB_MODE")  # which Lightning sets for good when a logger is offline
+    mode = os.environ.get("WANDB_MODE")  # Lightning sets it for good when a logger is offline
     id_file = folder / "wandb" / "run_id"
     started: list[Logger] = []
     exit_code = 1
@@ -42,7 +42,7 @@ def listening(config: DictConfig, folder: Path) -> Iterator[list[Logger]]:
             started.append(listener)
             keep_going(listener)
             listener.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
-            if isinstance(listener, WandbLogger) and listener.version:  # which the first process alone has
+            if isinstance(listener, WandbLogger) and listener.version:  # only the first process has it
                 id_file.parent.mkdir(parents=True, exist_ok=True)
                 id_file.write_text(f"{listener.version}\n")
         yield started
@@ -56,12 +56,13 @@ def listening(config: DictConfig, folder: Path) -> Iterator[list[Logger]]:
 
 
 def configurations(config: DictConfig) -> list[tuple[DictConfig, dict[str, Any]]]:
-    """Each logger's configuration, and what was added to it as ``logger.NAME``, without the logger's own name.
+    """Return each logger's configuration, with the options that were added to it as ``logger.NAME``.
 
-    Raises `ConfigurationError` if that could be meant for several loggers.
+    Raises:
+        ConfigurationError: an added option, and not exactly one logger that it could be for.
     """
     group = config.logger
-    if "_target_" in group:  # a file of the user's, with one logger at its top
+    if "_target_" in group:  # a user's file with one logger at its top level
         return [(group, {})]
     listeners = {key: node for key, node in group.items() if isinstance(node, DictConfig) and "_target_" in node}
     added = {key: group[key] for key in group if key not in listeners and not is_read(config, f"logger.{key}")}
@@ -73,7 +74,7 @@ def configurations(config: DictConfig) -> list[tuple[DictConfig, dict[str, Any]]
 
 
 def keep_going(listener: Logger) -> None:
-    """Make what a logger raises a warning, said once: neither a dead server nor a full disk ends training."""
+    """Turn the errors of a logger into one warning, so that neither a dead server nor a full disk ends training."""
     for name in dir(type(listener)):
         called = name.startswith("log_") or name in ("save", "finalize", "after_save_checkpoint")
         if called and isfunction(getattr(type(listener), name)):
@@ -101,7 +102,7 @@ def _warn(listener: Logger, name: str, error: Exception) -> None:
 
 
 def _run_id(options: DictConfig, more: dict[str, Any], known: str | None) -> dict[str, str]:
-    """The id of the W&B run to go on with, where the user names none."""
+    """Return the id of the W&B run to continue, unless the user gives one."""
     from hydra.utils import get_object
 
     kind = get_object(options["_target_"])
@@ -110,16 +111,16 @@ def _run_id(options: DictConfig, more: dict[str, Any], known: str | None) -> dic
 
 
 def _start(options: DictConfig, more: dict[str, Any]) -> Logger | None:
-    """A logger that has begun to record, or None after a warning: what a user can mend is raised, other faults are not.
+    """Start a logger. Errors that a user can fix are raised; others give a warning and None.
 
-    A W&B run begins offline if the server does not answer.
+    A W&B run starts offline if the server does not answer.
     """
     import wandb
     from hydra.utils import instantiate
 
     listener = instantiate(options, **more)
     try:
-        hasattr(listener, "experiment")  # begins it
+        hasattr(listener, "experiment")  # starts the logger's run
     except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
         raise ConfigurationError(
             f"{error} (logger=wandb; without an account or a network, add logger.offline=true.)"
@@ -128,7 +129,7 @@ def _start(options: DictConfig, more: dict[str, Any]) -> Logger | None:
         if more.get("offline"):
             raise
         logger.warning("W&B does not answer (%s). The run is kept in %s, for `wandb sync`.", error, listener.save_dir)
-        wandb.teardown(exit_code=1)  # offline is asked for where its service is started
+        wandb.teardown(exit_code=1)  # W&B reads the offline setting when its service starts
         return _start(options, {**more, "offline": True})
     except Exception as error:
         _warn(listener, "its start", error)
@@ -137,7 +138,7 @@ def _start(options: DictConfig, more: dict[str, Any]) -> Logger | None:
 
 
 def _close(listener: Logger, exit_code: int) -> None:
-    """Finish a W&B run; the Trainer has finished the others."""
+    """Finish the run of a W&B logger; the Trainer has finished other loggers."""
     if not isinstance(listener, WandbLogger):
         return
     import wandb

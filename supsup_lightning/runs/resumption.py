@@ -1,4 +1,4 @@
-"""What ``resume=true`` finds in an output directory, and whether it is of the same run."""
+"""Check for ``resume=true``: what an output directory holds, and whether it belongs to the same run."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ Files = Callable[[], Mapping[str, Any] | None]
 
 
 def find(folder: Path, identity: Identity, config: DictConfig) -> dict[str, Any] | None:
-    """The results of the run, if it is finished; None if it is not. See `finished` and `check_begun`."""
+    """Return the results of the run, or None if it is not finished. See `finished` and `check_begun`."""
 
     def files() -> Mapping[str, Any] | None:
         return instantiate(config.datamodule).files()
@@ -35,17 +35,17 @@ def find(folder: Path, identity: Identity, config: DictConfig) -> dict[str, Any]
 
 
 def finished(folder: Path, identity: Identity, *, files: Files, num_tasks: int | None) -> dict[str, Any] | None:
-    """The results of this run, if it is finished.
+    """Return the results of this run, or None if it is not finished.
 
     Args:
-        folder: the output directory.
-        identity: of the run that is wanted.
-        files: looks at the files of its data; called where there is something to compare with.
-        num_tasks: that are wanted, if that is said.
+        folder: output directory.
+        identity: identity of the run that is wanted.
+        files: function that describes the data files; called only if there is something to compare with.
+        num_tasks: number of tasks that are wanted; None if not given.
 
     Raises:
-        DataError: damaged results, and nothing to make them from again.
-        MismatchError: the results are another run's.
+        DataError: the results are damaged, and there is no checkpoint to make them again.
+        MismatchError: the results belong to another run.
     """
     path = folder / "results.json"
     if not path.exists():
@@ -87,11 +87,11 @@ def finished(folder: Path, identity: Identity, *, files: Files, num_tasks: int |
 
 
 def check_begun(folder: Path, identity: Identity, *, files: Files) -> None:
-    """Say so if there is nothing to resume.
+    """Check the checkpoint of an unfinished run, or log that there is nothing to resume.
 
     Raises:
-        MismatchError: there is a checkpoint, of another run.
-        DataError: there is one, but not the one to go on from.
+        MismatchError: the checkpoint belongs to another run.
+        DataError: there are checkpoints, but no last.ckpt.
     """
     if not _has_checkpoint(folder):
         checkpoints = folder / "checkpoints"
@@ -116,13 +116,13 @@ def check_begun(folder: Path, identity: Identity, *, files: Files) -> None:
 
 
 def _has_checkpoint(folder: Path) -> bool:
-    """Whether there is one to go on from, or its backup."""
+    """Whether there is a checkpoint to resume from, or its backup."""
     last = folder / "checkpoints" / "last.ckpt"
     return last.exists() or backup_of(last).exists()
 
 
 def _compare(what: str, record: Mapping[str, Any], identity: Identity, files: Files) -> None:
-    """Raise `MismatchError` where ``record`` is another run's, naming what differs."""
+    """Raise `MismatchError` with the differences if ``record`` belongs to another run."""
     if different := identity.differences(record):
         raise MismatchError(f"{what}: {'; '.join(different)}. {_REMEDY}")
     _compare_files(what, record["files"], files)
@@ -134,7 +134,7 @@ def _compare_files(what: str, stored: Mapping[str, Any] | None, files: Files) ->
 
 
 def _compare_older(path: Path, result: Mapping[str, Any], identity: Identity, num_tasks: int | None) -> None:
-    """Compare by the little that results of earlier versions say of their run."""
+    """Compare a run with results of earlier versions, which hold less about their run. Raises `MismatchError`."""
     here: dict[str, Any] = {name: identity.choices.get(name) for name in ("scenario", "data", "network", "method")}
     here |= {"seed": identity.options.get("seed"), "data.num_tasks": num_tasks}
     there = {**result, "data.num_tasks": result["num_tasks"]}

@@ -1,7 +1,7 @@
-"""What makes two runs the same: the resolved configuration, less what changes no number, and the files of the data.
+"""Identity of a run: the resolved configuration without options that change no result, and the files of the data.
 
-A run writes it to run.json when its training starts, and the digest to results.json. ``resume=true`` compares. What the
-code of a user's own classes does is out of reach; only how they are configured is compared.
+A run writes it to run.json when its training starts, and its digest to results.json. ``resume=true`` compares it. The
+code of a user's own classes is not compared, only their configuration.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from supsup_lightning.files import replacing
 
 FILE = "run.json"
 
-# Results are the same with any number of processes, up to rounding, unless a layer looks at its share of the batch.
+# Results do not depend on the number of processes, up to rounding, unless a layer uses statistics of a batch.
 _PROCESSES = ("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy")
 _WITHOUT_EFFECT_ON_NUMBERS = (
     *("resume", "print_masked", "optimized_metric", "logger"),
@@ -30,20 +30,20 @@ _WITHOUT_EFFECT_ON_NUMBERS = (
     *(f"trainer.{name}" for name in ("default_root_dir", "log_every_n_steps", "enable_model_summary", "profiler")),
     "trainer.num_sanity_val_steps",
 )
-_REFERENCE = re.compile(r"\$\{[^:{}$]+\}")  # to another option, which is compared itself
-_SHOWN = 6  # differences, in a message
+_REFERENCE = re.compile(r"\$\{[^:{}$]+\}")  # reference to another option, which is compared itself
+_SHOWN = 6  # most differences in a message
 _KNOWN = ("supsup_lightning", "torch", "torchvision", "timm", "lightning", "hydra")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A run's.
+    """Identity of a run.
 
     Attributes:
-        options: the configuration, a key a value.
-        references: those of ``options`` that only refer to another one.
-        processes: how many there are and where; compared where that changes results.
-        choices: names of the configuration's files, by group; for messages.
+        options: the configuration, flattened to one value per key.
+        references: keys of ``options`` that only refer to another option.
+        processes: options of the number and place of processes; compared only if results depend on them.
+        choices: names of the configuration's files by group, for messages.
     """
 
     options: Mapping[str, Any]
@@ -53,7 +53,7 @@ class Identity:
 
     @property
     def own_classes(self) -> list[str]:
-        """Targets that are no part of this package or the libraries it builds on."""
+        """Names of configured classes that belong neither to this package nor to the libraries it builds on."""
         names = {str(value) for key, value in self.options.items() if key.rsplit(".", 1)[-1] == "_target_"}
         return sorted(name for name in names if name.partition(".")[0] not in _KNOWN)
 
@@ -64,12 +64,12 @@ class Identity:
         return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
     def write(self, folder: Path, *, files: Mapping[str, Any] | None, depends_on_processes: bool) -> None:
-        """To run.json.
+        """Write the identity to run.json.
 
         Args:
-            folder: the output directory.
-            files: of the data, as `files_of` describes them.
-            depends_on_processes: whether results do.
+            folder: output directory.
+            files: files of the data, as described by `files_of`.
+            depends_on_processes: whether results depend on the number of processes.
         """
         values = {
             "digest": self.digest,
@@ -83,7 +83,7 @@ class Identity:
             temporary.write_text(json.dumps(values, indent=2) + "\n")
 
     def differences(self, stored: Mapping[str, Any]) -> list[str]:
-        """What differs from a run.json, but for the files of the data; in words, the most telling first."""
+        """Return the differences from a run.json in words, without those of data files."""
         options = _renamed(stored["options"])
         here = dict(self.options)
         if stored["depends_on_processes"]:
@@ -95,7 +95,7 @@ class Identity:
         for key in said:
             group = key.partition(".")[0]
             there_chosen, here_chosen = stored["choices"].get(group), self.choices.get(group)
-            if there_chosen != here_chosen:  # one line for a group of which another file was chosen
+            if there_chosen != here_chosen:  # one line for a whole group, if another of its files was chosen
                 lines[group] = f"{group}={there_chosen} there, {here_chosen} here"
             else:
                 lines[key] = f"{key}={_shown(_value(options, key))} there, {_shown(_value(here, key))} here"
@@ -104,14 +104,14 @@ class Identity:
 
 
 def identity_of(config: DictConfig, *, choices: Mapping[str, Any], folder: Path) -> Identity:
-    """Identity of a run, from its configuration.
+    """Make the identity of a run from its configuration.
 
     Args:
-        config: of a run.
-        choices: the files that were chosen, by group.
-        folder: its output directory, whose place does not matter.
+        config: configuration of the run.
+        choices: the chosen files, by group.
+        folder: output directory; its path is not part of the identity.
     """
-    # Files below data.root are compared by themselves, wherever they lie; what a user's own class reads is not known.
+    # Files below data.root are compared by digest, wherever they are. For a user's own class they are not known.
     places = {str(folder): "<output directory>"}
     data = config.get("data")
     if isinstance(data, DictConfig) and all(target.startswith("supsup_lightning.") for target in targets(data)):
@@ -130,7 +130,7 @@ def identity_of(config: DictConfig, *, choices: Mapping[str, Any], folder: Path)
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """What run.json says; None if there is none. Raises `DataError` if it is damaged."""
+    """Read run.json; None if there is none. Raises `DataError` if it is damaged."""
     try:
         stored = json.loads((folder / FILE).read_text())
         if isinstance(stored["options"], dict) and isinstance(stored["choices"], dict):
@@ -150,20 +150,20 @@ def _damaged(folder: Path, error: object) -> str:
 
 
 def summary(folder: Path) -> dict[str, Any] | None:
-    """What results.json says of the run.json beside it; None if there is none, as in a notebook."""
+    """Return the part of run.json that results.json repeats; None if there is no run.json, as in a notebook."""
     stored = read(folder)
     return None if stored is None else {"digest": stored["digest"], "files": stored["files"]}
 
 
 def files_of(root: Path, sources: Sequence[Any]) -> dict[str, Any] | None:
-    """The files that data sets are read from, wherever they lie.
+    """Describe the files of data sets by digests that do not depend on the folder.
 
     Args:
         root: the folder that holds the data sets.
-        sources: those that have ``digest`` are asked for it.
+        sources: data sets; those with a method ``digest`` are described.
 
     Returns:
-        None if no source has any; the digest of one is None while its files are not there.
+        None if no source has files; the digest of a source is None if its files are missing.
     """
     found = [
         {"source": type(source).__name__, "digest": source.digest(root)}
@@ -174,7 +174,7 @@ def files_of(root: Path, sources: Sequence[Any]) -> dict[str, Any] | None:
 
 
 def different_files(stored: Mapping[str, Any] | None, here: Mapping[str, Any] | None) -> list[str]:
-    """Where the files of the data differ, in words; what was or is not known does not count."""
+    """Return the differences between data files in words; unknown digests do not count."""
     if stored is None or here is None:
         return []
     return [
@@ -186,7 +186,7 @@ def different_files(stored: Mapping[str, Any] | None, here: Mapping[str, Any] | 
 
 
 def _entries(config: DictConfig | ListConfig, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
-    """Each option that may change a number, its value, and whether it is a reference to another."""
+    """Yield each option that may change a result, its value, and whether it is a reference to another option."""
     keys = range(len(config)) if isinstance(config, ListConfig) else list(config)
     for place in keys:
         key = f"{prefix}{place}"
@@ -208,7 +208,7 @@ def _entries(config: DictConfig | ListConfig, prefix: str = "") -> Iterator[tupl
 
 
 def _without_places(value: Any, places: Mapping[str, str]) -> Any:
-    """The value, independent of where output and data lie; in a form that JSON gives back unchanged."""
+    """Return the value without paths of output and data, in types that JSON keeps unchanged."""
     if isinstance(value, list):
         return [_without_places(part, places) for part in value]
     if isinstance(value, str):
@@ -220,7 +220,7 @@ def _without_places(value: Any, places: Mapping[str, str]) -> Any:
 
 
 def _renamed(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a run.json as this version names them: before 0.2, `method` repeated those of `mask`."""
+    """Rename options of an older run.json: before 0.2, `method` repeated the options of `mask`."""
     if "mask._target_" in options or "mask.rule" not in options:
         return dict(options)
     stream = {name.replace("unannounced.", "datamodule."): value for name, value in options.items()}
@@ -234,7 +234,7 @@ def _renamed(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(options: Mapping[str, Any], key: str) -> Any:
-    """JSON knows no NaN that is equal to itself, and our classes keep their names if they move to another module."""
+    """Return a comparable value: NaN as text, and classes of this package without their module."""
     value = options.get(key, _ABSENT)
     if key.endswith("_target_") and str(value).startswith("supsup_lightning."):
         return str(value).rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""SIGTERM, which schedulers send, ends a run with exit status 143; between two batches where it trains or tests."""
+"""Handling of SIGTERM, which schedulers send: the run ends between two batches, with exit status 143."""
 
 import os
 import signal
@@ -9,14 +9,14 @@ from types import FrameType
 
 
 class Terminated(SystemExit):
-    """The process was asked to end by SIGTERM."""
+    """Exit of a process that SIGTERM asked to end."""
 
     def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
 
 
 class _State:
-    """What was asked so far, and whether it has to wait."""
+    """Whether SIGTERM came, whether it has to wait, and in which process."""
 
     asked = False
     waits = False
@@ -24,13 +24,13 @@ class _State:
 
 
 def asked() -> bool:
-    """Whether the process was asked to end."""
+    """Whether SIGTERM asked the process to end."""
     return _State.asked
 
 
 @contextmanager
 def on_sigterm() -> Iterator[None]:
-    """SIGTERM raises `Terminated` inside, or is remembered where `between_batches` says so."""
+    """Let SIGTERM raise `Terminated` in the block, or wait inside `between_batches`."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:
         yield
         return
@@ -44,9 +44,10 @@ def on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def between_batches() -> Iterator[None]:
-    """Lightning's loops, or `raise_if_asked`, end the block where nothing is half done; a second SIGTERM does at once.
+    """Delay SIGTERM in the block until Lightning's loops, or `raise_if_asked`, stop between batches.
 
-    Lightning puts its own handler before this one, which also stops processes that it started.
+    A second SIGTERM stops at once. Lightning puts its own handler before this one, which also stops processes that it
+    started.
     """
     _State.waits = True
     try:
@@ -57,13 +58,13 @@ def between_batches() -> Iterator[None]:
 
 
 def raise_if_asked() -> None:
-    """Raise `Terminated` if SIGTERM came while it had to wait."""
+    """Raise `Terminated` if SIGTERM came."""
     if _State.asked:
         raise Terminated
 
 
 def take_over(note: Callable[[], None]) -> None:
-    """Have SIGTERM call ``note`` in place of a handler that was put before this one."""
+    """Let SIGTERM call ``note`` in place of a handler that was put before this one."""
 
     def handle(signum: int, frame: FrameType | None) -> None:
         note()
@@ -74,13 +75,13 @@ def take_over(note: Callable[[], None]) -> None:
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
-    if os.getpid() != _State.process:  # a worker that this process forked ends as it would without a handler
+    if os.getpid() != _State.process:  # a forked worker ends as it would without a handler
         signal.signal(signum, signal.SIG_DFL)
         os.kill(os.getpid(), signum)
         return
     first, _State.asked = not _State.asked, True
     if first and _State.waits:
         return
-    if first or _State.waits:  # while what the first one raised unwinds, others change nothing
+    if first or _State.waits:  # further signals change nothing while the first exception propagates
         _State.waits = False
         raise Terminated
