@@ -400,7 +400,7 @@ def test_a_run_writes_its_recovery(tmp_path):
     logged = (tmp_path / "run" / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
     names = ("energy", "objective", "distance_0", "distance_1")
     assert {f"recovery/task_{task}/{name}" for task in range(2) for name in names} <= set(logged)
-    assert "explicit masks 128 a task" in " ".join(done.stdout.split())
+    assert "explicit masks 128 per task" in " ".join(done.stdout.split())
 
 
 @pytest.mark.slow

@@ -1,1 +1,1 @@
-"""What a run found: results.json, tables, metrics and pictures."""
+"""Results of a run: results.json, tables, metrics and figures."""

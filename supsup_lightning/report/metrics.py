@@ -1,4 +1,4 @@
-"""Accuracy by task, and what the accuracy matrix says about forgetting."""
+"""Metrics of continual learning: accuracy per task, task assignment, mask recovery, forgetting."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torchmetrics import Metric
 
 
 class TaskAccuracy(Metric):
-    """Counts, for each task, images that are predicted right and images whose task is found; summed over processes.
+    """Share of images per task that are predicted right, and whose task is found; summed over processes.
 
     >>> metric = TaskAccuracy(num_tasks=2)
     >>> metric.update(1, right=torch.tensor([True, False]), found=torch.tensor([True, True]))
@@ -32,16 +32,15 @@ class TaskAccuracy(Metric):
         self.images[task] += len(right)
 
     def compute(self) -> Tensor:
-        """``(2, tasks)`` in [0, 1]: shares of images predicted right, and whose task is found; NaN without images."""
+        """Shares of images predicted right, and whose task is found, ``(2, tasks)`` in [0, 1]; NaN without images."""
         return torch.stack([self.right, self.found]).double() / self.images
 
 
 class TaskAssignment(Metric):
-    """How well tasks that a learner made up match the true ones, counted in training batches.
+    """Agreement of a learner's tasks with the true ones, counted in training batches.
 
     ``adjusted_rand_index``: 1 for a perfect match whatever the numbering, 0 on average for a random one (Hubert and
-    Arabie 1985). ``matched``: the share of batches in their place, when tasks and true tasks are paired one to one in
-    the best way.
+    Arabie 1985). ``matched``: share of batches that agree, with tasks and true tasks paired one to one in the best way.
 
     >>> metric = TaskAssignment()
     >>> for task, true_task, batches in ((5, 0, 100), (3, 1, 90), (5, 1, 10)):
@@ -55,7 +54,7 @@ class TaskAssignment(Metric):
     true_tasks: list[Tensor]
 
     def __init__(self) -> None:
-        # Every process makes the same assignment, so there is nothing to bring together.
+        # Every process makes the same assignment, so there is nothing to synchronise.
         super().__init__(sync_on_compute=False)
         for name in ("tasks", "true_tasks"):
             self.add_state(name, [])
@@ -66,10 +65,10 @@ class TaskAssignment(Metric):
         self.true_tasks.append(torch.full((batches,), true_task))
 
     def compute(self) -> dict[str, Tensor]:
-        """Both figures, each ``()`` float; NaN before any batch is counted."""
+        """Return both numbers, ``()`` float each; NaN before any batch is counted."""
         if not self.tasks:
             return dict.fromkeys(("adjusted_rand_index", "matched"), torch.tensor(torch.nan))
-        from scipy.optimize import linear_sum_assignment  # half a second of import that announced tasks do not need
+        from scipy.optimize import linear_sum_assignment  # half a second, only for unannounced tasks
         from sklearn.metrics import adjusted_rand_score
 
         tasks, numbers = torch.cat(self.tasks).unique(return_inverse=True)
@@ -84,11 +83,11 @@ class TaskAssignment(Metric):
 
 
 class RecoveryStatistics(Metric):
-    """How masks are recovered from a Hopfield memory, over batches of images; summed over processes.
+    """Statistics of mask recovery from a Hopfield memory, over batches of images; summed over processes.
 
-    ``recovered``: share of batches that end at their task's mask, without a unit that differs; ``steps_mean`` and
-    ``steps_max``: after how many steps they are there to stay; ``confidence`` and ``confidence_min``: mean and least
-    over all batches. None where the masks are not known, or none was recovered.
+    ``recovered``: share of batches that end exactly at their task's mask; ``steps_mean`` and ``steps_max``: number of
+    steps after which these stay at it; ``confidence`` and ``confidence_min``: mean and minimum over all batches. Values
+    are None if the masks are not known, or none was recovered.
 
     >>> statistics = RecoveryStatistics()
     >>> statistics.update(torch.tensor([9, 0, 2, 0, 0]), confidence=0.75)
@@ -119,8 +118,8 @@ class RecoveryStatistics(Metric):
 
         Args:
             distances: ``(steps + 1,)`` int, units that differ from the task's mask at the start and after each step;
-                None where that is not known.
-            confidence: in [0, 1].
+                None if the mask is not known.
+            confidence: confidence of the recovery, in [0, 1].
         """
         self.batches += 1
         self.confidence += confidence
@@ -136,7 +135,7 @@ class RecoveryStatistics(Metric):
             self.steps_max = torch.maximum(self.steps_max, steps)
 
     def compute(self) -> dict[str, float | int | None]:
-        """All of them, by name."""
+        """Return all statistics by name."""
         counts = {name: int(getattr(self, name)) for name in ("batches", "compared", "recovered", "steps", "steps_max")}
         recovered = counts["recovered"]
         return {
@@ -152,7 +151,7 @@ def forgetting(matrix: Tensor) -> float | None:
     """Mean over tasks of the best accuracy before the end minus the accuracy at the end.
 
     Args:
-        matrix: ``(tasks, tasks)``: row ``n - 1`` after learning ``n`` tasks, column a task; NaN where not evaluated.
+        matrix: ``(tasks, tasks)``: row ``n - 1`` after learning ``n`` tasks, one column per task; NaN if not evaluated.
 
     Returns:
         In [-1, 1]; ``None`` if no task was evaluated before the end.
@@ -168,7 +167,7 @@ def forgetting(matrix: Tensor) -> float | None:
 def backward_transfer(matrix: Tensor) -> float | None:
     """Mean over tasks of the accuracy at the end minus the accuracy right after learning the task (Lopez-Paz 2017).
 
-    Args and result as in `forgetting`; only tasks evaluated right after they were learned count, the last one not.
+    Argument and result are as in `forgetting`. Tasks that were evaluated right after learning count, without the last.
 
     >>> backward_transfer(torch.tensor([[0.9, float("nan")], [0.6, 0.8]]))
     -0.3

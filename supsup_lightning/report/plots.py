@@ -1,4 +1,4 @@
-"""Figures from results; each function writes one picture."""
+"""Figures of results; each function writes one picture."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,16 +12,16 @@ from torch import Tensor
 
 from supsup_lightning.files import replacing
 
-# Up to so many tasks, a cell has room for its number.
+# Up to this many tasks, a cell has room for its number.
 _MOST_WRITTEN_CELLS = 15
 
 
 def accuracy_matrix(matrix: Tensor, path: str | Path) -> Path:
-    """Draw accuracy by task (column) after learning some tasks (row); rows that were not evaluated are left out.
+    """Draw accuracy per task (column) after learning some tasks (row); rows that were not evaluated are left out.
 
     Args:
-        matrix: ``(tasks, tasks)`` in [0, 1]; NaN where not evaluated.
-        path: of the picture, PNG.
+        matrix: ``(tasks, tasks)`` in [0, 1]; NaN if not evaluated.
+        path: path of the picture, PNG.
     """
     rows = matrix.isfinite().any(1).nonzero().flatten()
     values = matrix[rows].numpy()
@@ -33,7 +33,7 @@ def accuracy_matrix(matrix: Tensor, path: str | Path) -> Path:
     axes = figure.add_subplot()
     colours = mpl.colormaps["viridis"].with_extremes(bad="white")
     image = axes.imshow(values, cmap=colours, vmin=min(low, 0.9), vmax=1.0, aspect="auto", interpolation="nearest")
-    shade = min(low, 0.9) + 0.6 * (1.0 - min(low, 0.9))  # from there on, colours are too light for white letters
+    shade = min(low, 0.9) + 0.6 * (1.0 - min(low, 0.9))  # above it, colours are too light for white letters
     if num_tasks <= _MOST_WRITTEN_CELLS:
         for (row, task), value in np.ndenumerate(values):
             if np.isfinite(value):
@@ -58,16 +58,16 @@ def stream(
     num_steps: int,
     path: str | Path,
 ) -> Path:
-    """Draw true task and trained task over time, and under it the decision statistic with its threshold.
+    """Draw true task and trained task over time, and below them the decision statistic with its threshold.
 
-    True tasks are numbered as they first appear, so that the two lines lie on one another where each got a task of
-    its own at once.
+    True tasks are numbered in the order in which they appear. The two lines thus coincide if the learner starts one
+    task for each true task at once.
 
     Args:
-        stretches: first step, true task, trained task of batches in a row, as `RecordStream` has them.
-        decisions: step, action, task, statistic and threshold, as `TaskDiscovery` has them.
+        stretches: first step, true task and trained task of each run of batches, as in `RecordStream`.
+        decisions: step, action, task, statistic and threshold, as in `TaskDiscovery`.
         num_steps: length of the stream.
-        path: of the picture, PNG.
+        path: path of the picture, PNG.
     """
     first, true, trained = zip(*stretches, strict=True)
     appearance = {task: number for number, task in enumerate(dict.fromkeys(true))}
@@ -101,11 +101,11 @@ def stream(
 
 
 def recovery(traces: Mapping[int, Tensor], *, path: str | Path) -> Path:
-    """Draw how masks come back out of a Hopfield memory: distance to the masks, energy and objective by step.
+    """Draw the recovery of masks from a Hopfield memory: distance to the masks, energy and objective per step.
 
     Args:
-        traces: of some tasks, ``(steps + 1, 2 + masks)``, as `RecordRecovery` has them.
-        path: of the picture, PNG.
+        traces: one trace ``(steps + 1, 2 + masks)`` per task, for some tasks, as in `RecordRecovery`.
+        path: path of the picture, PNG.
     """
     figure = Figure(figsize=(11, 3.8))
     figure.set_layout_engine("constrained")
@@ -138,14 +138,14 @@ def recovery(traces: Mapping[int, Tensor], *, path: str | Path) -> Path:
 
 
 class Point(NamedTuple):
-    """A method in `accuracy_against_bytes`.
+    """Point of one method in `accuracy_against_bytes`.
 
     Attributes:
-        name: beside the point.
-        num_bytes: kept to predict all tasks; None, where they are not known, draws a line at the accuracy.
+        name: label of the point.
+        num_bytes: bytes kept to predict all tasks; None, if not known, draws a line at the accuracy.
         accuracy: average over tasks, in [0, 1].
-        family: points of one have one colour.
-        published: drawn hollow, as not measured here.
+        family: points of the same family have the same colour.
+        published: whether the numbers are published ones, not measured here; drawn hollow.
     """
 
     name: str
@@ -156,12 +156,12 @@ class Point(NamedTuple):
 
 
 def accuracy_against_bytes(points: Sequence[Point], *, title: str, path: str | Path) -> Path:
-    """Draw what a byte buys: average accuracy over the bytes that are kept for all tasks, on a logarithmic scale.
+    """Draw average accuracy over the bytes kept for all tasks, on a logarithmic scale.
 
     Args:
-        points: measured and published ones.
-        title: what was learned.
-        path: of the picture, PNG.
+        points: measured and published points.
+        title: title of the figure.
+        path: path of the picture, PNG.
     """
     figure = Figure(figsize=(9, 5.5))
     figure.set_layout_engine("constrained")
@@ -199,7 +199,7 @@ def accuracy_against_bytes(points: Sequence[Point], *, title: str, path: str | P
 
 
 def _beside(point: Point, points: Sequence[Point]) -> tuple[str, int]:
-    """How a label is aligned and raised so that it avoids those of points near by."""
+    """Return the alignment and the vertical offset of a label, so that it avoids labels of nearby points."""
     near = 0.05 * (max(other.accuracy for other in points) - min(other.accuracy for other in points))
     others = [o for o in points if o.num_bytes and o is not point and abs(o.accuracy - point.accuracy) < near]
     ratios = [(other, (other.num_bytes or 0) / (point.num_bytes or 1)) for other in others]

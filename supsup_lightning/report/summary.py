@@ -1,4 +1,4 @@
-"""What a run found, as numbers: results.json, accuracy_matrix.csv and the table at the end."""
+"""Results of a run as numbers: results.json, accuracy_matrix.csv and the table at the end."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ from supsup_lightning.scenario import Scenario
 if TYPE_CHECKING:
     from supsup_lightning.module import ContinualModule
 
-# A table of more tasks shows the first and the last of them.
+# A table of more tasks shows only the first and the last ones.
 _MOST_TABLE_ROWS = 40
 
 _KEPT = {  # in words
@@ -59,23 +59,23 @@ def results(
     validation: Mapping[int, float] | None = None,
     identity: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The contents of results.json.
+    """Return the contents of results.json.
 
     Args:
-        run: the names of scenario, data, network and method, and the seed.
-        scenario: decides whether there is a task inference to report.
-        method: with its finished tasks.
-        accuracy: of the final test.
-        matrix: the accuracy matrix, ``(tasks, tasks)``.
-        seconds_per_task: of training alone.
-        inference_ms_per_batch: finding the task and predicting, mean over the test batches.
-        model_bytes: of the file of what was learned, all that is needed beside code and configuration.
-        num_classes: of each task.
+        run: names of scenario, data, network and method, and the seed.
+        scenario: the scenario, which decides whether there is task inference to report.
+        method: method with its finished tasks.
+        accuracy: accuracy of the final test.
+        matrix: accuracy matrix, ``(tasks, tasks)``.
+        seconds_per_task: time of training alone, in seconds.
+        inference_ms_per_batch: time to infer the task and predict, in ms, mean over the test batches.
+        model_bytes: size of the model file, which is all that is needed besides code and configuration.
+        num_classes: number of classes of each task.
         skipped_images: image files left out because they could not be read, since this process started.
-        stream: of a stream that announces no task, what `stream` makes.
-        recovery: of masks from a Hopfield memory, what `RecoveryStatistics` counts.
-        validation: accuracy of each task on its validation images, the task given; NaN where it has none.
-        identity: digests of the configuration and of the files of the data.
+        stream: entries of a stream without announced tasks, made by `stream`.
+        recovery: statistics of mask recovery from a Hopfield memory, made by `RecoveryStatistics`.
+        validation: accuracy of each task on its validation images, with the task given; NaN if it has none.
+        identity: digests of the configuration and of the data files.
     """
     right, found = accuracy.compute()
     kept = method.kept_bytes()
@@ -90,7 +90,7 @@ def results(
         **_validation(validation or {}, num_tasks=len(per_task)),
         "num_classes": list(num_classes),
         "task_inference_accuracy": None if scenario.task_known_at_inference else round(found.mean().item(), 6),
-        # Where nothing announces tasks, none is learned at one time, after which it could be forgotten.
+        # Without announced tasks, no task is learned at one time, after which it could be forgotten.
         "forgetting": forgetting(matrix) if scenario.task_known_in_training else None,
         "backward_transfer": backward_transfer(matrix) if scenario.task_known_in_training else None,
         "sparsity": round(method.sparsity().mean().item(), 6),
@@ -117,7 +117,7 @@ def results(
 
 
 def _validation(accuracy: Mapping[int, float], *, num_tasks: int) -> dict[str, Any]:
-    """By task, null for a task without validation images; the average is null where a task's is not known."""
+    """Validation accuracy per task and its average; null for a task without images, or if a task is missing."""
     values = [accuracy.get(task, math.nan) for task in range(num_tasks)]
     per_task = [None if math.isnan(value) else round(value, 6) for value in values]
     known = [value for value in per_task if value is not None]
@@ -128,11 +128,11 @@ def _validation(accuracy: Mapping[int, float], *, num_tasks: int) -> dict[str, A
 
 
 def stream(module: "ContinualModule", assignment: TaskAssignment) -> dict[str, Any]:
-    """What results.json says besides of a stream that announces no task.
+    """Return the entries of results.json for a stream without announced tasks.
 
     Args:
-        module: with its finished tasks, and what is known of whose images each has learned.
-        assignment: of training batches to the learner's tasks.
+        module: module with its finished tasks, and the true task of each of them.
+        assignment: assignment of training batches to the learner's tasks.
     """
     method = module.method
     figures = {name: round(value.item(), 6) for name, value in assignment.compute().items()}
@@ -150,7 +150,7 @@ def stream(module: "ContinualModule", assignment: TaskAssignment) -> dict[str, A
 
 
 def num_masks(method: Method) -> int:
-    """Number of finished tasks that are no combination of others."""
+    """Number of finished tasks that are not combinations of other tasks."""
     return method.num_masks if isinstance(method, TrainsOn) else len(method.tasks)
 
 
@@ -159,7 +159,7 @@ def _bytes_of(method: Method, task: int) -> int:
 
 
 def peak_memory_bytes() -> int | None:
-    """Most memory held so far: of the accelerator where there is one, of the process otherwise."""
+    """Peak memory in bytes: of the accelerator if it was used, else of the process; None if not known."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     try:
@@ -171,13 +171,13 @@ def peak_memory_bytes() -> int | None:
 
 
 def write_json(path: str | Path, values: Mapping[str, Any]) -> None:
-    """Write ``values``, whole or not at all."""
+    """Write ``values`` as JSON; the file is complete or unchanged."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Read what `write_json` wrote."""
+    """Read a file of `write_json`."""
     return json.loads(Path(path).read_text())
 
 
@@ -191,7 +191,7 @@ def write_matrix(path: str | Path, matrix: Tensor) -> None:
 
 
 def remarks(result: Mapping[str, Any]) -> list[str]:
-    """What a user should know of a result and might overlook in the table."""
+    """Return remarks about a result that a user might overlook in the table."""
     said = []
     skipped, found = result["skipped_images"], result["task_inference_accuracy"]
     if skipped:
@@ -235,18 +235,18 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
 
 
 def storage_remark(storage: Mapping[str, Any]) -> str:
-    """What a Hopfield memory takes beside explicit masks, in words."""
+    """Describe the size of a Hopfield memory in comparison with explicit masks."""
     return (
         f"the Hopfield memory takes {storage['memory_bytes']:,} bytes for any number of tasks, explicit masks "
-        f"{storage['explicit_bytes_per_task']:,} a task, which is less up to {storage['smaller_from_num_tasks'] - 1:,} "
-        f"tasks; by theory it holds about {storage['capacity']:,} masks"
+        f"{storage['explicit_bytes_per_task']:,} per task, which is less up to "
+        f"{storage['smaller_from_num_tasks'] - 1:,} tasks; by theory it holds about {storage['capacity']:,} masks"
     )
 
 
 def masked_table(method: Method) -> Table:
-    """What a task keeps of each parameter and buffer of the network, and how many bytes that takes."""
-    shown = Table(Column("parameter", overflow="fold"), "shape", "kept a task")
-    for name in ("density", "bytes a task"):
+    """Table of what each task stores of each parameter and buffer of the network, with its bytes."""
+    shown = Table(Column("parameter", overflow="fold"), "shape", "kept per task")
+    for name in ("density", "bytes per task"):
         shown.add_column(name, justify="right")
     parts = method.parts()
     for part in parts:
@@ -273,17 +273,17 @@ def masked_table(method: Method) -> Table:
 
 
 def table(result: Mapping[str, Any], *, accuracy: TaskAccuracy, method: Method) -> Table:
-    """The result by task, for a terminal, with the averages under it.
+    """Table of the result per task, with the averages in the last row, for a terminal.
 
     Args:
-        result: as `results` makes it.
-        accuracy: of the final test.
-        method: with its finished tasks.
+        result: the output of `results`.
+        accuracy: accuracy of the final test.
+        method: method with its finished tasks.
     """
     title = " · ".join(
         f"{key} {result[key]}" for key in ("scenario", "data", "network", "method", "seed") if key in result
     )
-    learned_as = result.get("learned_as")  # where nothing announced the tasks
+    learned_as = result.get("learned_as")  # only without announced tasks
     columns = ["task", "accuracy", "task found", "sparsity", "bytes"]
     shown = Table(*columns, *(["learned as"] if learned_as is not None else []), title=title, show_footer=False)
     for column in shown.columns:

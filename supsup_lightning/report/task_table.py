@@ -1,19 +1,19 @@
-"""The accuracy of each task in a terminal or a notebook, after `Trainer.test` and `Trainer.validate`."""
+"""Table of accuracy per task for a terminal or a notebook, after `Trainer.test` and `Trainer.validate`."""
 
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-# A table of more tasks shows the first and the last of them.
+# A table of more tasks shows only the first and the last ones.
 _MOST_ROWS = 40
 
 
 def show(values: Tensor, *, found: bool) -> None:
-    """Print a row for each task and one for the average.
+    """Print one row per task, and one for the average.
 
     Args:
         values: ``(2, tasks)`` in [0, 1], accuracy and share of images whose task was found; NaN without images.
-        found: show that share as well.
+        found: whether to show that share.
     """
     table = Table("task", "accuracy", *(["task found"] if found else []))
     for column in table.columns:
