@@ -1,4 +1,4 @@
-"""Plain networks that know nothing of masks; any other `torch.nn.Module` does as well."""
+"""Plain networks without masks; any other `torch.nn.Module` works as well."""
 
 from supsup_lightning.networks.fully_connected import FullyConnected
 from supsup_lightning.networks.gem_resnet import GEMResNet18

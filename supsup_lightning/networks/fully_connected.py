@@ -13,10 +13,10 @@ class FullyConnected(nn.Sequential):
     """Linear layers without biases, ReLU between them; images are flattened.
 
     Args:
-        output_size: outputs; those beyond the classes are superfluous.
-        input_shape: of one image, ``(channels, height, width)``; 28 x 28 grey by default.
-        hidden_sizes: the paper's FC network has two layers of 1024.
-        width: multiplies the hidden sizes, each of which stays at least 10.
+        output_size: number of outputs; those beyond the classes are not used.
+        input_shape: shape of one image, ``(channels, height, width)``; 28 x 28 greyscale by default.
+        hidden_sizes: sizes of the hidden layers; the paper's FC network has two layers of 1024.
+        width: factor of the hidden sizes, each of which stays at least 10.
 
     >>> FullyConnected(output_size=10, input_shape=(1, 8, 8), hidden_sizes=(32,))
     FullyConnected(

@@ -1,4 +1,4 @@
-"""The reduced ResNet-18 of Gradient Episodic Memory (Lopez-Paz & Ranzato 2017), for images of 32 x 32."""
+"""Reduced ResNet-18 of Gradient Episodic Memory (Lopez-Paz & Ranzato 2017), for images of 32 x 32."""
 
 from collections.abc import Sequence
 
@@ -8,17 +8,18 @@ from supsup_lightning.networks.width import scaled
 
 
 class GEMResNet18(nn.Sequential):
-    """ResNet-18 with a third of the usual channels, for small images, whose only parameters are weights.
+    """ResNet-18 for small images, with a third of the usual channels, without biases and BatchNorm gains.
 
     The stem is one 3 x 3 convolution with stride 1 and no max-pooling follows it, so that images of 32 x 32 keep
     their resolution up to the second stage. There are no biases, and BatchNorm has neither gain nor bias.
 
     Args:
-        output_size: outputs; those beyond the classes are superfluous.
-        input_shape: of one image, ``(channels, height, width)``. Only the channels matter: the network pools over
-            whatever height and width are left, 1/8 of the image's.
-        base_channels: of the first stage; the next three have 2, 4 and 8 times as many. GEM has 20, ResNet-18 has 64.
-        width: multiplies the channels.
+        output_size: number of outputs; those beyond the classes are not used.
+        input_shape: shape of one image, ``(channels, height, width)``. Only the channels matter: the network pools
+            over the remaining height and width, 1/8 of the image's.
+        base_channels: channels of the first stage; the next three have 2, 4 and 8 times as many. GEM has 20, ResNet-18
+            has 64.
+        width: factor of the channels.
 
     >>> network = GEMResNet18(output_size=5)
     >>> sum(parameter.numel() for parameter in network.parameters())
@@ -53,12 +54,14 @@ class GEMResNet18(nn.Sequential):
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut: ``(batch, inputs, h, w)`` to ``(batch, outputs, h/stride, w/stride)``.
+    """Residual block of two 3 x 3 convolutions.
+
+    Maps ``(batch, inputs, h, w)`` to ``(batch, outputs, h/stride, w/stride)``.
 
     Args:
-        inputs: channels that come in.
-        outputs: channels that go out.
-        stride: of the first convolution, and of the shortcut.
+        inputs: number of input channels.
+        outputs: number of output channels.
+        stride: stride of the first convolution, and of the shortcut.
     """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
@@ -78,5 +81,5 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, images: Tensor) -> Tensor:
-        """``relu(residual + shortcut)``."""
+        """Return ``relu(residual + shortcut)``."""
         return (self.residual(images) + self.shortcut(images)).relu()

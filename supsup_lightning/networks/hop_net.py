@@ -1,4 +1,4 @@
-"""The paper's network for HopSupSup."""
+"""Network of the paper's HopSupSup experiments."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,13 +12,13 @@ from supsup_lightning.networks.width import LEAST_UNITS, scaled
 class HopNet(nn.Sequential):
     """Linear layers without biases; after each but the last, BatchNorm by batch statistics, and Swish.
 
-    BatchNorm has gains and no biases. The gains are what `HopSupSup` masks: 0 switches a unit off.
+    BatchNorm has gains and no biases. `HopSupSup` masks the gains: 0 switches a unit off.
 
     Args:
-        output_size: outputs.
-        input_shape: of one image, ``(channels, height, width)``; 28 x 28 grey by default.
-        hidden_sizes: the paper has two layers of 2048.
-        width: multiplies the hidden sizes, each of which stays at least 10.
+        output_size: number of outputs.
+        input_shape: shape of one image, ``(channels, height, width)``; 28 x 28 greyscale by default.
+        hidden_sizes: sizes of the hidden layers; the paper has two layers of 2048.
+        width: factor of the hidden sizes, each of which stays at least 10.
 
     >>> [name for name, parameter in HopNet(output_size=10, hidden_sizes=(32, 16)).named_parameters()]
     ['1.weight', '2.weight', '4.weight', '5.weight', '7.weight']

@@ -9,9 +9,9 @@ class LeNet(FullyConnected):
     """LeNet 300-100: two hidden layers, no biases (`FullyConnected`).
 
     Args:
-        output_size: outputs; those beyond the classes are superfluous.
-        input_shape: of one image, ``(channels, height, width)``.
-        width: multiplies the hidden sizes.
+        output_size: number of outputs; those beyond the classes are not used.
+        input_shape: shape of one image, ``(channels, height, width)``.
+        width: factor of the hidden sizes.
     """
 
     def __init__(self, *, output_size: int, input_shape: Sequence[int] = (1, 28, 28), width: float = 1.0) -> None:

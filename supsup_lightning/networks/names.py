@@ -1,4 +1,4 @@
-"""The name of a model in somebody else's collection."""
+"""Check of a model's name in the collection of another library."""
 
 from collections.abc import Collection
 from difflib import get_close_matches

@@ -18,17 +18,17 @@ def timm_model(
     pretrained: bool = False,
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> nn.Module:
-    """Any model of timm, with ``output_size`` outputs.
+    """Make any model of timm, with ``output_size`` outputs.
 
     Args:
-        name: as in ``timm.list_models()``, with or without the tag of its pretrained weights
+        name: name as in ``timm.list_models()``, with or without the tag of its pretrained weights
             (``vit_tiny_patch16_224.augreg_in21k``), or with a source (``hf-hub:user/model``, ``local-dir:/folder``).
-        output_size: outputs; those beyond the classes are superfluous.
-        input_shape: of one image, ``(channels, height, width)``. A model that is built for one image size, such as a
-            vision transformer, is built for this one; with a source in its name, only by ``options.img_size``.
+        output_size: number of outputs; those beyond the classes are not used.
+        input_shape: shape of one image, ``(channels, height, width)``. A model for one image size, such as a vision
+            transformer, is built for this size; with a source in its name, set ``options.img_size`` instead.
         pretrained: download timm's weights, once. timm adapts them to ``input_shape``, and the head is random unless
             it has as many outputs.
-        options: more arguments of ``timm.create_model``, such as ``{"drop_path_rate": 0.1}``.
+        options: further arguments of ``timm.create_model``, such as ``{"drop_path_rate": 0.1}``.
 
     Returns:
         A module from ``(batch, *input_shape)`` to ``(batch, output_size)``.
@@ -39,12 +39,12 @@ def timm_model(
         DataError: weights that cannot be downloaded or read.
     """
     try:
-        import timm  # optional, and a second of import
+        import timm  # optional, and takes a second to import
     except ImportError as error:
         raise ConfigurationError(
             "network=timm needs the package timm, which is not installed: `pip install 'supsup-lightning[timm]'`."
         ) from error
-    # The tag of pretrained weights and a source of models are timm's to check.
+    # timm itself checks the tag of pretrained weights and the source of a model.
     if ":" not in name and not timm.is_model(name):
         check_name(name.partition(".")[0], timm.list_models(), library="timm")
     settings = {**_image_size(name, input_shape), **options}
@@ -73,7 +73,7 @@ def timm_model(
 
 
 def _image_size(name: str, input_shape: Sequence[int]) -> dict[str, tuple[int, int]]:
-    """timm's own rule: a model takes ``img_size`` if its settings say that its input size is fixed."""
+    """Return ``img_size`` for models that take it: by timm's rule, those whose settings have a fixed input size."""
     import timm
 
     if ":" in name or not timm.is_model(name):

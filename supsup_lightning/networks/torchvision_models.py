@@ -1,4 +1,4 @@
-"""Classification models of torchvision: any by its name, and the paper's ResNet-50."""
+"""Classification models of torchvision by name, and the paper's ResNet-50."""
 
 import pickle
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
@@ -16,7 +16,7 @@ from torchvision.models.resnet import Bottleneck
 from supsup_lightning.errors import ConfigurationError, DataError
 from supsup_lightning.networks.names import check_name
 
-# In training these also return the outputs of auxiliary heads, which no loss here would know what to do with.
+# In training, these models also return the outputs of auxiliary heads, which no loss here uses.
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
 
@@ -30,18 +30,19 @@ def torchvision_model(
     affine: bool = True,
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> nn.Module:
-    """Any classification model of torchvision, with ``output_size`` outputs.
+    """Make any classification model of torchvision, with ``output_size`` outputs.
 
     Args:
-        name: as in ``torchvision.models.list_models(module=torchvision.models)``.
-        output_size: outputs; those beyond the classes are superfluous.
-        input_shape: of one image, ``(channels, height, width)``. With other than 3 channels the first convolution is
-            replaced by one of the same settings; vision transformers and MaxViT are built for this height and width.
+        name: name as in ``torchvision.models.list_models(module=torchvision.models)``.
+        output_size: number of outputs; those beyond the classes are not used.
+        input_shape: shape of one image, ``(channels, height, width)``. If it does not have 3 channels, the first
+            convolution is replaced by one with the same settings. Vision transformers and MaxViT are built for this
+            height and width.
         weights: None for random ones; an entry of torchvision's weights for this model, such as ``DEFAULT`` or
             ``IMAGENET1K_V1``, which is downloaded once; or the path of a file with a ``state_dict``. Only the head,
-            the last layer, may differ from the model's: it stays random then.
-        affine: False takes gains and biases away from BatchNorm, as in the paper.
-        options: more arguments of torchvision's builder, such as ``{"dropout": 0.1}``. The auxiliary heads of
+            the last layer, may differ from the model's; it then stays random.
+        affine: False removes gains and biases from BatchNorm, as in the paper.
+        options: further arguments of torchvision's builder, such as ``{"dropout": 0.1}``. The auxiliary heads of
             googlenet and inception_v3 are left out unless ``aux_logits`` is given here.
 
     Returns:
@@ -82,12 +83,12 @@ def torchvision_model(
 
 
 class ResNet50(torchvision.models.ResNet):
-    """torchvision's ResNet-50 as the paper has it (section 4): only weights, no biases, and no gains in BatchNorm.
+    """torchvision's ResNet-50 as in the paper (section 4): without biases, and without gains in BatchNorm.
 
     Args:
-        output_size: outputs; those beyond the classes are superfluous.
-        input_shape: of one image, ``(channels, height, width)``. Only the channels matter: the network pools over
-            whatever height and width are left, 1/32 of the image's.
+        output_size: number of outputs; those beyond the classes are not used.
+        input_shape: shape of one image, ``(channels, height, width)``. Only the channels matter: the network pools
+            over the remaining height and width, 1/32 of the image's.
 
     >>> network = ResNet50(output_size=10)
     >>> {parameter.ndim for parameter in network.parameters()}  # convolutions and one linear layer
@@ -105,10 +106,10 @@ class ResNet50(torchvision.models.ResNet):
 
 
 def _defaults(name: str, input_shape: Sequence[int], source: WeightsEnum | Path | None) -> dict[str, Any]:
-    """What torchvision's builder would take otherwise, or warn of."""
+    """Return arguments of torchvision's builder that depend on the model, the images and the weights."""
     height, width = input_shape[1:]
     if name in WITH_AUXILIARY_HEADS:
-        # Their published weights were trained on images of another normalisation, which transform_input converts to.
+        # Published weights were trained with another normalisation of images; transform_input converts to it.
         published = isinstance(source, WeightsEnum)
         return {"aux_logits": False, "init_weights": source is None, "transform_input": published}
     if name.startswith("vit_"):
@@ -124,7 +125,7 @@ def _defaults(name: str, input_shape: Sequence[int], source: WeightsEnum | Path 
 
 
 def _set_input_channels(network: nn.Module, channels: int) -> None:
-    """Make the first convolution take so many channels; a new one is random."""
+    """Give the first convolution this number of input channels; a new convolution is random."""
     path, old = next((path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
     if old.in_channels == channels:
         return
@@ -154,13 +155,13 @@ def _remove_gains_and_biases(network: nn.Module, name: str) -> None:
         layer.register_parameter("bias", None)
 
 
-# Its weights.
+# The weights.
 
 _THREE_CHANNELS = "Use data that give 3 channels, e.g. data.resize=true with data.input_shape=[3,224,224]"
 
 
 def _weights_source(name: str, weights: str) -> WeightsEnum | Path:
-    """An entry of torchvision's, or else a file."""
+    """Return an entry of torchvision's weights, or the path of a file. Raises `ConfigurationError`."""
     entries = get_model_weights(name)
     if weights in entries.__members__:
         return entries[weights]
@@ -174,7 +175,7 @@ def _weights_source(name: str, weights: str) -> WeightsEnum | Path:
 
 
 def _downloaded(name: str, entry: WeightsEnum) -> MutableMapping[str, Tensor]:
-    """Through torchvision's own builder, which knows how the files of older models are named inside."""
+    """Download weights by torchvision's own builder, which converts the names in files of older models."""
     try:
         return get_model(name, weights=entry, progress=False).state_dict()
     except (OSError, RuntimeError) as error:
@@ -189,7 +190,7 @@ def _read(path: Path) -> MutableMapping[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (EOFError, KeyError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        refused = isinstance(error, pickle.UnpicklingError)  # PyTorch's text says how to read it all the same
+        refused = isinstance(error, pickle.UnpicklingError)  # PyTorch's text says how to read it in spite of that
         reason = "it holds Python objects, which could run any program, or is damaged" if refused else error
         raise DataError(
             f"network.weights={path} cannot be read ({reason}); write the file with "
@@ -204,10 +205,10 @@ def _read(path: Path) -> MutableMapping[str, Tensor]:
 
 
 def _take(state: MutableMapping[str, Tensor], network: nn.Module, option: str) -> None:
-    """Load ``state`` into ``network``, which may differ in the head only.
+    """Load ``state`` into ``network``; only the head may differ.
 
     Raises:
-        ConfigurationError: any other parameter or running statistic is missing on either side or differs in shape.
+        ConfigurationError: another parameter or running statistic is missing on either side, or differs in shape.
     """
     own = network.state_dict()
     head = [path for path, layer in network.named_modules() if getattr(layer, "weight", None) is not None][-1] + "."
@@ -227,12 +228,12 @@ def _take(state: MutableMapping[str, Tensor], network: nn.Module, option: str) -
             f"differs: {_THREE_CHANNELS}."
         )
     for name in [name for name in state if name not in own or state[name].shape != own[name].shape]:
-        del state[name]  # from the mapping itself: its metadata tell older layers how to load
+        del state[name]  # from the mapping itself, as its metadata tell older layers how to load
     network.load_state_dict(state, strict=False)
 
 
 def _must_fit(name: str, head: str) -> bool:
-    """The head may differ; auxiliary heads may be left out; older files do not count batches, which nothing reads."""
+    """Whether a tensor must fit: not in the head or in auxiliary heads, and not a count of batches (unused)."""
     return not name.startswith((head, *AUXILIARY_HEADS)) and not name.endswith(".num_batches_tracked")
 
 
