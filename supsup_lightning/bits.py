@@ -1,8 +1,8 @@
-"""Packed bits: eight weights of a mask in one byte, and the products that inference needs of them.
+"""Packed bits: eight weights of a mask in one byte, and the products of masks that inference needs.
 
-Bit ``j`` of byte ``b`` is weight ``8 b + j``. Rows are masks. The products read the bits as they are, in C on the CPU
-and in Triton on a GPU (`native`); on other devices, and where there is no kernel, they unpack one small tile of the
-bank after another, so that memory does not grow with the number of masks.
+Bit ``j`` of byte ``b`` is weight ``8 b + j``. Rows are masks. The products read packed bits directly, in C on the CPU
+and in Triton on a GPU (`native`). On other devices, or without a kernel, they unpack one small tile of the bank after
+another, so that memory does not grow with the number of masks.
 """
 
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from supsup_lightning import native
 # tile is needed to fill the device.
 _TILE_BYTES_CPU = 2**18
 _TILE_BYTES_ACCELERATOR = 2**25
-# On a GPU, the inner products with more vectors are matrix products of unpacked tiles.
+# On a GPU, inner products with more vectors than this are matrix products of unpacked tiles.
 _FEW_VECTORS = 4
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Booleans ``(..., weights)`` to bytes ``(..., ceil(weights / 8))`` uint8; spare bits of the last byte are 0.
+    """Pack bools ``(..., weights)`` into bytes ``(..., ceil(weights / 8))`` uint8; spare bits of the last byte are 0.
 
     >>> pack(torch.tensor([True, False, False, True, False, False, False, False, True])).tolist()
     [9, 1]
@@ -36,7 +36,7 @@ def pack(mask: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, num_weights: int) -> Tensor:
-    """Bytes ``(..., ceil(weights / 8))`` to booleans ``(..., weights)``.
+    """Unpack bytes ``(..., ceil(weights / 8))`` to bools ``(..., weights)``.
 
     >>> unpack(torch.tensor([9, 1], dtype=torch.uint8), 9).int().tolist()
     [1, 0, 0, 1, 0, 0, 0, 0, 1]
@@ -46,7 +46,7 @@ def unpack(packed: Tensor, num_weights: int) -> Tensor:
 
 
 def dot(packed: Tensor, vector: Tensor) -> Tensor:
-    """Inner product of every mask with a vector: the gradient of every task's coefficient.
+    """Inner product of each mask with a vector, for example the gradient by each task's coefficient.
 
     Args:
         packed: ``(masks, ceil(weights / 8))`` uint8.
@@ -87,7 +87,7 @@ def weighted_sum(packed: Tensor, coefficients: Tensor, num_weights: int) -> Tens
     Args:
         packed: ``(masks, ceil(weights / 8))`` uint8.
         coefficients: ``(masks,)`` float32.
-        num_weights: masked weights; the spare bits of the last byte are dropped.
+        num_weights: number of masked weights; the spare bits of the last byte are dropped.
 
     Returns:
         ``(weights,)`` float32.
@@ -99,7 +99,7 @@ def weighted_sum(packed: Tensor, coefficients: Tensor, num_weights: int) -> Tens
     if native.takes(packed, coefficients):
         return native.weighted_sum(packed, coefficients)[:num_weights]
     if not torch._C._functorch.is_functorch_wrapped_tensor(coefficients):
-        rows = coefficients.nonzero().flatten()  # masks that do not count are not read
+        rows = coefficients.nonzero().flatten()  # masks with a coefficient of 0 are not read
         if len(rows) < len(packed):
             packed, coefficients = packed[rows], coefficients[rows]
     if native.takes_on_gpu(packed, coefficients):
@@ -112,7 +112,7 @@ def weighted_sum(packed: Tensor, coefficients: Tensor, num_weights: int) -> Tens
 
 
 def select(packed: Tensor, vector: Tensor) -> Tensor:
-    """The vector where the mask is on, 0 elsewhere.
+    """Return the vector where each mask is on, 0 elsewhere.
 
     Args:
         packed: ``(masks, ceil(weights / 8))`` uint8.
@@ -132,13 +132,13 @@ def select(packed: Tensor, vector: Tensor) -> Tensor:
 
 
 def _padded(vectors: Tensor) -> Tensor:
-    """``(..., weights)`` to whole bytes' weights."""
+    """Pad ``(..., weights)`` with zeros to a multiple of 8 weights."""
     spare = -vectors.shape[-1] % 8
     return torch.nn.functional.pad(vectors, (0, spare)) if spare else vectors
 
 
 def _tiles(packed: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of rows of ``packed``, each after the same rows of ``other``."""
+    """Return pairs of blocks of rows: rows of ``other``, and the same rows of ``packed``."""
     size = _TILE_BYTES_CPU if packed.device.type == "cpu" else _TILE_BYTES_ACCELERATOR
     rows = max(1, size // packed.shape[1])
     return zip(other.split(rows), packed.split(rows), strict=True)

@@ -1,35 +1,35 @@
-"""What can go wrong, said once: each message names the option, the value given, and the remedy."""
+"""Errors of this package; each message names the option, the value given, and the remedy."""
 
 from operator import index
 from typing import Any
 
 
 class SupSupError(Exception):
-    """Base of every error that this package raises on purpose; the command line prints it without a traceback."""
+    """Base class of the errors that this package raises on purpose; the command line prints no traceback for them."""
 
 
 class ConfigurationError(SupSupError, ValueError):
-    """An option, or a combination of options, that cannot work."""
+    """Error for an option, or a combination of options, that cannot work."""
 
 
 class DataError(SupSupError, OSError):
-    """A data set that is missing, unreadable or damaged."""
+    """Error for data, or another file to read, that are missing, unreadable or damaged."""
 
 
 class SaveError(SupSupError, OSError):
-    """A file that could not be written; what it held before is kept."""
+    """Error for a file that could not be written; its old content is kept."""
 
 
 class MismatchError(SupSupError, ValueError):
-    """A mask bank or checkpoint that was made with another network, seed or mask rule."""
+    """Error for a mask bank or checkpoint that was made with another network, other data or other options."""
 
 
 class TrainingDiverged(SupSupError, ArithmeticError):
-    """The loss became NaN or infinite."""
+    """Error for a loss that became NaN or infinite."""
 
 
 class DiscoveryStopped(SupSupError, RuntimeError):
-    """A stream has more tasks than there may be masks."""
+    """Error for a stream with more tasks than the allowed number of masks."""
 
 
 def check_choice(option: str, value: object, choices: tuple[object, ...]) -> None:
@@ -39,7 +39,7 @@ def check_choice(option: str, value: object, choices: tuple[object, ...]) -> Non
 
 
 def as_whole(value: Any) -> int | None:
-    """An integer of any type (Python's, NumPy's, a tensor's) as an `int`; None if it is no such, as `True` is not.
+    """Return an integer of any type (Python, NumPy, tensor) as an `int`; None for other values, bools among them.
 
     >>> import numpy as np
     >>> as_whole(np.int64(4)), as_whole(4.0), as_whole(True)
@@ -54,13 +54,13 @@ def as_whole(value: Any) -> int | None:
 
 
 def check_whole(option: str, value: Any, *, least: int = 1, more: str = "") -> int:
-    """The value as an `int`. Raises `ConfigurationError` unless it is an integer of at least ``least``.
+    """Return the value as an `int`. Raises `ConfigurationError` unless it is an integer of at least ``least``.
 
     Args:
-        option: its name.
-        value: as given.
-        least: the smallest allowed.
-        more: what else it may be, or why not less, for the end of the message.
+        option: name of the option.
+        value: value given.
+        least: smallest allowed value.
+        more: end of the message: other allowed values, or the reason for the limit.
     """
     number = as_whole(value)
     if number is None or number < least:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Atomic writing of files, and backups."""
 
 import errno
 import os
@@ -12,12 +12,13 @@ from supsup_lightning.errors import SaveError, SupSupError
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; renamed onto ``path`` when the block ends without an error.
+    """Give a temporary path beside ``path`` to write to; it replaces ``path`` when the block ends without an error.
 
-    What was written is on the disk before it takes the name, so that neither a kill nor a power failure leaves a part.
+    The content is flushed to disk before the file is renamed, so neither a kill nor a power failure leaves a partial
+    file.
 
     Raises:
-        SaveError: the file system does not take it. ``path`` is as it was.
+        SaveError: the file system refuses the file. ``path`` is unchanged.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "new" / "result.txt"
@@ -45,7 +46,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def check_writable(folder: Path, what: str) -> None:
-    """Make the folder and a file in it, which goes again. Raises `SaveError` where that is impossible."""
+    """Make the folder and a temporary file in it. Raises `SaveError` if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
@@ -58,7 +59,7 @@ def check_writable(folder: Path, what: str) -> None:
 
 
 def backup_of(path: Path) -> Path:
-    """Where `keep_backup` puts what ``path`` held.
+    """Path of the backup that `keep_backup` makes of ``path``.
 
     >>> backup_of(Path("checkpoints/last.ckpt")).name
     'last.backup.ckpt'
@@ -67,11 +68,11 @@ def backup_of(path: Path) -> Path:
 
 
 def keep_backup(path: Path) -> None:
-    """Give what ``path`` holds a second name, `backup_of` it, without a moment in which it has neither."""
+    """Keep the file ``path`` under a second name, `backup_of(path)`; at any moment one of the names exists."""
     if not path.exists():
         return
     backup = backup_of(path)
-    second = backup.with_name(f".{backup.stem}.{os.getpid()}{backup.suffix}")  # as that of `replacing`
+    second = backup.with_name(f".{backup.stem}.{os.getpid()}{backup.suffix}")  # named as in `replacing`
     try:
         second.unlink(missing_ok=True)
         os.link(path, second)
@@ -83,9 +84,9 @@ def keep_backup(path: Path) -> None:
 
 
 def set_aside(path: Path) -> None:
-    """Rename ``path``, if it exists, to ``<stem>.previous<suffix>``, so that nothing new is taken for it.
+    """Rename ``path``, if it exists, to ``<stem>.previous<suffix>``, so that new files are not mixed up with it.
 
-    Its backup, which is older still, goes.
+    Its backup, which is older still, is deleted.
     """
     if path.exists():
         path.replace(path.with_name(f"{path.stem}.previous{path.suffix}"))
@@ -93,14 +94,14 @@ def set_aside(path: Path) -> None:
 
 
 def _flush_names(folder: Path) -> None:
-    """Put a folder's new names on the disk, where the system has that."""
+    """Flush the names of a folder's files to disk, if the system supports that."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do not support it
             raise
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""All masked weights of a network as one flat vector: which parameters, and where each lies in it."""
+"""Layout of a network's masked weights in one flat vector: the parameters, and the place of each."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ MaskRule = Callable[[str, Tensor], bool]
 
 @dataclass(frozen=True)
 class ByName:
-    """Which parameters are masked: a rule over names and number of dimensions.
+    """Rule of which parameters are masked, by name and number of dimensions.
 
     By default the weights of linear, convolution, recurrent and attention layers, and neither biases nor gains.
 
     Attributes:
-        include: patterns of names, as in a shell (``*`` stands for anything); one of them has to match.
-        exclude: patterns of which none may match.
+        include: patterns of names, as in a shell (``*`` stands for anything); one of them must match.
+        exclude: patterns of names, none of which may match.
         min_dimensions: a parameter of fewer dimensions is not masked.
         max_dimensions: a parameter of more dimensions is not masked; None for any number.
 
@@ -56,7 +56,7 @@ class ByName:
         )
 
     def check(self, names: Sequence[str]) -> None:
-        """Raise `ConfigurationError` for a pattern that matches none of a network's names: it is mistyped."""
+        """Raise `ConfigurationError` for a pattern that matches no name of a network, and is probably mistyped."""
         for option in ("include", "exclude"):
             for pattern in getattr(self, option):
                 if not any(fnmatchcase(name, pattern) for name in names):
@@ -86,10 +86,10 @@ class Layout:
 
     @classmethod
     def of(cls, network: nn.Module, is_masked: MaskRule) -> "Layout":
-        """The layout of the parameters for which ``is_masked(name, parameter)`` holds; tied ones count once.
+        """Make the layout of the parameters for which ``is_masked(name, parameter)`` holds; tied ones count once.
 
         Raises:
-            ConfigurationError: no parameter is masked, or the rule names one that does not exist.
+            ConfigurationError: no parameter is masked, or a pattern of the rule matches none.
         """
         _check_replaceable(network)
         if isinstance(is_masked, ByName):
@@ -115,7 +115,7 @@ class Layout:
 
     @classmethod
     def choosing(cls, network: nn.Module, is_chosen: MaskRule) -> "Layout":
-        """The layout of the floating point parameters for which ``is_chosen(name, parameter)`` holds, perhaps of none.
+        """Make the layout of the floating-point parameters for which ``is_chosen`` holds; it may be empty.
 
         Raises:
             ConfigurationError: a network whose parameters cannot be replaced, or a chosen one that is complex.
@@ -135,7 +135,7 @@ class Layout:
 
     @classmethod
     def of_running_statistics(cls, network: nn.Module) -> "Layout":
-        """The layout of the buffers that normalisation layers change in training; empty where there are none."""
+        """Make the layout of the buffers that normalisation layers change in training; empty if there are none."""
         buffers = {
             f"{layer}.{name}" if layer else name: tuple(buffer.shape)
             for layer, module in network.named_modules()
@@ -151,11 +151,11 @@ class Layout:
 
     @property
     def num_weights(self) -> int:
-        """Number of masked weights in all."""
+        """Total number of masked weights."""
         return sum(self.sizes)
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
-        """``(..., weights)`` to one view ``(..., *shape)`` a parameter."""
+        """Split a flat tensor ``(..., weights)`` into one view ``(..., *shape)`` per parameter."""
         batch = flat.shape[:-1]
         parts = flat.split(self.sizes, dim=-1) if self.names else ()
         return {
@@ -163,14 +163,14 @@ class Layout:
         }
 
     def flatten(self, tensors: Mapping[str, Tensor] | Sequence[Tensor], *, batch_dims: int = 0) -> Tensor:
-        """One tensor ``(*batch, *shape)`` a parameter, by name or in order, to ``(*batch, weights)``."""
+        """Join one tensor ``(*batch, *shape)`` per parameter, by name or in order, to ``(*batch, weights)``."""
         parts = [tensors[name] for name in self.names] if isinstance(tensors, Mapping) else list(tensors)
-        # A reshape, as `flatten` would take the last batch dimension for a scalar's.
+        # `reshape`, because `flatten` would merge the last batch dimension for scalar parameters.
         return torch.cat([part.reshape(*part.shape[:batch_dims], -1) for part in parts], dim=-1)
 
 
 def _check_replaceable(network: nn.Module) -> None:
-    """Raise `ConfigurationError` for a network whose parameters cannot be replaced for the length of a call."""
+    """Raise `ConfigurationError` for a network whose parameters cannot be replaced during a call."""
     for name, layer in network.named_modules():
         where = f"{type(network).__name__}, in {name}," if name else "The network"
         if isinstance(layer, torch.jit.ScriptModule):

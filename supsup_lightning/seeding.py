@@ -1,4 +1,4 @@
-"""Independent random streams: every random number has a purpose, and its seed is a hash of seed and purpose.
+"""Independent random streams: the seed of each purpose is a hash of the run's seed and the purpose.
 
 Adding integers (``seed + task``) makes neighbouring seeds share all tasks but one; hashing does not. As no stream
 depends on what was drawn before, a task is the same whether it is trained first, last, alone or after a resume.
@@ -10,7 +10,7 @@ import torch
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed for one purpose.
+    """Return a 63-bit seed for one purpose.
 
     >>> derive_seed(0, "scores", 3) == derive_seed(0, "scores", 3)
     True
@@ -22,5 +22,5 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
-    """A CPU generator for one purpose, so that what is drawn does not depend on the device that uses it."""
+    """Return a CPU generator for one purpose, so that numbers do not depend on the device that uses them."""
     return torch.Generator().manual_seed(derive_seed(seed, *purpose))

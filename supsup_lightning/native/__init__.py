@@ -1,4 +1,4 @@
-"""Kernels for products over packed bits: in C on the CPU, where a compiler was there at install; in Triton on a GPU."""
+"""Kernels for products over packed bits: C on a CPU, if a compiler was present at installation; Triton on a GPU."""
 
 import ctypes
 import logging
@@ -16,17 +16,17 @@ logger = logging.getLogger(__name__)
 
 LEVELS = ("portable", "avx2", "avx512")
 
-# Below so many packed bytes (about a millisecond's) a thread costs more than it saves.
+# Below this number of packed bytes (about a millisecond of work) a thread costs more than it saves.
 _BYTES_PER_THREAD = 2**23
-# Rows that the kernel adds up side by side: threads take whole groups, so that sums do not depend on them.
+# Number of rows that the kernel adds up at a time. Threads take whole groups, so that sums do not depend on threads.
 _ROWS_TOGETHER = 16
 _PARTS_PER_THREAD = 8
-_CACHE_LINE = 64  # bytes; a thread of the weighted sum takes whole ones
+_CACHE_LINE = 64  # bytes; a thread of the weighted sum takes whole cache lines
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernel, or None, with a warning the first time, where it was not built."""
+    """Load the compiled kernel; None, with a warning the first time, if it was not built."""
     path = library_path()
     try:
         loaded = ctypes.CDLL(str(path))
@@ -46,23 +46,23 @@ def library() -> ctypes.CDLL | None:
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether the C kernel can work on these: plain tensors of the CPU, not in a transform or an autograd graph."""
+    """Whether the C kernel accepts these tensors: plain CPU tensors outside of transforms and autograd graphs."""
     return _are_plain(tensors, "cpu") and library() is not None
 
 
 def takes_on_gpu(*tensors: Tensor) -> bool:
-    """Whether Triton's kernels can work on these: likewise, on a CUDA device."""
+    """Whether Triton's kernels accept these tensors: plain CUDA tensors outside of transforms and autograd graphs."""
     return _are_plain(tensors, "cuda") and gpu_kernels() is not None
 
 
 @cache
 def gpu_kernels() -> Any:
-    """`triton_kernels`, tried out on the device, or None, with a warning the first time."""
+    """Import `triton_kernels` and test them on the device; None, with a warning the first time, if they fail."""
     try:
         from supsup_lightning.native import triton_kernels
 
         triton_kernels.check("cuda")
-    except Exception as error:  # whatever Triton, its compiler or the driver raises: PyTorch does it instead
+    except Exception as error:  # Triton, its compiler or the driver may raise any error; PyTorch takes over
         logger.warning("Triton's kernels for packed bits do not work here (%r), so PyTorch's own are used.", error)
         return None
     return triton_kernels
@@ -79,14 +79,14 @@ def _are_plain(tensors: Sequence[Tensor], device: str) -> bool:
 
 
 def best_level() -> int:
-    """The place in `LEVELS` of the best that this processor has."""
+    """Index in `LEVELS` of the best instruction set that this processor supports."""
     loaded = library()
     assert loaded is not None
     return loaded.packed_best_level()
 
 
 def dot(packed: Tensor, vectors: Tensor, *, level: int | None = None) -> Tensor:
-    """``(masks, bytes)`` uint8 and ``(vectors, 8 * bytes)`` float32 to ``(vectors, masks)`` float32."""
+    """Inner products of masks ``(masks, bytes)`` uint8 and ``(vectors, 8 * bytes)`` float32: ``(vectors, masks)``."""
     loaded = library()
     assert loaded is not None
     level = best_level() if level is None else level
@@ -110,7 +110,7 @@ def dot(packed: Tensor, vectors: Tensor, *, level: int | None = None) -> Tensor:
 
 
 def weighted_sum(packed: Tensor, coefficients: Tensor, *, level: int | None = None) -> Tensor:
-    """``(masks, bytes)`` uint8 and ``(masks,)`` float32 to ``(8 * bytes,)`` float32."""
+    """Sum of masks ``(masks, bytes)`` uint8 with coefficients ``(masks,)`` float32: ``(8 * bytes,)`` float32."""
     loaded = library()
     assert loaded is not None
     level = best_level() if level is None else level
@@ -127,12 +127,12 @@ def weighted_sum(packed: Tensor, coefficients: Tensor, *, level: int | None = No
 
 
 def select(packed: Tensor, vector: Tensor, *, level: int | None = None) -> Tensor:
-    """``(masks, bytes)`` uint8 and ``(8 * bytes,)`` float32 to ``(masks, 8 * bytes)``."""
+    """Masked copies of a vector: ``(masks, bytes)`` uint8 and ``(8 * bytes,)`` float32 to ``(masks, 8 * bytes)``."""
     loaded = library()
     assert loaded is not None
     level = best_level() if level is None else level
     vector = vector.contiguous()
-    packed = packed if packed.stride(1) == 1 else packed.contiguous()  # rows may lie apart
+    packed = packed if packed.stride(1) == 1 else packed.contiguous()  # rows may be strided
     masks, num_bytes = packed.shape
     selected = torch.empty(masks, len(vector), dtype=torch.float32)
     stride = packed.stride(0)
@@ -153,10 +153,10 @@ def select(packed: Tensor, vector: Tensor, *, level: int | None = None) -> Tenso
 
 
 def _in_threads(some: Callable[[int, int], None], size: int, *, unit: int, work: int) -> None:
-    """``some(first, last)`` over parts of ``range(size)`` in whole units; ctypes lets threads run side by side.
+    """Call ``some(first, last)`` for parts of ``range(size)`` in whole units, in parallel threads.
 
-    The calling thread works as well, and each takes the next part when it is through with one: PyTorch's own threads
-    keep a core busy for a while after they had something to do.
+    ctypes releases the lock of the interpreter. The calling thread works as well. Each thread takes the next part when
+    it has finished one, because PyTorch's own threads keep a core busy for a while after their work.
     """
     threads = max(1, min(torch.get_num_threads(), work // _BYTES_PER_THREAD))
     if threads == 1:
@@ -166,7 +166,7 @@ def _in_threads(some: Callable[[int, int], None], size: int, *, unit: int, work:
     parts = iter([(first, min(first + share, size)) for first in range(0, size, share)])
 
     def work_on() -> None:
-        for part in parts:  # each thread takes what the others have not
+        for part in parts:  # threads share this iterator
             some(*part)
 
     helpers = [_pool(threads - 1).submit(work_on) for _ in range(threads - 1)]

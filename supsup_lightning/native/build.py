@@ -1,4 +1,4 @@
-"""Compiles the C kernel when the package is installed; the build hook runs this, with the standard library alone."""
+"""Compile the C kernel at installation; the build hook runs this file, which needs only the standard library."""
 
 import hashlib
 import os
@@ -12,13 +12,13 @@ SOURCE = FOLDER / "packed_bits.c"
 
 
 def library_path() -> Path:
-    """Path of the compiled kernel; its name changes with the source, so that an old one is never taken for it."""
+    """Path of the compiled kernel; its name depends on the source, so that an old kernel is never loaded."""
     digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
     return FOLDER / f"packed_bits-{digest}{'.dylib' if sys.platform == 'darwin' else '.so'}"
 
 
 def build() -> Path | None:
-    """Compile; returns the library, or None where there is no C compiler or it fails, which it says."""
+    """Compile the kernel and return its path; None, with a message, if there is no C compiler or it fails."""
     path = library_path()
     compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))), None)
     if compiler is None:

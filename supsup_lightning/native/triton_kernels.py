@@ -1,13 +1,13 @@
-"""The products over packed bits on a GPU, in Triton: bits are read once, as bytes, and never unpacked to memory."""
+"""Triton kernels for products over packed bits on a GPU; bits are read once, as bytes, and not unpacked to memory."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-# Masks, and bytes of each, that a program holds at a time; and bytes of a mask that one program of `dot` goes over.
+# Masks, and bytes of each, that a program of `dot` holds at a time; and bytes of a mask that one program processes.
 _MASKS, _BYTES, _STRETCH = 16, 128, 2048
-# The same of `weighted_sum`, whose programs go over all masks.
+# The same for `weighted_sum`, whose programs process all masks.
 _SUM_MASKS, _SUM_BYTES = 32, 64
 
 
@@ -15,7 +15,7 @@ _SUM_MASKS, _SUM_BYTES = 32, 64
 def _dot_kernel(
     packed, vectors, partial, masks, num_bytes, stretch, MASKS: tl.constexpr, BYTES: tl.constexpr
 ):  # fmt: skip
-    """``partial[vector, part, mask]``: over one stretch of bytes each."""
+    """Write ``partial[vector, part, mask]``, the inner products over one stretch of bytes each."""
     mask = tl.program_id(0) * MASKS + tl.arange(0, MASKS)
     part, vector = tl.program_id(1), tl.program_id(2)
     rows = packed + mask.to(tl.int64)[:, None] * num_bytes
@@ -49,7 +49,7 @@ def _weighted_sum_kernel(packed, coefficients, total, masks, num_bytes, MASKS: t
 
 
 def dot(packed: Tensor, vectors: Tensor) -> Tensor:
-    """``(masks, bytes)`` uint8 and ``(vectors, 8 * bytes)`` float32 to ``(vectors, masks)`` float32."""
+    """Inner products of masks ``(masks, bytes)`` uint8 and ``(vectors, 8 * bytes)`` float32: ``(vectors, masks)``."""
     packed, vectors = packed.contiguous(), vectors.contiguous()
     masks, num_bytes = packed.shape
     parts = triton.cdiv(num_bytes, _STRETCH)
@@ -58,11 +58,11 @@ def dot(packed: Tensor, vectors: Tensor) -> Tensor:
         grid = (triton.cdiv(masks, _MASKS), parts, len(vectors))
         with torch.cuda.device_of(packed):
             _dot_kernel[grid](packed, vectors, partial, masks, num_bytes, _STRETCH, MASKS=_MASKS, BYTES=_BYTES)
-    return partial.sum(1, dtype=torch.float64).float()  # by stretches, so that the order of programs changes nothing
+    return partial.sum(1, dtype=torch.float64).float()  # a fixed order of sums, whatever the order of programs
 
 
 def weighted_sum(packed: Tensor, coefficients: Tensor) -> Tensor:
-    """``(masks, bytes)`` uint8 and ``(masks,)`` float32 to ``(8 * bytes,)`` float32."""
+    """Sum of masks ``(masks, bytes)`` uint8 with coefficients ``(masks,)`` float32: ``(8 * bytes,)`` float32."""
     packed, coefficients = packed.contiguous(), coefficients.contiguous()
     masks, num_bytes = packed.shape
     total = torch.empty(8 * num_bytes, dtype=torch.float32, device=packed.device)
@@ -76,8 +76,8 @@ def weighted_sum(packed: Tensor, coefficients: Tensor) -> Tensor:
 
 
 def check(device: torch.device | str) -> None:
-    """Raise `RuntimeError` if the kernels do not give on this device what sums over unpacked masks are."""
-    # Nothing is drawn at random, as the first use may be within `torch.func.vmap`.
+    """Raise `RuntimeError` if the kernels' results on this device differ from sums over unpacked masks."""
+    # No random numbers, as the first use may be within `torch.func.vmap`.
     masks, num_bytes = 37, 2 * _STRETCH + 5
     packed = (torch.arange(masks * num_bytes, device=device) * 2654435761 >> 7).to(torch.uint8).view(masks, num_bytes)
     vectors = torch.arange(16 * num_bytes, device=device).float().sin().view(2, -1)
