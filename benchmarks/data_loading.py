@@ -27,7 +27,7 @@ ROUNDS = 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tree", type=Path, help="folder with train and val, each with a folder a class")
+    parser.add_argument("--tree", type=Path, help="folder with train and val, each with one folder per class")
     parser.add_argument("--size", type=int, default=64, help="height and width that the tree's images are brought to")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()

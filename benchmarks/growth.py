@@ -5,8 +5,8 @@
 LeNet 300-100 with output_size 500 on images of 28 x 28, batch 128. The bank is filled with random masks; then, at each
 number of tasks: seconds to train one more (100 steps of Adam, finishing it and writing a checkpoint included);
 milliseconds to find the task of one image by one gradient, by binary search, and by trying each; milliseconds to
-classify a batch with the task given; seconds a task of `Trainer.test` over all tasks, a batch each, with the task given
-and with one gradient a batch; bytes of the bank; and how the memory of the process has grown.
+classify a batch with the task given; seconds per task of `Trainer.test` over all tasks, one batch each, with the task
+given and with one gradient per batch; bytes of the bank; and how the memory of the process has grown.
 """
 
 import argparse

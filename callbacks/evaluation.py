@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class EvaluateSeenTasks(L.Callback):
-    """Fills the accuracy matrix: a row at each listed number of tasks, and the last row from the final test.
+    """Fills the accuracy matrix: one row at each listed number of tasks, and the last row from the final test.
 
     In a stream that announces no task, a row is filled when a task's first block ends, with the masks as they were
     last committed; the learner does not notice.
@@ -29,7 +29,7 @@ class EvaluateSeenTasks(L.Callback):
             at once are finished; ``all`` for after every task, which makes the cost quadratic in the number of tasks.
 
     Attributes:
-        matrix: ``(tasks, tasks)`` float64: row ``n - 1`` after learning ``n`` tasks, column a task; NaN where not
+        matrix: ``(tasks, tasks)`` float64: row ``n - 1`` after learning ``n`` tasks, one column per task; NaN where not
             evaluated.
         seconds: what this has taken in the current epoch.
     """

@@ -24,7 +24,10 @@ MakeSchedule = Callable[[Optimizer, int | None], LRScheduler]
 
 
 def default_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
-    """Default optimizer: the most accurate one measured whose masks one gradient can still distinguish."""
+    """Default optimizer: the most accurate one measured whose masks one gradient can still distinguish.
+
+    Source: docs/optimizers.md.
+    """
     return Adam(parameters, lr=1e-3, betas=(0.9, 0.99), fused=True)
 
 

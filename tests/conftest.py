@@ -2,7 +2,7 @@
 
 import os
 
-# Tests run side by side, one a core: the threads of one would only wait for those of another.
+# Tests run side by side, one per core: the threads of one would only wait for those of another.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -59,7 +59,7 @@ def random_images(count: int, *, seed: int = 0) -> Tensor:
 
 
 def two_classes_of_images(folder: Path, *, per_class: int = 10, classes: Sequence[str] = ("dark", "light")) -> Path:
-    """A tree of 12 x 10 colour images, a folder a class, each class of another brightness, and labels.csv beside it."""
+    """A tree of 12 x 10 colour images, one folder per class, each of its own brightness, and labels.csv beside it."""
     draw = np.random.default_rng(0)
     lines = ["path,label"]
     for place, name in enumerate(classes):

@@ -300,7 +300,7 @@ def test_a_resume_within_a_task_of_another_length_keeps_its_schedule_and_its_bit
                     trainer.save_checkpoint(tmp_path / "last.ckpt")
                     raise KeyboardInterrupt
 
-        # 4, 4 and 2 classes: the last task has fewer steps an epoch than the first
+        # 4, 4 and 2 classes: the last task has fewer steps per epoch than the first
         data = ContinualDataModule(Split(Digits(), classes_per_task=4), epochs_per_task=3, batch_size=32)
         network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 40), torch.nn.BatchNorm1d(40))
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Conventions that networks bring along: kept under every mask, or refused before training in one message."""
+"""Conventions that networks have: kept under every mask, or refused before training in one message."""
 
 from functools import partial
 

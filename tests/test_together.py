@@ -240,7 +240,7 @@ def test_predicted_bytes_are_those_of_the_tensors():
     images = torch.randn(4, *DIGITS)
     predicted = training_bytes(method, images, batch_size=100, make_optimizer=default_optimizer)
     weights = 4 * 59_200  # 64 x 300 + 300 x 100 + 100 x 100
-    # Adam keeps two numbers a weight; ReLUs keep their outputs, the matrix products share them; inputs 64 numbers.
+    # Adam keeps two numbers per weight; ReLUs keep their outputs, the matrix products share them; inputs 64 numbers.
     assert predicted == pytest.approx(6 * weights + 100 * 4 * (300 + 100 + 64), rel=0.01)
     assert fitting(method, predicted, on_accelerator=False) == 8
     assert fitting(method, 2**50, on_accelerator=False) == 1

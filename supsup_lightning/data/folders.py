@@ -164,7 +164,7 @@ class ImageFolder(_Files):
         folder = root / self.folder
         if not folder.is_dir():
             raise DataError(
-                f"The folder {folder} does not exist; set data.root to one with a folder of images a class."
+                f"The folder {folder} does not exist; set data.root to one with one folder of images per class."
             )
         train_folder, test_folder = _halves_in(folder)
         if test_folder is None:

@@ -16,7 +16,7 @@ from supsup_lightning.inference.objectives import Objective
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.protocols import Superposes, require
 
-# `each` holds one gradient of all weights an image; so many images at once.
+# `each` holds one gradient of all weights per image: the number of images taken at once.
 _IMAGES_AT_ONCE = 16
 
 

@@ -26,7 +26,7 @@ typedef void (*dot_tile)(const uint8_t *rows, size_t stride, size_t masks, size_
 typedef void (*select_row)(const uint8_t *row, size_t bytes, const float *vector, float *out);
 typedef void (*sum_tile)(const uint8_t *rows, size_t stride, size_t masks, const float *coefficients, float *out);
 
-/* Portable: eight lanes a byte, as integers, which compilers turn into whatever vectors the processor has. */
+/* Portable: eight lanes per byte, as integers, which compilers turn into whatever vectors the processor has. */
 
 static inline void lanes_on(uint8_t byte, const float *value, float *lanes)
 {
@@ -163,8 +163,8 @@ static void tables_of(const float *vector, size_t bytes, __m512 *tables)
     }
 }
 
-/* 64 bytes of 16 rows to 16 vectors; vector i has the four bytes from 4 i on of each row, a lane a row. Where there are
- * fewer rows, the last one takes the places that are left. */
+/* 64 bytes of 16 rows to 16 vectors; vector i has the four bytes from 4 i on of each row, one lane per row. If there
+ * are fewer rows, the last one is repeated. */
 __attribute__((target("avx512f")))
 static inline void transpose(const uint8_t *rows, size_t stride, size_t masks, __m512i *out)
 {
