@@ -340,8 +340,9 @@ def test_run_names_are_stable_short_and_safe():
 
 
 @pytest.mark.slow
-def test_the_wheel_runs_in_an_empty_folder(tmp_path):
+def test_the_wheel_runs_in_an_empty_folder(tmp_path, monkeypatch):
     """Built for real and installed into an environment of its own, which borrows this one's dependencies."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # it would put a checkout before the installed package
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
