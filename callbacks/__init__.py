@@ -8,6 +8,7 @@ import lightning as L
 
 from supsup_lightning.callbacks.evaluation import EvaluateSeenTasks
 from supsup_lightning.callbacks.figures import DrawFigures
+from supsup_lightning.callbacks.inference_record import RecordInference
 from supsup_lightning.callbacks.loss_guard import LossGuard
 from supsup_lightning.callbacks.progress import TaskProgress
 from supsup_lightning.callbacks.recovery import RecordRecovery
@@ -40,6 +41,7 @@ __all__ = [
     "DrawFigures",
     "EvaluateSeenTasks",
     "LossGuard",
+    "RecordInference",
     "RecordRecovery",
     "RecordStream",
     "TaskBoundary",

@@ -1,6 +1,5 @@
 """Records how masks are recovered from a Hopfield memory, step by step and over the whole test."""
 
-import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,9 +7,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from supsup_lightning.files import replacing
 from supsup_lightning.inference import HopfieldRecovery
 from supsup_lightning.methods.protocols import RecoversMasks, require
+from supsup_lightning.report import records
 from supsup_lightning.report.metrics import RecoveryStatistics
 
 if TYPE_CHECKING:
@@ -95,12 +94,13 @@ class RecordRecovery(L.Callback):
 
     def _write(self, path: Path) -> None:
         num_masks = max((trace.shape[1] - 2 for trace in self.traces.values()), default=0)
-        with replacing(path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["task", "step", "energy", "objective", *(f"distance_{mask}" for mask in range(num_masks))])
-            for task, trace in self.traces.items():
-                for step, (energy, objective, *distances) in enumerate(trace.tolist()):
-                    writer.writerow([task, step, f"{energy:.3f}", f"{objective:.6f}", *map(int, distances)])
+        columns = ("task", "step", "energy", "objective", *(f"distance_{mask}" for mask in range(num_masks)))
+        rows = [
+            (task, step, f"{energy:.3f}", f"{objective:.6f}", *map(int, distances))
+            for task, trace in self.traces.items()
+            for step, (energy, objective, *distances) in enumerate(trace.tolist())
+        ]
+        records.write_rows(path, columns, rows)
 
 
 def recovery_of(trainer: L.Trainer) -> RecordRecovery | None:

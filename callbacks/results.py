@@ -9,23 +9,32 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from supsup_lightning.bank.digests import digest
 from supsup_lightning.callbacks.evaluation import evaluation_of
 from supsup_lightning.callbacks.recovery import recovery_of
 from supsup_lightning.callbacks.stream_record import record_of_stream
 from supsup_lightning.callbacks.task_boundary import boundary_of
+from supsup_lightning.callbacks.task_discovery import discovery_of
 from supsup_lightning.checks.trainer_checks import shortened
 from supsup_lightning.cli import optimized_metric
+from supsup_lightning.discovery.learner import Decision
 from supsup_lightning.errors import SaveError
 from supsup_lightning.files import set_aside
-from supsup_lightning.report import summary
+from supsup_lightning.methods.protocols import KnowsMasks
+from supsup_lightning.report import records, summary
 from supsup_lightning.runs import run_identity
 
 if TYPE_CHECKING:
     from supsup_lightning.module import ContinualModule
 
 logger = logging.getLogger(__name__)
+
+TABLES = (
+    *("accuracy_matrix.csv", "task_confusion.csv", "layers.csv", "stream.csv", "decisions.csv"),
+    *("inference.csv", "recovery.csv"),  # written by RecordInference and RecordRecovery
+)
 
 
 class WriteResults(L.Callback):
@@ -64,7 +73,7 @@ class WriteResults(L.Callback):
         """Rename the results of an earlier run in this directory, unless this run resumes it."""
         self._training_began = True
         if trainer.is_global_zero and trainer.ckpt_path is None:
-            for name in ("results.json", "accuracy_matrix.csv", "mask_bank.safetensors", "checkpoints/last.ckpt"):
+            for name in ("results.json", *TABLES, "mask_bank.safetensors", "checkpoints/last.ckpt"):
                 set_aside(self.folder / name)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -152,7 +161,7 @@ class WriteResults(L.Callback):
         result |= shortened(trainer, {} if boundary is None else boundary.patience.finished)
         result["optimized_metric"] = {"name": self.optimized_metric, "value": result.get(self.optimized_metric)}
         self.result = result
-        summary.write_matrix(self.folder / "accuracy_matrix.csv", matrix)
+        self._write_tables(trainer, pl_module, matrix)
         summary.write_json(self.folder / "results.json", result)  # last: its presence says that the run is complete
         for listener in trainer.loggers:
             numbers = {f"result/{key}": value for key, value in result.items() if isinstance(value, (int, float))}
@@ -162,6 +171,19 @@ class WriteResults(L.Callback):
         for remark in summary.remarks(result):
             console.print(remark, style="yellow")
         console.print(f"results in {self.folder}", soft_wrap=True)
+
+    def _write_tables(self, trainer: L.Trainer, module: "ContinualModule", matrix: Tensor) -> None:
+        records.write_matrix(self.folder / "accuracy_matrix.csv", matrix)
+        if module.test_confusion is not None:
+            rows = module.test_confusion.compute().tolist()
+            records.write_rows(self.folder / "task_confusion.csv", ("task", "inferred_task", "images"), rows)
+        if isinstance(module.method, KnowsMasks) and (layers := module.method.layer_statistics()):
+            records.write_rows(self.folder / "layers.csv", layers[0]._fields, layers)
+        record, discovery = record_of_stream(trainer), discovery_of(trainer)
+        if record is not None and discovery is not None:
+            stretches = [*record.stretches, (record.num_steps, "", "")]  # the last row only ends the one before
+            records.write_rows(self.folder / "stream.csv", ("first_step", "true_task", "task"), stretches)
+            records.write_rows(self.folder / "decisions.csv", Decision._fields, discovery.decisions)
 
     def state_dict(self) -> dict[str, Any]:
         """Times and validation accuracies, for checkpoints."""

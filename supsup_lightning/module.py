@@ -31,7 +31,7 @@ from supsup_lightning.optimization import (
     described,
 )
 from supsup_lightning.report import task_table
-from supsup_lightning.report.metrics import TaskAccuracy
+from supsup_lightning.report.metrics import TaskAccuracy, TaskConfusion
 from supsup_lightning.runs import checkpoints
 from supsup_lightning.runs.loggers import keep_going
 from supsup_lightning.scenario import GNU, Scenario
@@ -81,6 +81,7 @@ class ContinualModule(L.LightningModule):
         self.validation_accuracy: TaskAccuracy | None = None  # of the validated tasks, in their order
         self.finished_answers: network_trial.FinishedAnswers | None = None  # watched in training
         self.test_accuracy: TaskAccuracy | None = None
+        self.test_confusion: TaskConfusion | None = None  # None if the task is given
         self.described_training: dict[str, Any] | None = None  # optimizer and schedule, for checkpoints
         self._shows_by_task = False
         self._loaded: dict[str, Any] = {}  # a state, until the method has taken its own
@@ -236,19 +237,26 @@ class ContinualModule(L.LightningModule):
         """Reset the counts."""
         data = task_data(self.trainer)
         self.test_accuracy = TaskAccuracy(data.num_tasks).to(self.device)
+        self.test_confusion = None
+        if not self.scenario.task_known_at_inference:
+            self.test_confusion = TaskConfusion().to(self.device)
+            # A process without images has rows of the same shape as the others, which `torch.distributed` needs.
+            self.test_confusion.update(0, torch.empty(0, dtype=torch.int64, device=self.device))
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count correct predictions by the rules of the scenario; the loader's index is the true task."""
         assert self.test_accuracy is not None
         if batch_idx == 0:
             self._show_in_bar(dataloader_idx)
-        self.evaluate(batch, task=dataloader_idx, accuracy=self.test_accuracy)
+        self.evaluate(batch, task=dataloader_idx, accuracy=self.test_accuracy, confusion=self.test_confusion)
 
     def on_test_epoch_end(self) -> None:
         """Log the averages over tasks; all processes take part, as their counts are summed."""
         assert self.test_accuracy is not None
         accuracy, found = self.test_accuracy.compute().float()
         self.log_dict({"test/accuracy": accuracy.mean(), "test/task_found": found.mean()}, sync_dist=True)
+        if self.test_confusion is not None:
+            self.test_confusion.compute()  # in every process; kept for callbacks of the first
 
     def on_test_end(self) -> None:
         """Show the accuracy of each task, in place of Lightning's repeated averages."""
@@ -290,7 +298,14 @@ class ContinualModule(L.LightningModule):
 
     # What the steps are made of; callbacks and notebooks use these as well.
 
-    def evaluate(self, batch: tuple[Tensor, Tensor], *, task: int, accuracy: TaskAccuracy) -> None:
+    def evaluate(
+        self,
+        batch: tuple[Tensor, Tensor],
+        *,
+        task: int,
+        accuracy: TaskAccuracy,
+        confusion: TaskConfusion | None = None,
+    ) -> None:
         """Predict one test batch of ``task`` as the scenario has it, and count."""
         images, labels = batch
         if not len(labels):
@@ -302,6 +317,8 @@ class ContinualModule(L.LightningModule):
             tasks, predicted = self._infer(images)
             if not self.scenario.task_known_in_training:  # tasks have the learner's own numbers
                 tasks = tasks.new_tensor([self.true_tasks.get(own, -1) for own in tasks.tolist()])
+            if confusion is not None:
+                confusion.update(task, tasks)
             found = tasks == task
             right = predicted == labels
             if not self.scenario.labels_shared:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from supsup_lightning import bits
 from supsup_lightning.bank import MaskBank, codec
 from supsup_lightning.bank.hopfield_memory import Descent, HopfieldMemory, Loss, Recovery, capacity, recover
+from supsup_lightning.bank.layer_statistics import LayerStatistics, layer_statistics
 from supsup_lightning.bank.rows import check_names
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.layout import ByName, Layout
@@ -213,6 +214,10 @@ class HopSupSup(FrozenNetworkMethod):
             density = masks[name].mean().item() if masked else None
             parts.append(Part(name, tuple(tensor.shape), "implicit" if masked else "frozen", density, 0.0))
         return parts
+
+    def layer_statistics(self) -> list[LayerStatistics]:
+        """Density and overlap of the masks, one entry per masked parameter; none once a file was loaded."""
+        return layer_statistics(self.reference, self.layout) if len(self.reference) else []
 
     def _learned(self) -> dict[str, Tensor]:
         """The memory."""

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from torch import Tensor
 
 from supsup_lightning.bank.hopfield_memory import Descent, Loss, Recovery
+from supsup_lightning.bank.layer_statistics import LayerStatistics
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.layout import Layout
 from supsup_lightning.methods.base_network import BaseNetwork
@@ -53,6 +54,15 @@ class Superposes(Protocol):
         Returns:
             ``(*batch, k)``, or ``(*batch, k')``.
         """
+        ...
+
+
+@runtime_checkable
+class KnowsMasks(Protocol):
+    """Masks of the finished tasks, for statistics."""
+
+    def layer_statistics(self) -> list[LayerStatistics]:
+        """Density and overlap of the masks, one entry per masked parameter; empty if the masks are unknown."""
         ...
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from supsup_lightning.bank import MaskBank, codec
 from supsup_lightning.bank.combinations import Combinations
 from supsup_lightning.bank.finished_masks import FinishedMasks, check_combined
+from supsup_lightning.bank.layer_statistics import LayerStatistics, layer_statistics
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
 from supsup_lightning.layout import ByName, Layout
 from supsup_lightning.masks import MaskOptions
@@ -329,6 +330,10 @@ class SupSup(FrozenNetworkMethod):
         """Where scores started, if not at random, and the search for each task's sparsity, if there was one."""
         init = {"init": self.start.init} if self.start.init != "random" else {}
         return {**init, **({} if self.search is None else {"sparsity_search": self.search.report()})}
+
+    def layer_statistics(self) -> list[LayerStatistics]:
+        """Density and overlap of the masks, one entry per masked parameter; combinations are left out."""
+        return layer_statistics(self.bank, self.layout) if len(self.bank) else []
 
     def _learned(self) -> dict[str, Tensor]:
         return self.finished_masks.state()

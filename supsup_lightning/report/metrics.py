@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 
 class TaskAccuracy(Metric):
@@ -34,6 +35,39 @@ class TaskAccuracy(Metric):
     def compute(self) -> Tensor:
         """Shares of images predicted right, and whose task is found, ``(2, tasks)`` in [0, 1]; NaN without images."""
         return torch.stack([self.right, self.found]).double() / self.images
+
+
+class TaskConfusion(Metric):
+    """Number of images of each task that are taken for each task; summed over processes.
+
+    >>> metric = TaskConfusion()
+    >>> metric.update(0, torch.tensor([0, 0, 2]))
+    >>> metric.update(0, torch.tensor([0]))
+    >>> metric.compute().tolist()
+    [[0, 0, 3], [0, 2, 1]]
+    """
+
+    full_state_update = False
+    rows: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Only pairs that occur, as a table of all would be most of the memory for thousands of tasks.
+        self.add_state("rows", [], dist_reduce_fx="cat")
+
+    def update(self, task: int, found: Tensor) -> None:
+        """Count one batch of ``task``: ``found`` ``(batch,)`` int64 are the inferred tasks; -1 if one is unknown."""
+        values, images = found.unique(return_counts=True)
+        self.rows.append(torch.stack([torch.full_like(values, task), values, images], dim=1))
+
+    def compute(self) -> Tensor:
+        """Task, inferred task and number of images of each pair that occurs, ``(pairs, 3)`` int64, in order."""
+        if not len(self.rows):
+            return torch.empty(0, 3, dtype=torch.int64)
+        rows = dim_zero_cat(self.rows)
+        pairs, place = rows[:, :2].unique(dim=0, return_inverse=True)
+        images = rows.new_zeros(len(pairs)).index_add(0, place, rows[:, 2])
+        return torch.cat([pairs, images[:, None]], dim=1)
 
 
 class TaskAssignment(Metric):

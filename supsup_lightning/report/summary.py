@@ -1,6 +1,5 @@
-"""Results of a run as numbers: results.json, accuracy_matrix.csv and the table at the end."""
+"""Results of a run as numbers: results.json and the table at the end."""
 
-import csv
 import json
 import math
 import platform
@@ -179,15 +178,6 @@ def write_json(path: str | Path, values: Mapping[str, Any]) -> None:
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a file of `write_json`."""
     return json.loads(Path(path).read_text())
-
-
-def write_matrix(path: str | Path, matrix: Tensor) -> None:
-    """Write the accuracy matrix as CSV: first column the number of tasks learned; cells not evaluated are empty."""
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["tasks_learned", *(f"task_{task}" for task in range(matrix.shape[1]))])
-        for learned, row in enumerate(matrix.tolist(), start=1):
-            writer.writerow([learned, *("" if value != value else f"{value:.6f}" for value in row)])
 
 
 def remarks(result: Mapping[str, Any]) -> list[str]:

@@ -26,7 +26,10 @@ _PROCESSES = ("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "tr
 _WITHOUT_EFFECT_ON_NUMBERS = (
     *("resume", "print_masked", "optimized_metric", "logger"),
     "data.num_workers",
-    *(f"callbacks.{name}" for name in ("progress", "figures", "results", "checkpoint", "loss_guard")),
+    *(
+        f"callbacks.{name}"
+        for name in ("progress", "figures", "results", "checkpoint", "loss_guard", "inference_record")
+    ),
     *(f"trainer.{name}" for name in ("default_root_dir", "log_every_n_steps", "enable_model_summary", "profiler")),
     "trainer.num_sanity_val_steps",
 )
