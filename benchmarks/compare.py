@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from supsup_lightning import SupSup
 from supsup_lightning.cli.command_line import run_name
 from supsup_lightning.networks import GEMResNet18
+from supsup_lightning.report import drawing
 from supsup_lightning.report.plots import Point, accuracy_against_bytes
 from supsup_lightning.report.summary import read_json
 
@@ -157,7 +158,8 @@ def main() -> None:
         for row in rows
         if row.family
     ]
-    print(accuracy_against_bytes([*points, *published], title=title, path=folder / "accuracy_against_bytes.png"))
+    figure = accuracy_against_bytes([*points, *published], title=title)
+    print(drawing.save(figure, folder / "accuracy_against_bytes.png"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Pictures of a finished run."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
@@ -9,14 +10,17 @@ from supsup_lightning.callbacks.evaluation import evaluation_of
 from supsup_lightning.callbacks.recovery import recovery_of
 from supsup_lightning.callbacks.stream_record import record_of_stream
 from supsup_lightning.callbacks.task_discovery import discovery_of
-from supsup_lightning.report import plots
+from supsup_lightning.report import drawing, plots
+
+if TYPE_CHECKING:
+    from supsup_lightning.module import ContinualModule
 
 
 class DrawFigures(L.Callback):
     """Draws pictures after the final test, and logs them to Weights & Biases if it is in use.
 
-    ``accuracy_matrix.png``; of a stream that announces no task also ``stream.png``; where masks come out of a Hopfield
-    memory also ``recovery.png``.
+    ``accuracy_matrix.png``; ``task_confusion.png`` if the task is hidden in the test; ``stream.png`` if it is hidden in
+    training; ``recovery.png`` if masks come from a Hopfield memory.
 
     Args:
         folder: where pictures go.
@@ -25,20 +29,24 @@ class DrawFigures(L.Callback):
     def __init__(self, *, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Draw the pictures in the first process."""
         if not trainer.is_global_zero:
             return
-        paths = []
+        figures = {}
         if (evaluation := evaluation_of(trainer)) is not None:
-            paths.append(plots.accuracy_matrix(evaluation.matrix, self.folder / "accuracy_matrix.png"))
+            figures["accuracy_matrix"] = plots.accuracy_matrix(evaluation.matrix)
+        if pl_module.test_confusion is not None:
+            counts = pl_module.test_confusion.compute().cpu().numpy()
+            num_tasks = len(trainer.num_test_batches)
+            figures["task_confusion"] = plots.task_confusion(counts, num_tasks=num_tasks)
         record, discovery = record_of_stream(trainer), discovery_of(trainer)
         if record is not None and discovery is not None and record.stretches:
-            path = self.folder / "stream.png"
-            paths.append(plots.stream(record.stretches, discovery.decisions, num_steps=record.num_steps, path=path))
+            figures["stream"] = plots.stream(record.stretches, discovery.decisions, num_steps=record.num_steps)
         recovered = recovery_of(trainer)
         if recovered is not None and recovered.traces:
-            paths.append(plots.recovery(recovered.traces, path=self.folder / "recovery.png"))
+            figures["recovery"] = plots.recovery(recovered.traces)
+        paths = [drawing.save(figure, self.folder / f"{name}.png") for name, figure in figures.items()]
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 for path in paths:

@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import open_dict
 from torch.utils.data import TensorDataset
 
+from supsup_lightning.report import drawing
 from supsup_lightning.report.plots import Point, accuracy_against_bytes
 from supsup_lightning.report.summary import read_json
 from tests.conftest import ROOT
@@ -130,5 +131,5 @@ def test_the_figure_of_the_comparison_is_drawn(tmp_path):
         Point("beside it", 1100, 0.91, "b", published=True),
         Point("line", None, 1, "c"),
     ]
-    path = accuracy_against_bytes(points, title="", path=tmp_path / "figure.png")
+    path = drawing.save(accuracy_against_bytes(points, title=""), tmp_path / "figure.png")
     assert path.read_bytes().startswith(b"\x89PNG")
