@@ -64,6 +64,20 @@ def test_a_run_writes_what_the_contract_names(tmp_path):
     rows = (folder / "accuracy_matrix.csv").read_text().splitlines()
     filled = [[cell != "" for cell in row.split(",")[1:]] for row in rows[1:]]
     assert filled == [[False] * 3, [True, True, False], [True] * 3]
+    confusion = [list(map(int, row.split(","))) for row in (folder / "task_confusion.csv").read_text().splitlines()[1:]]
+    right = sum(images for task, inferred, images in confusion if task == inferred)
+    images = sum(row[2] for row in confusion)
+    assert images == 3 * 360
+    assert result["task_inference_accuracy"] == pytest.approx(right / images, abs=1e-6)
+    layers = (folder / "layers.csv").read_text().splitlines()
+    assert [row.split(",")[:2] for row in layers[1:]] == [
+        ["1.weight", "19200"],
+        ["3.weight", "30000"],
+        ["5.weight", "10000"],
+    ]
+    gains = (folder / "inference.csv").read_text().splitlines()
+    assert len(gains) == 1 + 3 * 3
+    assert json.loads((folder / "job.json").read_text())["status"] == "finished"
     assert (folder / "checkpoints" / "last.ckpt").exists()
     assert (folder / "figures" / "accuracy_matrix.png").read_bytes()[1:4] == b"PNG"
     assert (folder / ".hydra" / "config.yaml").exists()
@@ -79,8 +93,11 @@ def test_a_run_writes_what_the_contract_names(tmp_path):
 def test_a_sweep_gives_each_job_its_own_results(tmp_path):
     sweep = ["-m", "network.output_size=25,50", "mask.rule=topk", "mask.sparsity=0.5,0.9", *TINY]
     run_cli(*sweep, cwd=tmp_path)
-    found = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("outputs/*/results.json")}
+    (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()  # of its own, named by the whole sweep
+    assert "mask.sparsity=0.5,0.9" in folder.name
+    found = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/results.json")}
     assert len(found) == 4
+    assert (folder / "report" / "report.html").exists()
     for name, result in found.items():
         sparsity = 0.5 if "mask.sparsity=0.5" in name else 0.9
         assert result["sparsity"] == pytest.approx(sparsity, abs=1e-3)
@@ -89,9 +106,25 @@ def test_a_sweep_gives_each_job_its_own_results(tmp_path):
         (49200 + 5000) // 8,
     }
     # Every job is done, so the same sweep has nothing left to do.
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/*/results.json")}
-    assert "nothing left to do" in run_cli(*sweep, "resume=true", cwd=tmp_path).stdout
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/*/results.json")}
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/results.json")}
+    again = run_cli(*sweep, "resume=true", cwd=tmp_path)
+    assert "nothing left to do" in again.stdout
+    assert "report in " in again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/sweeps/*/*/results.json")}
+
+
+def test_a_sweep_lists_the_jobs_that_failed_and_ends_with_an_error(tmp_path):
+    sweep = ["-m", "mask.rule=topk", "mask.sparsity=0.5,2", "seed=0,1", *TINY]
+    done = run_cli(*sweep, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "2 of 4 jobs have no result" in done.stderr
+    assert done.stderr.count("mask.sparsity=2 is the share of weights switched off") == 2
+    (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    assert len([*folder.glob("*/results.json")]) == 2
+    page = (folder / "report" / "report.html").read_text()
+    assert page.count("mask.sparsity=2 is the share") == 2
+    states = sorted(json.loads(path.read_text())["status"] for path in folder.glob("*/job.json"))
+    assert states == ["failed", "failed", "finished", "finished"]
 
 
 @pytest.mark.slow

@@ -126,7 +126,7 @@ def test_each_job_of_a_sweep_is_a_run_of_its_own_also_where_one_fails(tmp_path, 
     with pytest.raises(SystemExit):
         run_here(monkeypatch, tmp_path, "-m", *OFFLINE, *diverges, "seed=0,1")
     runs = {}
-    for folder in filter(Path.is_dir, (tmp_path / "outputs").iterdir()):
+    for folder in (path for path in tmp_path.glob("outputs/sweeps/*/*") if path.name != "report" and path.is_dir()):
         (run,) = wandb_runs(folder)
         assert f"seed={run['seed']}" in folder.name
         runs[run["id"]] = run
@@ -233,7 +233,7 @@ def test_a_full_disk_ends_nothing(tmp_path, monkeypatch):
 
 def test_a_killed_wandb_service_ends_nothing_and_the_next_job_has_another(tmp_path, monkeypatch):
     run_here(monkeypatch, tmp_path, "-m", *OFFLINE, "seed=0,1", *act("KillWandb"), "+callbacks.act.seed=${seed}")
-    folders = sorted(path.parent for path in tmp_path.glob("outputs/*/results.json"))
+    folders = sorted(path.parent for path in tmp_path.glob("outputs/sweeps/*/*/results.json"))
     assert len(folders) == 2
     runs = [wandb_runs(folder)[0] for folder in folders]
     assert [run["exit"] for run in runs] == [None, 0]

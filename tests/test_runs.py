@@ -134,7 +134,7 @@ def test_images_in_another_folder_are_another_run(tmp_path, train):
     options = [*options, "network.output_size=4", "scenario=gg", *QUIET]
     status, said = train("-m", *options, "data.root=easy,noise", "resume=true")
     assert (status, said.count("Nothing to resume")) == (0, 2)
-    assert len(list((tmp_path / "outputs").glob("*data.root=*/results.json"))) == 2
+    assert len(list((tmp_path / "outputs").rglob("*data.root=*/results.json"))) == 2
 
     for root, expected in (("easy", 0), ("noise", 1)):  # in one directory
         status, said = train(*options, f"data.root={root}", "hydra.run.dir=run", "resume=true")
@@ -271,13 +271,15 @@ class Stopper(Callback):
     sys.modules.pop("stopper", None)
     status, _ = train("-m", *SMALL, "seed=0,1", "+callbacks.stopper._target_=stopper.Stopper")
     assert status == 143
-    assert len(list((tmp_path / "outputs").glob("*/train.log"))) == 1
+    assert len(list((tmp_path / "outputs").rglob("*/train.log"))) == 1
 
 
 def test_the_log_of_a_failed_job_says_why(tmp_path, train):
     status, said = train("-m", *SMALL, "network.output_size=5,20")
     assert status == 1
-    failed, done = sorted((tmp_path / "outputs").glob("*=*"), key=lambda folder: (folder / "results.json").exists())
+    failed, done = sorted(
+        (tmp_path / "outputs").glob("sweeps/*/*=*"), key=lambda folder: (folder / "results.json").exists()
+    )
     assert (done / "results.json").exists()  # Hydra goes on with the next job
     assert "network.output_size=5 is smaller than the 10 classes" in (failed / "train.log").read_text()
     assert "network.output_size=5 is smaller than the 10 classes" in said

@@ -25,12 +25,13 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from supsup_lightning.cli import choices, effects, optimized_metric
+from supsup_lightning.cli import choices, effects, optimized_metric, sweeps
 from supsup_lightning.cli.output_name import naming, run_name
 from supsup_lightning.cli.own_modules import from_current_folder
 from supsup_lightning.errors import ConfigurationError, SupSupError
 from supsup_lightning.runs import stopping
 from supsup_lightning.runs.job import alone_in, failures_logged
+from supsup_lightning.runs.job_record import recorded
 
 if TYPE_CHECKING:  # they take seconds to import, and `--help` and a mistyped option do not need them
     from lightning import Trainer
@@ -49,6 +50,8 @@ def unless(other: Any, value: Any) -> Any:
 
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 OmegaConf.register_new_resolver("naming", naming, replace=True)
+# Cached, as Hydra's `now` is: jobs of a sweep get the name that was made from the overrides of the whole sweep.
+OmegaConf.register_new_resolver("sweep_name", run_name, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("unless", unless, replace=True)
 OmegaConf.register_new_resolver("default", choices.default, replace=True)
 OmegaConf.register_new_resolver("listed", choices.listed, replace=True)
@@ -75,10 +78,14 @@ def run(train: Callable[[], Any]) -> None:
             sys.exit(130)
         raise
     except Exception as error:
+        failed = sweeps.show_end()
         message = _explain(error)
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        if not failed:  # otherwise it stands among the jobs that failed
+            print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)
+    if sweeps.show_end():
         sys.exit(1)
 
 
@@ -86,7 +93,8 @@ def run(train: Callable[[], Any]) -> None:
 def job() -> Iterator[Path]:
     """Hold the output directory of the current job for this process; an error that ends the job goes into its log."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with failures_logged(_explain), alone_in(folder):
+    overrides = OmegaConf.to_container(HydraConfig.get().overrides.task)
+    with failures_logged(_explain), alone_in(folder), recorded(folder, overrides=overrides, explain=_explain):  # type: ignore[arg-type]
         yield folder
 
 
