@@ -30,7 +30,7 @@ METRICS = {
     "peak_memory_bytes": "peak memory, bytes",
 }
 # In the table on the terminal; the others are in the files.
-MAIN = ("average_accuracy", "task_inference_accuracy", "kept_bytes_in_all", "train_seconds")
+MAIN = ("average_accuracy", "task_inference_accuracy", "kept_bytes_in_all")
 REPLICATE = "seed"
 
 
@@ -105,7 +105,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     names = sorted({name for run in runs for name in run.typed if name != REPLICATE and not _is_private(name)})
     names = [*names, *(name for name in ("method", "data", "network", "scenario") if name not in names)]
     varied = [name for name in names if len({str(run.options.get(name)) for run in runs}) > 1]
-    varied += _hidden_differences(runs, varied)
+    varied = _without_followers(runs, varied + _hidden_differences(runs, varied))
     rows = [
         {
             **{name: _plain(run.options.get(name)) for name in varied},
@@ -144,6 +144,24 @@ def shown(value: Any) -> str:
     if value is None or value != value:
         return "null"
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _without_followers(runs: Sequence[Run], varied: Sequence[str]) -> list[str]:
+    """Leave out choices of groups that the other options tell already: method=hopfield brings its network along."""
+
+    def partition(names: Sequence[str]) -> set[tuple[int, ...]]:
+        groups: dict[str, list[int]] = {}
+        for place, run in enumerate(runs):
+            groups.setdefault(str([run.options.get(name) for name in names]), []).append(place)
+        return {tuple(group) for group in groups.values()}
+
+    kept = [*varied]
+    told_last = ("method", "data", "scenario")  # those that say most are left out last
+    for name in sorted(varied, key=lambda name: told_last[::-1].index(name) if name in told_last else -1):
+        others = [other for other in kept if other != name]
+        if "." not in name and others and partition(others) == partition(varied):
+            kept = others
+    return kept
 
 
 def _hidden_differences(runs: Sequence[Run], varied: Sequence[str]) -> list[str]:

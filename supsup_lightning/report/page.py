@@ -32,6 +32,7 @@ class Picture:
     name: str
     caption: str
     svg: Markup
+    wide: bool
 
 
 @dataclass
@@ -161,15 +162,21 @@ def _comparing(comparison: Comparison, *, x: str | None, y: str, group: Sequence
         for place, run in enumerate(comparison.runs)
         if (table := run_figures.read(run.folder / "layers.csv")) is not None
     }
-    if by_layer:
+    networks: dict[tuple[str, ...], dict[int, pd.DataFrame]] = {}
+    for place, table in by_layer.items():
+        networks.setdefault(tuple(table["layer"]), {})[place] = table
+    for number, own in enumerate(networks.values(), start=1):
+        of_network = groups[[any(member in own for member in members) for members in groups[("members", "")]]]
+        arranged = arrangement.arrange(of_network, varied, by=group)
+        suffix = f"_{number}" if len(networks) > 1 else ""
         caption = f"Share of each layer's weights that a mask switches on. {spread}. {arranged.note}"
-        yield "density_by_layer", caption, curves.layers(arranged, by_layer, column="density")
-        if any(table["overlap"].notna().any() for table in by_layer.values()):
+        yield f"density_by_layer{suffix}", caption, curves.layers(arranged, own, column="density")
+        if any(table["overlap"].notna().any() for table in own.values()):
             caption = (
                 "Share of a mask's weights that another mask has on as well, over all pairs of masks. Open markers: "
                 f"masks that are independent of one another. {spread}. {arranged.note}"
             )
-            yield "overlap_by_layer", caption, curves.layers(arranged, by_layer, column="overlap")
+            yield f"overlap_by_layer{suffix}", caption, curves.layers(arranged, own, column="overlap")
     costs = [name for name in _COSTS if name in comparison.metrics]
     caption = f"Time and memory. They depend on the machine, and on what else ran on it. {spread}."
     yield "costs", caption, curves.by_group(groups, labels, costs)
@@ -224,7 +231,8 @@ def _picture(figure: Figure, name: str, caption: str, folder: Path) -> Picture:
     # Names such as axes_1 are the same in all of matplotlib's files, and have to be unique on the page.
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     described = f'<svg role="img" aria-label="{name.replace("_", " ")}"'
-    return Picture(name, " ".join(caption.split()), Markup(svg.replace("<svg", described, 1)))
+    wide = figure.get_figwidth() > 0.9 * drawing.WIDE
+    return Picture(name, " ".join(caption.split()), Markup(svg.replace("<svg", described, 1)), wide)
 
 
 def _run_name(comparison: Comparison, run: Run) -> str:

@@ -28,7 +28,7 @@ def accuracy_matrix(matrix: Tensor) -> Figure:
     values = matrix[rows].numpy()
     num_rows, num_tasks = values.shape
     low = float(np.nanmin(values)) if np.isfinite(values).any() else 0.0
-    figure = new(min(8.0, 2.5 + 0.5 * max(num_tasks, 6)), min(7.0, 1.8 + 0.42 * max(num_rows, 3)))
+    figure = new(min(6.2, 2.5 + 0.5 * max(num_tasks, 6)), min(7.0, 1.8 + 0.42 * max(num_rows, 3)))
     axes = figure.add_subplot()
     colours = mpl.colormaps["viridis"].with_extremes(bad="white")
     numbers = rows.numpy() + 1  # tasks learned, at which a row lies

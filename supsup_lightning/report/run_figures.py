@@ -73,8 +73,8 @@ def read(path: Path) -> pd.DataFrame | None:
 def _confusion_caption(table: pd.DataFrame) -> str:
     caption = "Task that the images of each task (row) are taken for (column)."
     totals = table.groupby("task")["images"].transform("sum")
-    wrong = table[table["task"] != table["inferred_task"]].assign(share=table["images"] / totals)
-    worst = wrong.sort_values("share", ascending=False).head(3)
+    table = table.assign(share=table["images"] / totals)
+    worst = table[table["task"] != table["inferred_task"]].sort_values("share", ascending=False).head(3)
     if not len(worst):
         return f"{caption} Every image finds its task."
     named = "; ".join(

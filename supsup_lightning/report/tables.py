@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from supsup_lightning.files import replacing
 from supsup_lightning.report.collection import Run
 from supsup_lightning.report.comparison import MAIN, METRICS, Comparison, short, shown
 
+_SHORTER = {"bytes for all tasks": "bytes"}  # of the columns on a terminal
 _WHOLE = ("num_masks", "mask_bytes_per_task", "kept_bytes_in_all", "model_bytes", "peak_memory_bytes")
 _TENTHS = ("train_seconds", "inference_ms_per_batch")
 
@@ -60,10 +62,16 @@ def cell(metric: str, mean: float, deviation: float) -> str:
 def on_terminal(comparison: Comparison) -> Table:
     """Return the table with the most important metrics."""
     words = in_words(comparison)
-    table = Table()
+    table = Table(box=SIMPLE_HEAD)
     for name in words.columns:
-        # An option's full name is in the files; the first columns of a terminal are for numbers.
-        table.add_column(short(name), justify="right", overflow="fold")
+        number = name in METRICS.values() or name == "seeds"
+        table.add_column(
+            _SHORTER.get(name, short(name)),
+            justify="right",
+            no_wrap=number,
+            min_width=0 if number else 8,
+            overflow="fold",
+        )
     for row in words.itertuples(index=False):
         table.add_row(*row)
     return table
