@@ -32,6 +32,7 @@ class EvaluateSeenTasks(L.Callback):
         matrix: ``(tasks, tasks)`` float64: row ``n - 1`` after learning ``n`` tasks, one column per task; NaN where not
             evaluated.
         seconds: what this has taken in the current epoch.
+        task_found: share of images whose task was found, mean over tasks, when tasks were last tested in training.
     """
 
     def __init__(self, *, eval_at: Sequence[int] | str = "all") -> None:
@@ -43,6 +44,7 @@ class EvaluateSeenTasks(L.Callback):
         self.eval_at = eval_at
         self.matrix = torch.empty(0, 0, dtype=torch.float64)
         self.seconds = 0.0
+        self.task_found: float | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Create an empty matrix, unless a checkpoint or training has filled one."""
@@ -82,8 +84,9 @@ class EvaluateSeenTasks(L.Callback):
         started = perf_counter()
         with trainer.precision_plugin.test_step_context():  # as in the final test
             limit = trainer.limit_test_batches  # as in the final test
-            accuracy, _ = evaluate_tasks(module, trainer.datamodule, tasks, limit=limit).compute()
+            accuracy, found = evaluate_tasks(module, trainer.datamodule, tasks, limit=limit).compute()
         self.matrix[len(tasks) - 1] = accuracy.cpu()
+        self.task_found = found.nanmean().item()
         self.seconds += perf_counter() - started
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from supsup_lightning.callbacks.bars import Bar, NoBar, bar_for
+from supsup_lightning.callbacks.evaluation import evaluation_of
 from supsup_lightning.callbacks.task_boundary import boundary_of
 from supsup_lightning.callbacks.task_discovery import discovery_of
 from supsup_lightning.report.summary import num_masks
@@ -21,18 +22,17 @@ _SECONDS_BETWEEN_REFRESHES = 0.2
 
 
 class TaskProgress(ProgressBar):
-    """Shows task, accuracy, tasks per minute and time left in a progress bar, and prints a line per finished task.
+    """Shows task, step, accuracy, tasks found, masks and time left in a bar, and prints a line per finished task.
 
-    Where nothing announces tasks, a line for each that is discovered, and one for each epoch. On a terminal as a moving
-    bar; where the output goes to a file, the lines alone.
+    Where nothing announces tasks, a line for each that is discovered, and one for each epoch. On a terminal one moving
+    bar, in a notebook one bar per task; where the output goes to a file, the lines alone.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.console = Console()
         self._enabled = True
-        self._progress: Progress | None = None
-        self._bar: Any = None
+        self._bar: Bar | None = None
         self._began = self._refreshed = 0.0
         self._first_epoch = 0
 
@@ -56,18 +56,21 @@ class TaskProgress(ProgressBar):
         self, trainer: L.Trainer, pl_module: "ContinualModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Refresh the bar a few times per second."""
-        if self._progress is None or monotonic() - self._refreshed < _SECONDS_BETWEEN_REFRESHES:
+        if self._bar is None or monotonic() - self._refreshed < _SECONDS_BETWEEN_REFRESHES:
             return
-        epochs = trainer.current_epoch + (batch_idx + 1) / int(trainer.num_training_batches)
-        accuracy = f"batch accuracy {_batch_accuracy(pl_module, outputs):.3f}"
+        data, epoch, batches = trainer.datamodule, trainer.current_epoch, int(trainer.num_training_batches)
+        epochs = epoch + (batch_idx + 1) / batches
+        status = [f"accuracy {_batch_accuracy(pl_module, outputs):.3f}", *_found(trainer, pl_module)]
         if pl_module.scenario.task_known_in_training:
-            data = trainer.datamodule
-            tasks = data.timetable.tasks(trainer.current_epoch)
+            tasks, of_task = data.timetable.tasks(epoch), data.timetable.epochs_of_task
             last = f" to {tasks[-1] + 1}" if len(tasks) > 1 else ""
             description = f"training task{'s' if last else ''} {tasks[0] + 1}{last}/{data.num_tasks}"
-            self._update(epochs, description, f"{accuracy}  {self._tasks_per_minute(data, epochs):.1f} tasks/min")
+            step, steps = epoch % of_task * batches + batch_idx + 1, of_task * batches
         else:
-            self._update(epochs, f"training task {pl_module.method.live.task}", f"{accuracy}  {_discovered(pl_module)}")
+            description = f"training task {pl_module.method.live.task}"
+            step, steps = data.step(epoch, batch_idx) + 1, data.num_steps
+        status = [f"{step}/{steps} steps", *status, _discovered(pl_module)]
+        self._update(epochs, description, "  ".join(status), share=step / steps)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Print one line per finished task, or per epoch of an unannounced stream."""
@@ -136,11 +139,12 @@ class TaskProgress(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """Refresh the bar a few times per second."""
-        if self._progress is None or monotonic() - self._refreshed < _SECONDS_BETWEEN_REFRESHES:
+        if self._bar is None or monotonic() - self._refreshed < _SECONDS_BETWEEN_REFRESHES:
             return
         batches = _test_batches(trainer)
         done = sum(batches[:dataloader_idx]) + batch_idx + 1
-        self._update(done, f"testing task {dataloader_idx + 1}/{len(batches)}", "")
+        description = f"testing task {dataloader_idx + 1}/{len(batches)}"
+        self._update(done, description, "", share=(batch_idx + 1) / batches[dataloader_idx])
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remove the bar."""
@@ -153,30 +157,21 @@ class TaskProgress(ProgressBar):
     # Drawing.
 
     def _open(self, total: float, *, completed: float = 0) -> None:
-        if self._enabled and self.console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[status]}"),
-                TimeRemainingColumn(),
-            )
-            self._progress = Progress(*columns, console=self.console, transient=True)
-            self._bar = self._progress.add_task("", total=total, status="")
-            self._progress.update(self._bar, completed=completed)
-            self._progress.start()
+        if self._enabled:
+            self._bar = bar_for(self.console, total=total, completed=completed)
 
     def _print(self, line: str) -> None:
-        (self._progress.console if self._progress else self.console).print(line, highlight=False)
+        (self._bar or NoBar(self.console)).print(line)
 
-    def _update(self, done: float, description: str, status: str) -> None:
-        assert self._progress is not None
+    def _update(self, done: float, description: str, status: str, *, share: float) -> None:
+        assert self._bar is not None
         self._refreshed = monotonic()
-        self._progress.update(self._bar, completed=done, description=description, status=status)
+        self._bar.update(done, description=description, status=status, share=share)
 
     def _close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def _tasks_per_minute(self, data: Any, epochs_done: float) -> float:
         tasks = data.tasks_at_once * (epochs_done - self._first_epoch) / data.timetable.epochs_of_task
@@ -189,11 +184,18 @@ def _batch_accuracy(module: "ContinualModule", outputs: Any) -> float:
     return module.batch_accuracy(outputs["logits"], outputs["labels"]).item()
 
 
+def _found(trainer: L.Trainer, module: "ContinualModule") -> list[str]:
+    """Share of test inputs whose task was found when the tasks so far were last tested."""
+    evaluation = evaluation_of(trainer)
+    known = module.scenario.task_known_at_inference or evaluation is None or evaluation.task_found is None
+    return [] if known else [f"found {evaluation.task_found:.3f}"]  # type: ignore[union-attr]
+
+
 def _discovered(module: "ContinualModule") -> str:
     tasks = len(module.method.tasks)
     masks = num_masks(module.method)
     combined = f" and {tasks - masks} combinations" if tasks > masks else ""
-    return f"{masks} mask{'s' if masks != 1 else ''}{combined} so far"
+    return f"{masks} mask{'s' if masks != 1 else ''}{combined}"
 
 
 def _clock(seconds: float) -> str:

@@ -156,10 +156,11 @@ def _without_followers(runs: Sequence[Run], varied: Sequence[str]) -> list[str]:
         return {tuple(group) for group in groups.values()}
 
     kept = [*varied]
-    told_last = ("method", "data", "scenario")  # those that say most are left out last
-    for name in sorted(varied, key=lambda name: told_last[::-1].index(name) if name in told_last else -1):
+    typed = {name for run in runs for name in run.typed}
+    for name in varied:
         others = [other for other in kept if other != name]
-        if "." not in name and others and partition(others) == partition(varied):
+        is_asked_for = name in ("method", "data", "experiment") and name in typed
+        if "." not in name and not is_asked_for and others and partition(others) == partition(varied):
             kept = others
     return kept
 

@@ -65,13 +65,9 @@ def on_terminal(comparison: Comparison) -> Table:
     table = Table(box=SIMPLE_HEAD)
     for name in words.columns:
         number = name in METRICS.values() or name == "seeds"
-        table.add_column(
-            _SHORTER.get(name, short(name)),
-            justify="right",
-            no_wrap=number,
-            min_width=0 if number else 8,
-            overflow="fold",
-        )
+        least = 0 if number else 8
+        header = _SHORTER.get(name, short(name))
+        table.add_column(header, justify="right", no_wrap=number, min_width=least, overflow="fold")
     for row in words.itertuples(index=False):
         table.add_row(*row)
     return table
