@@ -4,6 +4,7 @@ python train.py data=permuted_mnist data.num_tasks=20 scenario=gnu
 """
 
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,13 +17,13 @@ from supsup_lightning.runs.run_identity import identity_of
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def train(config: DictConfig) -> float | None:
-    """Run one job; returns the number that `optimized_metric` names, for sweepers."""
+def train(config: DictConfig) -> Any:
+    """Run one job; returns the number or numbers that `optimized_metric` names, for sweepers."""
     with command_line.job() as folder:
         return run(config, folder)
 
 
-def run(config: DictConfig, folder: Path) -> float | None:
+def run(config: DictConfig, folder: Path) -> Any:
     """From the configuration to the results in ``folder``."""
     command_line.check_options(config)
     identity = identity_of(config, choices=HydraConfig.get().runtime.choices, folder=folder)

@@ -43,7 +43,7 @@ class WriteResults(L.Callback):
     Args:
         folder: the output directory.
         run: what results.json says of the run itself: the names of scenario, data, network, method; the seed.
-        optimized_metric: the number of results.json that is returned to a sweeper.
+        optimized_metric: name of the number of results.json that is returned to a sweeper, or several names.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class WriteResults(L.Callback):
         *,
         folder: str | Path,
         run: Mapping[str, Any] | None = None,
-        optimized_metric: str = optimized_metric.DEFAULT,
+        optimized_metric: str | Sequence[str] = optimized_metric.DEFAULT,
     ) -> None:
         self.folder = Path(folder)
         self.run = dict(run or {})
@@ -159,7 +159,9 @@ class WriteResults(L.Callback):
         )
         boundary = boundary_of(trainer)
         result |= shortened(trainer, {} if boundary is None else boundary.patience.finished)
-        result["optimized_metric"] = {"name": self.optimized_metric, "value": result.get(self.optimized_metric)}
+        name = self.optimized_metric if isinstance(self.optimized_metric, str) else [*self.optimized_metric]
+        values = [result.get(each) for each in optimized_metric.names_of(name)]
+        result["optimized_metric"] = {"name": name, "value": values[0] if isinstance(name, str) else values}
         self.result = result
         self._write_tables(trainer, pl_module, matrix)
         summary.write_json(self.folder / "results.json", result)  # last: its presence says that the run is complete

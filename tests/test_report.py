@@ -42,7 +42,7 @@ def write_run(folder: Path, accuracy: float, *, overrides: dict, options: dict |
     values = {
         **choices,
         **{"seed": every["seed"], "num_tasks": 3, "average_accuracy": accuracy, "task_inference_accuracy": 0.5},
-        **{"kept_bytes_in_all": 1000, "train_seconds": 1.0, "peak_memory_bytes": 2**20, "inference_ms_per_batch": 2.0},
+        **{"model_bytes": 1000, "train_seconds": 1.0, "peak_memory_bytes": 2**20, "inference_ms_per_batch": 2.0},
         "identity": {"digest": digest, "files": None},
         **result,
     }
@@ -59,7 +59,7 @@ def sweep(tmp_path):
                 accuracy = 0.9 + 0.01 * math.log(size) - 0.02 * (objective == "entropy") + 0.004 * seed
                 overrides = {"network.output_size": size, "inference.objective": objective, "seed": seed}
                 folder = tmp_path / f"{size}-{objective}-{seed}"
-                write_run(folder, accuracy, overrides=overrides, kept_bytes_in_all=10 * size)
+                write_run(folder, accuracy, overrides=overrides, model_bytes=10 * size)
     failed = tmp_path / "failed"
     failed.mkdir()
     record = {"status": "failed", "overrides": ["seed=2"], "started": "2026-01-01T00:00:00+00:00"}

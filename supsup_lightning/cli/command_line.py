@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from supsup_lightning.cli import choices, effects, optimized_metric, sweeps
+from supsup_lightning.cli.cores import cores, threads_per_job
 from supsup_lightning.cli.output_name import naming, run_name
 from supsup_lightning.cli.own_modules import from_current_folder
 from supsup_lightning.errors import ConfigurationError, SupSupError
@@ -54,6 +55,8 @@ OmegaConf.register_new_resolver("naming", naming, replace=True)
 OmegaConf.register_new_resolver("sweep_name", run_name, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("unless", unless, replace=True)
 OmegaConf.register_new_resolver("default", choices.default, replace=True)
+OmegaConf.register_new_resolver("cores", cores, replace=True)
+OmegaConf.register_new_resolver("threads_per_job", threads_per_job, replace=True)
 OmegaConf.register_new_resolver("listed", choices.listed, replace=True)
 
 
@@ -94,7 +97,8 @@ def job() -> Iterator[Path]:
     """Hold the output directory of the current job for this process; an error that ends the job goes into its log."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     overrides = OmegaConf.to_container(HydraConfig.get().overrides.task)
-    with failures_logged(_explain), alone_in(folder), recorded(folder, overrides=overrides, explain=_explain):  # type: ignore[arg-type]
+    own = from_current_folder()  # in a process that joblib started as well
+    with own, failures_logged(_explain), alone_in(folder), recorded(folder, overrides=overrides, explain=_explain):  # type: ignore[arg-type]
         yield folder
 
 
@@ -225,6 +229,9 @@ def _explain(error: BaseException) -> str | None:
             )
     if isinstance(error, ConfigCompositionException):
         unknown = _unknown(str(error))
+        for extra, file in (("optuna", "hydra/sweeper/optuna"), ("joblib", "hydra/launcher/joblib")):
+            if f"'{file}'" in str(error):
+                return f"{file} is not installed; add it with: pip install 'supsup-lightning[{extra}]'"
         suggestion = _suggestion(str(error))
         # No advice to append with `+` what is mistyped.
         said = str(error).partition("\nTo append to your ")[0] if suggestion else str(error)

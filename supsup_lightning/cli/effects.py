@@ -25,7 +25,7 @@ _DECIDED = {
     "enable_checkpointing": "it follows callbacks.checkpoint: ~callbacks.checkpoint switches it off",
     "use_distributed_sampler": "the data share out each batch among the processes themselves",
     "barebones": "a run needs what it switches off; leave out what you can spare, ~callbacks.figures for example",
-    "fast_dev_run": "to try a run, use data.num_tasks=2 data.steps_per_task=5",
+    "fast_dev_run": "debug=fast_dev_run takes one batch of each kind for two tasks",
 }
 
 # Options of train.yaml that belong to no group.

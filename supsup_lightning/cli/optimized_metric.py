@@ -1,11 +1,11 @@
-"""Number of results.json that a run returns to a sweeper: ``optimized_metric``."""
+"""Numbers of results.json that a run returns to a sweeper: ``optimized_metric``, one or several."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from supsup_lightning.cli import effects
 from supsup_lightning.errors import ConfigurationError
@@ -22,34 +22,58 @@ _ANNOUNCED = ("forgetting", "backward_transfer")
 _UNANNOUNCED = ("adjusted_rand_index", "assignment_accuracy", "num_combinations", "combination_bytes")
 
 
+def names_of(metric: str | Sequence[str]) -> list[str]:
+    """Return the names in ``optimized_metric``, which is one name or a list.
+
+    >>> names_of("sparsity"), names_of(["average_accuracy", "model_bytes"])
+    (['sparsity'], ['average_accuracy', 'model_bytes'])
+    """
+    return [metric] if isinstance(metric, str) else [*metric]
+
+
 def check(config: DictConfig) -> None:
-    """Raise `ConfigurationError` for a metric that this run does not produce."""
-    name = config.optimized_metric
+    """Raise `ConfigurationError` for a metric that this run does not produce, or one too many for the search."""
     announced = effects.is_announced(config)
-    names = [*_ALWAYS, *(_ANNOUNCED if announced else _UNANNOUNCED)]
+    known = [*_ALWAYS, *(_ANNOUNCED if announced else _UNANNOUNCED)]
     if not str(config.scenario.get("path", "")).endswith(".GG"):
-        names += _TASK_HIDDEN
-    if name not in names:
-        raise ConfigurationError(
-            f"optimized_metric={name} is no number of this run's results.json; choose one of {', '.join(names)}."
-        )
-    if name == DEFAULT and not announced and (_is_optimized() or _is_typed()):
+        known += _TASK_HIDDEN
+    names = names_of(config.optimized_metric)
+    for name in names:
+        if name not in known:
+            raise ConfigurationError(
+                f"optimized_metric={name} is no number of this run's results.json; choose one of {', '.join(known)}."
+            )
+    if DEFAULT in names and not announced and (_is_optimized() or _is_typed()):
         raise ConfigurationError(
             f"optimized_metric={DEFAULT} is not known in scenario=nns, where nothing is validated, as its task would "
             "have to be known. Choose another number: optimized_metric=average_accuracy is that of test images."
         )
+    directions = HydraConfig.get().sweeper.get("direction") if _is_optimized() else None
+    if directions is not None:
+        number = len(directions) if isinstance(directions, ListConfig) else 1
+        if number != len(names):
+            raise ConfigurationError(
+                f"optimized_metric={','.join(names)} names {len(names)} and hydra.sweeper.direction={directions} has "
+                f"{number}; give one direction for each, such as optimized_metric=[validation_accuracy,model_bytes] "
+                "hydra.sweeper.direction=[maximize,minimize]."
+            )
 
 
-def value(result: Mapping[str, Any], name: str) -> float | None:
-    """Value of the metric in these results. Raises `ConfigurationError` if a sweeper needs it and it is missing."""
-    found = result.get(name)
-    if found is None and _is_optimized():
-        raise ConfigurationError(
-            f"optimized_metric={name} has no value in these results (a run of an older version, tasks without "
-            "validation images, or too few tasks); choose another, optimized_metric=average_accuracy (of test images) "
-            "for example."
-        )
-    return found
+def value(result: Mapping[str, Any], metric: str | Sequence[str]) -> float | list[float | None] | None:
+    """Value of the metric in these results, or of each of several.
+
+    Raises:
+        ConfigurationError: a sweeper needs a value that is missing.
+    """
+    found = [result.get(name) for name in names_of(metric)]
+    for name, number in zip(names_of(metric), found, strict=True):
+        if number is None and _is_optimized():
+            raise ConfigurationError(
+                f"optimized_metric={name} has no value in these results (a run of an older version, tasks without "
+                "validation images, or too few tasks); choose another, optimized_metric=average_accuracy (of test "
+                "images) for example."
+            )
+    return found[0] if isinstance(metric, str) else found
 
 
 def _is_optimized() -> bool:

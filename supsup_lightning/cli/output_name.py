@@ -10,8 +10,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 # File systems allow 255 bytes in a name; the rest is for prefixes and suffixes.
 _LONGEST_NAME = 200
-# Options that do not make a different run: resuming, logging and display.
-_UNNAMED = ("resume", "logger", "callbacks.progress", "callbacks.figures")
+# Options that do not make a different run: resuming, logging, display, and how jobs of a sweep are started.
+_UNNAMED = ("resume", "logger", "launcher", "callbacks.progress", "callbacks.figures")
 _FILES = ("ImageFolder", "ImageCSV")
 
 

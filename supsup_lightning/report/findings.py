@@ -7,7 +7,7 @@ from supsup_lightning.report.tables import cell
 
 TOLERANCE = 0.005  # a difference in accuracy that most users accept for fewer bytes
 _LOWER_IS_BETTER = ("forgetting", "mask_bytes_per_task", "kept_bytes_in_all", "model_bytes", "train_seconds")
-_SIZE = "kept_bytes_in_all"
+_SIZE = "model_bytes"
 
 
 def findings(comparison: Comparison, *, y: str) -> list[str]:

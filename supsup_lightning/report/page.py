@@ -145,10 +145,10 @@ def _comparing(comparison: Comparison, *, x: str | None, y: str, group: Sequence
                 f"Every group of runs. {spread}.",
                 curves.by_group(groups, labels, [*dict.fromkeys(shares)]),
             )
-        front = pareto_front(groups, x="kept_bytes_in_all", y=y)
-        figure = curves.against_bytes(groups, labels, x="kept_bytes_in_all", y=y, front=front)
+        front = pareto_front(groups, x="model_bytes", y=y)
+        figure = curves.against_bytes(groups, labels, x="model_bytes", y=y, front=front)
         caption = (
-            f"{METRICS[y].capitalize()} against the bytes that are kept to predict all tasks. Filled markers: no other "
+            f"{METRICS[y].capitalize()} against the size of the file that holds all tasks. Filled markers: no other "
             f"group is at least as good in both (Pareto front). {spread}."
         )
         yield "against_bytes", caption, figure

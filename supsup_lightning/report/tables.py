@@ -12,7 +12,7 @@ from supsup_lightning.files import replacing
 from supsup_lightning.report.collection import Run
 from supsup_lightning.report.comparison import MAIN, METRICS, Comparison, short, shown
 
-_SHORTER = {"bytes for all tasks": "bytes"}  # of the columns on a terminal
+_SHORTER = {"bytes in the file": "bytes"}  # of the columns on a terminal
 _WHOLE = ("num_masks", "mask_bytes_per_task", "kept_bytes_in_all", "model_bytes", "peak_memory_bytes")
 _TENTHS = ("train_seconds", "inference_ms_per_batch")
 
