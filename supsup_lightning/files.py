@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,41 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
     except OSError as error:
         raise SaveError(f"{path} cannot be written: {error}.") from error
+
+
+@contextmanager
+def replacing_folder(path: str | Path) -> Iterator[Path]:
+    """Give the name of a temporary folder to make and fill; it replaces ``path`` when the block ends without an error.
+
+    Raises:
+        SaveError: the file system refuses the new name. ``path`` is unchanged.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "results"
+    >>> for number in (1, 2):
+    ...     with replacing_folder(path) as temporary:
+    ...         temporary.mkdir()
+    ...         _ = (temporary / f"{number}.txt").write_text("whole")
+    >>> [p.name for p in path.iterdir()], [p.name for p in path.parent.iterdir()]
+    (['2.txt'], ['results'])
+    """
+    path = Path(path)
+    temporary, before = (path.with_name(f".{path.name[:200]}.{os.getpid()}.{state}") for state in ("new", "old"))
+    try:
+        yield temporary
+        try:
+            if path.exists():
+                path.replace(before)
+            temporary.replace(path)
+            _flush_names(path.parent)
+        except OSError as error:
+            if before.exists() and not path.exists():
+                before.replace(path)
+            raise SaveError(f"{path} cannot be written: {error}.") from error
+    finally:
+        for folder in (temporary, before):
+            if folder.exists():
+                shutil.rmtree(folder)
 
 
 def check_writable(folder: Path, what: str) -> None:
