@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -143,7 +143,12 @@ def check(config: DictConfig) -> None:
         raise ConfigurationError(
             f"trainer.reload_dataloaders_every_n_epochs={every} would train tasks on another's data; leave it at 1."
         )
-    for override in HydraConfig.get().overrides.task:
+    check_idle(config, HydraConfig.get().overrides.task)
+
+
+def check_idle(config: DictConfig, overrides: Iterable[str]) -> None:
+    """Raise `ConfigurationError` for an override without effect in this configuration."""
+    for override in overrides:
         option = override.lstrip("+")
         if option.startswith("~"):
             continue

@@ -85,15 +85,20 @@ class Identity:
         with replacing(folder / FILE) as temporary:
             temporary.write_text(json.dumps(values, indent=2) + "\n")
 
-    def differences(self, stored: Mapping[str, Any]) -> list[str]:
-        """Return the differences from a run.json in words, without those of data files."""
+    def different(self, stored: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Return the options that differ from a run.json, each with its value there and here."""
         options = _renamed(stored["options"])
         here = dict(self.options)
         if stored["depends_on_processes"]:
             options |= stored["processes"]
             here |= self.processes
-        different = [key for key in sorted({*options, *here}) if _value(options, key) != _value(here, key)]
-        said = [key for key in different if key not in self.references] or different
+        values = {key: (_value(options, key), _value(here, key)) for key in sorted({*options, *here})}
+        return {key: (there, now) for key, (there, now) in values.items() if there != now}
+
+    def differences(self, stored: Mapping[str, Any]) -> list[str]:
+        """Return the differences from a run.json in words, without those of data files."""
+        different = self.different(stored)
+        said = [key for key in different if key not in self.references] or list(different)
         lines = {}
         for key in said:
             group = key.partition(".")[0]
@@ -101,7 +106,8 @@ class Identity:
             if there_chosen != here_chosen:  # one line for a whole group, if another of its files was chosen
                 lines[group] = f"{group}={there_chosen} there, {here_chosen} here"
             else:
-                lines[key] = f"{key}={_shown(_value(options, key))} there, {_shown(_value(here, key))} here"
+                there, now = different[key]
+                lines[key] = f"{key}={shown(there)} there, {shown(now)} here"
         found = list(lines.values())
         return [*found[:_SHOWN], f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else found
 
@@ -252,5 +258,10 @@ class _Absent:
 _ABSENT = _Absent()
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as it is typed on the command line.
+
+    >>> shown(None), shown(True), shown(0.5)
+    ('null', 'true', '0.5')
+    """
     return "null" if value is None else str(value) if not isinstance(value, bool) else str(value).lower()
