@@ -53,7 +53,7 @@ class WriteResults(L.Callback):
         run: Mapping[str, Any] | None = None,
         optimized_metric: str | Sequence[str] = optimized_metric.DEFAULT,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = self.shown_folder = Path(folder)
         self.run = dict(run or {})
         self.optimized_metric = optimized_metric
         self.result: dict[str, Any] = {}  # of the final test, in the first process
@@ -126,6 +126,10 @@ class WriteResults(L.Callback):
         _wait_for_accelerator()
         self.test_seconds.append(perf_counter() - self._started)
 
+    def completed(self, result: dict[str, Any], module: "ContinualModule") -> dict[str, Any]:
+        """Return the results as they are written; a subclass may change them."""
+        return result
+
     def on_test_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Write results.json and accuracy_matrix.csv, tell the loggers, and print the table."""
         skipped = torch.tensor(trainer.datamodule.num_skipped(), device=pl_module.device)
@@ -159,6 +163,7 @@ class WriteResults(L.Callback):
         )
         boundary = boundary_of(trainer)
         result |= shortened(trainer, {} if boundary is None else boundary.patience.finished)
+        result = self.completed(result, pl_module)
         name = self.optimized_metric if isinstance(self.optimized_metric, str) else [*self.optimized_metric]
         values = [result.get(each) for each in optimized_metric.names_of(name)]
         result["optimized_metric"] = {"name": name, "value": values[0] if isinstance(name, str) else values}
@@ -172,7 +177,7 @@ class WriteResults(L.Callback):
         console.print(summary.table(result, accuracy=pl_module.test_accuracy, method=pl_module.method))
         for remark in summary.remarks(result):
             console.print(remark, style="yellow")
-        console.print(f"results in {self.folder}", soft_wrap=True)
+        console.print(f"results in {self.shown_folder}", soft_wrap=True)
 
     def _write_tables(self, trainer: L.Trainer, module: "ContinualModule", matrix: Tensor) -> None:
         records.write_matrix(self.folder / "accuracy_matrix.csv", matrix)
