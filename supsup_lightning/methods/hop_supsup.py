@@ -1,6 +1,7 @@
 """HopSupSup: masks kept implicitly, in one Hopfield memory whose size does not grow with the tasks (section 3.5)."""
 
 import logging
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -12,7 +13,7 @@ from supsup_lightning.bank import MaskBank, codec
 from supsup_lightning.bank.hopfield_memory import Descent, HopfieldMemory, Loss, Recovery, capacity, recover
 from supsup_lightning.bank.layer_statistics import LayerStatistics, layer_statistics
 from supsup_lightning.bank.rows import check_names
-from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.errors import ConfigurationError, MismatchError
 from supsup_lightning.layout import ByName, Layout
 from supsup_lightning.masks import MaskOptions
 from supsup_lightning.methods.frozen_network import FrozenNetworkMethod, mask_options
@@ -159,6 +160,23 @@ class HopSupSup(FrozenNetworkMethod):
     def reference_masks(self) -> Tensor:
         """The masks themselves, for reports: ``(k, weights)`` bool; ``(0, weights)`` once a file was loaded."""
         return bits.unpack(self.reference.packed, self.layout.num_weights)
+
+    def load_reference(self, reference: dict[str, Tensor], *, memory: Mapping[str, Tensor], source: str) -> None:
+        """Load the masks themselves, which no file of `save` has, from a checkpoint's state.
+
+        Args:
+            reference: state of ``reference``.
+            memory: state of ``memory`` beside it, which has to be this one.
+            source: the checkpoint, for messages.
+
+        Raises:
+            MismatchError: the checkpoint is of another memory.
+        """
+        own = self.memory.state_dict()
+        if own.keys() != memory.keys() or not all(torch.equal(value, memory[name]) for name, value in own.items()):
+            raise MismatchError(f"{source} is of another run than the Hopfield memory here; take that run's own.")
+        self.reference.check_state(reference)
+        self.reference.load_state_dict(reference)
 
     def nearest(self, state: Tensor) -> int:
         """Finished task whose mask is nearest to a state; -1 if the masks are unknown."""
