@@ -65,5 +65,5 @@ def test_fast_dev_run_takes_one_batch_of_each_kind_and_says_so(tmp_path):
 
 
 def test_the_debug_configuration_evaluates_after_every_task(tmp_path):
-    config = composed(["debug=default"], folder=tmp_path)
+    config = composed("debug=default", folder=tmp_path)
     assert (config.data.num_tasks, config.eval_at) == (3, "all")

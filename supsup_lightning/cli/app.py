@@ -1,4 +1,4 @@
-"""The command `supsup`: train, report."""
+"""The command `supsup`: train, report, evaluate."""
 
 import json
 import sys
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from supsup_lightning import __version__
+from supsup_lightning.cli.evaluate import evaluate_command
 from supsup_lightning.errors import SupSupError
 
 app = typer.Typer(
@@ -76,6 +77,9 @@ def report(
             print(json.dumps({"report": str(written.path), **tables.as_json(written.comparison, written.unfinished)}))
             return
         _show_report(written)
+
+
+app.command("evaluate")(evaluate_command)
 
 
 def _show_report(written: Any) -> None:

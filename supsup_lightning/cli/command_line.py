@@ -242,7 +242,7 @@ def _explain(error: BaseException) -> str | None:
         message = str(error).replace(", set env var HYDRA_FULL_ERROR=1 to see chained exception.", "")
         return f"{message}{_origin(error)}"
     fault = next((cause for cause in _causes(error) if isinstance(cause, OSError)), None)
-    begun = any(frame.name == "train" for frame in traceback.extract_tb(error.__traceback__))
+    begun = any(frame.name in ("train", "evaluate") for frame in traceback.extract_tb(error.__traceback__))
     if fault is not None and not begun:  # Hydra makes the output directory and opens the log
         return f"{fault}: no run can write there; use another directory (hydra.run.dir or hydra.sweep.dir)."
     return None

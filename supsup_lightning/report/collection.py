@@ -11,8 +11,8 @@ from supsup_lightning.runs import job_record
 
 # Groups whose choice, or options, change no result.
 _WITHOUT_EFFECT = ("logger", "callbacks", "hparams_search", "launcher", "debug", "hydra")
-# Folders of a run that hold no other run of their own.
-_INSIDE = ("checkpoints", "figures", "csv", "wandb", "tensorboard", ".hydra", "report")
+# Folders that are searched for runs only if they are named themselves.
+_INSIDE = ("checkpoints", "figures", "csv", "wandb", "tensorboard", ".hydra", "report", "evaluations")
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,18 @@ def without_duplicates(runs: Iterable[Run]) -> tuple[list[Run], list[Run]]:
 
 def read(folder: Path) -> Run:
     """Read one run."""
-    record = job_record.read(folder) or {}
-    overrides = record.get("overrides") or _overrides(folder)
-    options = _options(folder, overrides)
-    typed = frozenset(_name(override) for override in overrides)
     result, damage = _json(folder / "results.json")
+    evaluation = result.get("evaluation") or {}  # a run tested again: it lies in the folder of the run
+    trained_in = folder.parent.parent if evaluation else folder
+    record = job_record.read(trained_in) or {}
+    overrides = record.get("overrides") or _overrides(trained_in)
+    tested_with = evaluation.get("overrides", [])
+    options = {**_options(trained_in, overrides), **{_name(each): _value(each) for each in tested_with}}
+    typed = frozenset(_name(override) for override in [*overrides, *tested_with])
     if result and {"average_accuracy", "num_tasks"} <= result.keys():
         for name in ("scenario", "data", "network", "method", "seed"):
             if name in result:
-                options.setdefault(name, result[name])
+                options[name] = result[name]
         files = (result.get("identity") or {}).get("files")
         if files is None:  # the data do not depend on their folder
             options.pop("data.root", None)

@@ -190,7 +190,7 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
     if limited:
         said.append(f"{', '.join(limited)}: these are the numbers of a part of the data")
     assigned = result.get("assignment_accuracy")
-    if assigned is not None and assigned < 0.8:
+    if assigned is not None and assigned < 0.8 and "evaluation" not in result:  # training is over
         said.append(
             f"only {assigned:.0%} of the training batches trained the task of their own that they should have: "
             f"num_masks={result['num_masks']} for num_tasks={result['num_tasks']}. Look at figures/stream.png; a "
@@ -221,7 +221,22 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
         )
     if "smaller_from_num_tasks" in result:
         said.append(storage_remark(result))
+    if "evaluation" in result:
+        said += evaluation_remarks(result["evaluation"])
     return said
+
+
+def evaluation_remarks(evaluation: Mapping[str, Any]) -> list[str]:
+    """Compare an evaluation with the results of its run."""
+    run = evaluation["run"]
+    found = run["task_inference_accuracy"]
+    other_data = [f"other data than the masks were trained on: {'; '.join(evaluation['other_data'])}"]
+    return [
+        f"the run itself: accuracy {run['average_accuracy']:.4f}"
+        + ("" if found is None else f", task found {found:.4f}")
+        + f" (scenario={run['scenario']} inference={run['inference']})",
+        *(other_data if evaluation["other_data"] else []),
+    ]
 
 
 def storage_remark(storage: Mapping[str, Any]) -> str:
