@@ -159,8 +159,7 @@ def _without_followers(runs: Sequence[Run], varied: Sequence[str]) -> list[str]:
     typed = {name for run in runs for name in run.typed}
     for name in varied:
         others = [other for other in kept if other != name]
-        is_asked_for = name in ("method", "data", "experiment") and name in typed
-        if "." not in name and not is_asked_for and others and partition(others) == partition(varied):
+        if "." not in name and name not in typed and others and partition(others) == partition(varied):
             kept = others
     return kept
 
