@@ -108,8 +108,8 @@ def run(row: Row, folder: Path, common: Sequence[str]) -> dict[str, Any]:
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """Markdown."""
-    columns = ["method", "scenario", "accuracy", "forgetting", "bytes in memory", "of these, a task's"]
-    columns += ["bytes in the file", "CAP", "s a task"]
+    columns = ["method", "scenario", "accuracy", "forgetting", "bytes in memory", "of these, per task"]
+    columns += ["bytes in the file", "CAP", "s per task"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, result in results.items():
         forgotten = result["forgetting"]

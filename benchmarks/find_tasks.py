@@ -49,7 +49,7 @@ def main() -> None:
     images = [torch.cat([batch[:1] for batch, _ in data.test_loader(task)]) for task in tasks]
     num_images = sum(map(len, images))
     print(f"{num_images} images of {len(tasks)} tasks, {data.num_tasks} to choose from")
-    print(f"{'gradient of, layers, candidates':48} {'found':>7} {'ms an image':>12}")
+    print(f"{'gradient of, layers, candidates':48} {'found':>7} {'ms per image':>12}")
     for name, inference in ways().items():
         started = perf_counter()
         found = sum(

@@ -93,7 +93,7 @@ def late_over_early(early: int, late: int, folder: Path, rounds: int = 7) -> flo
 
 
 def test_all(method: SupSup, num_tasks: int, folder: Path, **options) -> float:
-    """Seconds a task of a test of them all, on a batch of random images each."""
+    """Seconds per task of a test of them all, on one batch of random images per task."""
     draw = torch.Generator().manual_seed(0)
     train, test = (
         TensorDataset(
@@ -169,9 +169,9 @@ def draw(rows: list[dict[str, float]], path: Path) -> None:
         right.loglog(tasks, [row[f"{name}_ms"] for row in rows], "o-", label=label)
     right.set_ylabel("milliseconds to find a task")
     right.legend(frameon=False)
-    for name, label in (("test_given_seconds", "task given"), ("test_one_shot_seconds", "one gradient a batch")):
+    for name, label in (("test_given_seconds", "task given"), ("test_one_shot_seconds", "one gradient per batch")):
         evaluation.loglog(tasks, [1000 * row[name] for row in rows], "o-", label=label)
-    evaluation.set_ylabel("milliseconds a task to test all, a batch each")
+    evaluation.set_ylabel("milliseconds per task to test all, one batch each")
     evaluation.legend(frameon=False)
     for axes in (left, right, evaluation):
         axes.set_xlabel("tasks learned")

@@ -66,7 +66,7 @@ def main() -> None:
     )
     data.prepare_data()
     data.setup()
-    print(f"| {'optimizer':30} | accuracy, task given | task found, G | task found, H | s a task |")
+    print(f"| {'optimizer':30} | accuracy, task given | task found, G | task found, H | s per task |")
     print("|---|---|---|---|---|")
     for name, (make_optimizer, make_schedule) in OPTIMIZERS.items():
         if options.only in name:

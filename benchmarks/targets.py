@@ -127,7 +127,7 @@ def draw_at_once(rows: list[dict[str, float]], path: Path) -> None:
     axes.semilogx(counts, [row["ms_per_step_and_task"] for row in rows], "o-", base=2, color="black")
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.set_xlabel("tasks trained at once")
-    axes.set_ylabel("milliseconds a step and task, LeNet")
+    axes.set_ylabel("milliseconds per step and task, LeNet")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)

@@ -5,7 +5,7 @@ that and the rest are shared by tasks that are trained at once.
 
 Batches of 128 random images (only time is measured), the same optimizer, images laid out alike. `measure`: milliseconds
 of a dense and of a masked step, both as they are and compiled, and of a masked one through `Trainer.fit` (a whole task
-over its steps: data, validation, boundary and checkpoint included). `measure_at_once`: milliseconds a step and task
+over its steps: data, validation, boundary and checkpoint included). `measure_at_once`: milliseconds per step and task
 through `Trainer.fit` for several tasks at once. All are timed in turns in one run and the median is taken, so that a
 noisy machine disturbs all of them alike.
 """
@@ -63,7 +63,7 @@ def make_data(shape: tuple[int, ...], steps: int, *, num_tasks: int = 1, tasks_a
 
 
 def bare_loop(parameters, forward, data: ContinualDataModule) -> float:
-    """Milliseconds a step of the plainest loop over the same batches, with the same optimizer and schedule."""
+    """Milliseconds per step of the plainest loop over the same batches, with the same optimizer and schedule."""
     started = perf_counter()
     optimizer = default_optimizer(parameters)
     schedule = cosine(optimizer, data.steps_per_task)
@@ -95,7 +95,7 @@ class FitClock(L.Callback):
 
 
 def lightning_loop(method: SupSup, data: ContinualDataModule, accelerator: str = "cpu") -> float:
-    """Milliseconds a step and task of whole tasks through `Trainer.fit`, all of a run but evaluations of old tasks."""
+    """Milliseconds per step and task of whole tasks in `Trainer.fit`, all of a run but evaluations of old tasks."""
     module = ContinualModule(method)
     module.plan_training(data, accelerator=accelerator)
     clock = FitClock()

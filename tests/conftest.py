@@ -28,7 +28,7 @@ settings.load_profile("no-deadline")
 ROOT = Path(__file__).parent.parent
 DIGITS = (1, 8, 8)
 
-# Few words a run: tests read results, not progress.
+# Few words per run: tests read results, not progress.
 QUIET = ["logger=none", "~callbacks.progress", "~callbacks.figures"]
 TINY = ["data.num_tasks=2", "data.steps_per_task=20", *QUIET]
 

@@ -20,7 +20,7 @@ PALETTE = [[9, 8, 7], [40, 50, 60], [70, 80, 90]]
 
 @pytest.fixture(autouse=True)
 def unsaid():
-    """What is said once a process may be said again in each test."""
+    """What is said once per process may be said again in each test."""
     decoding._warned.clear()
 
 
