@@ -1,7 +1,8 @@
 """Entropy coding of masks: a range coder with one probability per layer and mask.
 
 A mask of density ``p`` carries ``H2(p)`` bits per weight: 1 at a half, 0.47 at a tenth, 0.08 at a hundredth. The coder
-(`constriction`) comes within 0.2 % of that.
+(`constriction`) adds about 0.0001 bits per weight at any density: 0.01 % at a half, 0.03 % at a tenth, 0.15 % at a
+hundredth, 0.8 % at a thousandth; and about 4 bytes per mask. Length and counts add 8 bytes per mask and 4 per layer.
 """
 
 from collections.abc import Iterator, Sequence
