@@ -22,6 +22,11 @@ def test_masks_come_back_bit_for_bit(sizes, densities, seed):
     assert torch.equal(entropy_coding.decode(**entropy_coding.encode(packed, sizes)), packed)
 
 
+def test_a_nearly_empty_mask_of_a_large_layer_comes_back():
+    packed = bits.pack(torch.rand(1, 5_000_000, generator=torch.Generator().manual_seed(0)) < 2e-4)
+    assert torch.equal(entropy_coding.decode(**entropy_coding.encode(packed, [5_000_000])), packed)
+
+
 def entropy_bytes(density: float, size: int) -> float:
     return -size / 8 * (density * math.log2(density) + (1 - density) * math.log2(1 - density)) if 0 < density < 1 else 0
 

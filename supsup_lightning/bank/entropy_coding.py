@@ -15,10 +15,11 @@ from torch import Tensor
 Bernoulli = constriction.stream.model.Bernoulli
 RangeDecoder, RangeEncoder = constriction.stream.queue.RangeDecoder, constriction.stream.queue.RangeEncoder
 
-# Coded size may differ from the entropy by this many bytes (the coder's last words) plus this share (its probabilities
-# have 24 bits).
+# Coded size may differ from the entropy by this many bytes (the coder's last words), this share, and this many bits per
+# weight: twice what the coder loses by rounding its range, which is more than the share in masks that are nearly empty.
 _SPARE_BYTES = 16
 _SPARE_SHARE = 0.01
+_SPARE_BITS_PER_WEIGHT = 2.5e-4
 
 
 def encode(packed: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
@@ -122,7 +123,8 @@ def _check(coded: Tensor, lengths: Tensor, ones: Tensor, layer_sizes: Tensor, si
     if (ones < 0).any() or (ones > layer_sizes).any():
         raise ValueError("a layer has more weights on than weights")
     entropy = entropy_bytes(ones, sizes)
-    if ((lengths - entropy).abs() > entropy * _SPARE_SHARE + _SPARE_BYTES).any():
+    spare = _SPARE_BYTES + sum(sizes) * _SPARE_BITS_PER_WEIGHT / 8
+    if ((lengths - entropy).abs() > entropy * _SPARE_SHARE + spare).any():
         raise ValueError("a coded mask is not as long as its number of ones makes it")
 
 
