@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint bench compare clean
+.PHONY: demo test lint bench compare docs docs-serve clean
 
 demo: $(READY)
 	$(BIN)/python train.py inference.images=each hydra.run.dir=outputs/demo
@@ -24,10 +24,17 @@ compare: $(READY)
 	$(BIN)/python benchmarks/compare.py permuted_mnist
 	$(BIN)/python benchmarks/compare.py split_cifar100
 
+# The notice is the theme's, about a later version of MkDocs.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+docs-serve: $(READY)
+	NO_MKDOCS_2_WARNING=1 DOCS_RUN_NOTEBOOKS=false $(BIN)/mkdocs serve
+
 $(READY): pyproject.toml constraints.txt hatch_build.py supsup_lightning/native/packed_bits.c
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf .venv outputs
+	rm -rf .venv outputs site

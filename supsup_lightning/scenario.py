@@ -22,6 +22,13 @@ class Scenario:
 
 
 GG = Scenario("GG", task_known_in_training=True, task_known_at_inference=True, labels_shared=True)
+"""Task given in training and at test time."""
+
 GNS = Scenario("GNs", task_known_in_training=True, task_known_at_inference=False, labels_shared=True)
+"""Task given in training, hidden at test time; labels shared between tasks."""
+
 GNU = Scenario("GNu", task_known_in_training=True, task_known_at_inference=False, labels_shared=False)
+"""Task given in training, hidden at test time; a prediction is right if task and class both are."""
+
 NNS = Scenario("NNs", task_known_in_training=False, task_known_at_inference=False, labels_shared=True)
+"""Task hidden in training as well."""
