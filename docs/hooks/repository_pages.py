@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 INDEX = {"README.md": "index.md"}
 # Other Markdown files outside docs/ that are pages.
 PAGES = {f"{name.upper()}.md": f"{name}.md" for name in ("contributing", "changelog", "security")}
+PAGES |= {"benchmarks/peers.md": "benchmarks/peers.md"}
 SOURCE = "source"  # where files are shown that are no pages
 GUIDES = "Guides"  # gets pages that nav does not list
 
@@ -133,7 +134,7 @@ def _shown(path: Path) -> str:
     name = path.relative_to(ROOT).as_posix()
     if path.is_file():
         return f"# {name}\n\n{_block(path)}"
-    inside = sorted(file for suffix in ("*.py", "*.yaml") for file in path.rglob(suffix) if file.stat().st_size)
+    inside = sorted({*path.rglob("*.py"), *path.rglob("*.yaml")} - {*path.rglob("__init__.py")})
     return "\n\n".join([f"# {name}", *(f"## {file.relative_to(path).as_posix()}\n\n{_block(file)}" for file in inside)])
 
 
