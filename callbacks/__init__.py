@@ -16,6 +16,7 @@ from supsup_lightning.callbacks.results import WriteResults
 from supsup_lightning.callbacks.stream_record import RecordStream
 from supsup_lightning.callbacks.task_boundary import TaskBoundary
 from supsup_lightning.callbacks.task_discovery import TaskDiscovery, boundary_or_discovery
+from supsup_lightning.callbacks.task_log import LogTasks
 from supsup_lightning.discovery import Discovery
 from supsup_lightning.inference import Inference
 from supsup_lightning.methods.protocols import RecoversMasks
@@ -40,6 +41,7 @@ def needed_for(scenario: Scenario, inference: Inference, *, discovery: Discovery
 __all__ = [
     "DrawFigures",
     "EvaluateSeenTasks",
+    "LogTasks",
     "LossGuard",
     "RecordInference",
     "RecordRecovery",

@@ -4,20 +4,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning as L
-from lightning.pytorch.loggers import WandbLogger
 
 from supsup_lightning.callbacks.evaluation import evaluation_of
 from supsup_lightning.callbacks.recovery import recovery_of
 from supsup_lightning.callbacks.stream_record import record_of_stream
 from supsup_lightning.callbacks.task_discovery import discovery_of
 from supsup_lightning.report import drawing, plots
+from supsup_lightning.runs import tracking
 
 if TYPE_CHECKING:
     from supsup_lightning.module import ContinualModule
 
 
 class DrawFigures(L.Callback):
-    """Draws pictures after the final test, and logs them to Weights & Biases if it is in use.
+    """Draws pictures after the final test, and shows them to W&B and TensorBoard.
 
     ``accuracy_matrix.png``; ``task_confusion.png`` if the task is hidden in the test; ``stream.png`` if it is hidden in
     training; ``recovery.png`` if masks come from a Hopfield memory.
@@ -48,6 +48,5 @@ class DrawFigures(L.Callback):
             figures["recovery"] = plots.recovery(recovered.traces)
         paths = [drawing.save(figure, self.folder / f"{name}.png") for name, figure in figures.items()]
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                for path in paths:
-                    logger.log_image(path.stem, [str(path)])
+            for path in paths:
+                tracking.log_picture(logger, path, step=trainer.global_step)

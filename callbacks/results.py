@@ -24,7 +24,7 @@ from supsup_lightning.errors import SaveError
 from supsup_lightning.files import set_aside
 from supsup_lightning.methods.protocols import KnowsMasks
 from supsup_lightning.report import records, summary
-from supsup_lightning.runs import run_identity
+from supsup_lightning.runs import run_identity, tracking
 
 if TYPE_CHECKING:
     from supsup_lightning.module import ContinualModule
@@ -34,6 +34,11 @@ logger = logging.getLogger(__name__)
 TABLES = (
     *("accuracy_matrix.csv", "task_confusion.csv", "layers.csv", "stream.csv", "decisions.csv"),
     *("inference.csv", "recovery.csv"),  # written by RecordInference and RecordRecovery
+)
+# Entries of results.json that go with the bank where a logger keeps it.
+_SAID_OF_BANK = (
+    *("scenario", "data", "network", "method", "seed", "num_tasks", "num_masks"),
+    *("average_accuracy", "task_inference_accuracy", "validation_accuracy", "sparsity", "mask_bytes_per_task"),
 )
 
 
@@ -171,8 +176,8 @@ class WriteResults(L.Callback):
         self._write_tables(trainer, pl_module, matrix)
         summary.write_json(self.folder / "results.json", result)  # last: its presence says that the run is complete
         for listener in trainer.loggers:
-            numbers = {f"result/{key}": value for key, value in result.items() if isinstance(value, (int, float))}
-            listener.log_metrics(numbers, step=trainer.global_step)
+            listener.log_metrics(logged_numbers(result), step=trainer.global_step)
+            tracking.log_bank(listener, self.bank_path, {key: result[key] for key in _SAID_OF_BANK if key in result})
         console = Console()
         console.print(summary.table(result, accuracy=pl_module.test_accuracy, method=pl_module.method))
         for remark in summary.remarks(result):
@@ -219,6 +224,19 @@ def validation_accuracies(trainer: L.Trainer, module: "ContinualModule", tasks: 
         return [boundary.patience.finished[task][1] for task in tasks]
     counted = module.validation_accuracy
     return [float("nan")] * len(tasks) if counted is None else counted.compute()[0].tolist()
+
+
+def logged_numbers(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a result for loggers; the seed is part of their configuration.
+
+    >>> logged_numbers({"seed": 1, "num_tasks": 2, "forgetting": None, "limited": True})
+    {'result/num_tasks': 2}
+    """
+    return {
+        f"result/{key}": value
+        for key, value in result.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and key != "seed"
+    }
 
 
 def result_of(trainer: L.Trainer) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def two_classes_of_images(folder: Path, *, per_class: int = 10, classes: Sequenc
 
 
 def fit(
-    method, data, *, folder, callbacks=(), discovery=None, checkpoint=None, **options
+    method, data, *, folder, callbacks=(), discovery=None, checkpoint=None, loggers=False, **options
 ) -> tuple[ContinualModule, L.Trainer]:
     """Train as a notebook user does, with more callbacks perhaps, or from a checkpoint on."""
     module = ContinualModule(method, **options)
@@ -82,7 +82,7 @@ def fit(
         callbacks=[*module.task_callbacks(data, discovery=discovery), *callbacks],
         max_epochs=data.num_epochs,
         reload_dataloaders_every_n_epochs=1,
-        logger=False,
+        logger=loggers,
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,

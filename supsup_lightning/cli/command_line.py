@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from supsup_lightning.cli import choices, effects, optimized_metric, sweeps
 from supsup_lightning.cli.cores import cores, threads_per_job
-from supsup_lightning.cli.output_name import naming, run_name
+from supsup_lightning.cli.output_name import naming, run_name, sweep_name
 from supsup_lightning.cli.own_modules import from_current_folder
 from supsup_lightning.errors import ConfigurationError, SupSupError
 from supsup_lightning.runs import stopping
@@ -52,7 +52,8 @@ def unless(other: Any, value: Any) -> Any:
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 OmegaConf.register_new_resolver("naming", naming, replace=True)
 # Cached, as Hydra's `now` is: jobs of a sweep get the name that was made from the overrides of the whole sweep.
-OmegaConf.register_new_resolver("sweep_name", run_name, replace=True, use_cache=True)
+OmegaConf.register_new_resolver("sweep_folder", run_name, replace=True, use_cache=True)
+OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
 OmegaConf.register_new_resolver("unless", unless, replace=True)
 OmegaConf.register_new_resolver("default", choices.default, replace=True)
 OmegaConf.register_new_resolver("cores", cores, replace=True)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 # File systems allow 255 bytes in a name; the rest is for prefixes and suffixes.
 _LONGEST_NAME = 200
 # Options that do not make a different run: resuming, logging, display, and how jobs of a sweep are started.
-_UNNAMED = ("resume", "logger", "launcher", "callbacks.progress", "callbacks.figures")
+_UNNAMED = ("resume", "logger", "launcher", "callbacks.progress", "callbacks.figures", "callbacks.task_log")
 _FILES = ("ImageFolder", "ImageCSV")
 
 
@@ -28,6 +28,15 @@ def run_name(overrides: str) -> str:
         digest = hashlib.sha256(os.fsencode(overrides)).hexdigest()[:8]
         name = f"{name.encode()[: _LONGEST_NAME - 9].decode(errors='ignore')}-{digest}"
     return name
+
+
+def sweep_name(mode: object, folder: str) -> str | None:
+    """Return the name of the sweep that a job belongs to, the last part of its folder; None for a single run.
+
+    >>> sweep_name("RunMode.MULTIRUN", "outputs/sweeps/seeds"), sweep_name("RunMode.RUN", "outputs")
+    ('seeds', None)
+    """
+    return os.path.basename(os.path.abspath(folder)) if str(mode).endswith("MULTIRUN") else None
 
 
 def naming(overrides: ListConfig, data: DictConfig | None) -> str:

@@ -41,7 +41,7 @@ def listening(config: DictConfig, folder: Path) -> Iterator[list[Logger]]:
                 continue
             started.append(listener)
             keep_going(listener)
-            listener.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+            listener.log_hyperparams(_logged(config))
             if isinstance(listener, WandbLogger) and listener.version:  # only the first process has it
                 id_file.parent.mkdir(parents=True, exist_ok=True)
                 id_file.write_text(f"{listener.version}\n")
@@ -53,6 +53,15 @@ def listening(config: DictConfig, folder: Path) -> Iterator[list[Logger]]:
         os.environ.pop("WANDB_MODE", None)
         if mode is not None:
             os.environ["WANDB_MODE"] = mode
+
+
+def _logged(config: DictConfig) -> dict[str, Any]:
+    """Return the whole configuration, and as ``choices`` the names of its files, by which runs are told apart."""
+    from hydra.core.hydra_config import HydraConfig
+
+    chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    choices = {str(group): name for group, name in chosen.items() if "/" not in str(group) and isinstance(name, str)}
+    return {**OmegaConf.to_container(config, resolve=True), "choices": choices}  # type: ignore[dict-item]
 
 
 def configurations(config: DictConfig) -> list[tuple[DictConfig, dict[str, Any]]]:
@@ -81,11 +90,18 @@ def keep_going(listener: Logger) -> None:
             setattr(listener, name, partial(_call, listener, name))
 
 
-def _call(listener: Logger, name: str, *args: Any, **kwargs: Any) -> Any:
+@contextmanager
+def tolerating(listener: Logger, what: str) -> Iterator[None]:
+    """Turn errors of the block into the same warning: for calls that go around the logger, to its ``experiment``."""
     try:
-        return getattr(type(listener), name)(listener, *args, **kwargs)
+        yield
     except Exception as error:
-        _warn(listener, name, error)
+        _warn(listener, what, error)
+
+
+def _call(listener: Logger, name: str, *args: Any, **kwargs: Any) -> Any:
+    with tolerating(listener, name):
+        return getattr(type(listener), name)(listener, *args, **kwargs)
 
 
 def _warn(listener: Logger, name: str, error: Exception) -> None:

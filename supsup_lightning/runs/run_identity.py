@@ -28,7 +28,7 @@ _WITHOUT_EFFECT_ON_NUMBERS = (
     "data.num_workers",
     *(
         f"callbacks.{name}"
-        for name in ("progress", "figures", "results", "checkpoint", "loss_guard", "inference_record")
+        for name in ("progress", "figures", "task_log", "results", "checkpoint", "loss_guard", "inference_record")
     ),
     *(f"trainer.{name}" for name in ("default_root_dir", "log_every_n_steps", "enable_model_summary", "profiler")),
     "trainer.num_sanity_val_steps",
