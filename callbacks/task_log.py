@@ -106,6 +106,10 @@ class LogTasks(L.Callback):
         for listener in trainer.loggers:
             columns = ("tasks_learned", "task", "accuracy")
             tracking.log_table(listener, "accuracy_matrix", columns=columns, rows=cells)
+            if pl_module.test_confusion is not None:
+                columns = ("task", "inferred_task", "images")
+                rows = pl_module.test_confusion.compute().tolist()
+                tracking.log_table(listener, "task_confusion", columns=columns, rows=rows)
             listener.save()
 
     def state_dict(self) -> dict[str, Any]:
