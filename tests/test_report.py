@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +233,14 @@ def test_the_command_prints_json_and_one_line_errors(sweep):
     wrong = runner.invoke(app, ["report", str(sweep / "nowhere")])
     assert wrong.exit_code == 1
     assert wrong.stderr.startswith("error: ")
+
+
+def test_training_through_the_command_takes_the_same_overrides(monkeypatch):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    wrong = CliRunner().invoke(app, ["train", "-m", "dat=permuted_digits", "seed=0,1"])
+    assert wrong.exit_code == 1
+    assert "Did you mean data?" in wrong.stderr
+    assert sys.argv[1:] == ["-m", "dat=permuted_digits", "seed=0,1"]
 
 
 def test_the_table_sorts_and_filters_in_a_browser(sweep):
