@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from supsup_lightning.report.arrangement import Arrangement, Series
-from supsup_lightning.report.comparison import METRICS, short
+from supsup_lightning.report.comparison import METRICS
 from supsup_lightning.report.drawing import COLUMN, LOOKS, WIDE, label_ends, new
 
 _LOGARITHMIC_FROM = 8  # ratio of the largest to the smallest value on an axis
@@ -30,7 +30,7 @@ def against_option(arrangement: Arrangement, *, x: str, y: str) -> Figure:
         means, deviations = _mean_and_std(rows, y)
         return _line(axes, positions, means, deviations, look)
 
-    figure, panels = _panels(arrangement, draw, _name(y), f"{short(x)} ({x})" if "." in x else x)
+    figure, panels = _panels(arrangement, draw, _name(y), x)
     values = np.unique(np.concatenate([s.rows[(x, "")].to_numpy(float) for p in arrangement.panels for s in p.series]))
     for axes in panels:
         _scale(axes, values)
@@ -198,7 +198,9 @@ def _scale(axes: Axes, values: np.ndarray) -> None:
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
     if len(values) <= 12:
-        axes.set_xticks(values, [f"{value:g}" for value in values])
+        places = np.log(values) if axes.get_xscale() == "log" else values
+        crowded = len(values) > 1 and np.diff(places).min() < 0.07 * (places[-1] - places[0])
+        axes.set_xticks(values, [f"{value:g}" for value in values], rotation=60 if crowded else 0)
 
 
 def _mean_and_std(rows: pd.DataFrame, metric: str) -> tuple[np.ndarray, np.ndarray]:

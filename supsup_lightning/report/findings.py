@@ -45,7 +45,9 @@ def _along(comparison: Comparison, option: str, y: str) -> str:
     """Say how the metric changes with an option, for the best choice of the others."""
     groups = comparison.groups
     best = groups.groupby((option, ""))[[(y, "mean")]].idxmax()[(y, "mean")]
-    steps = "; ".join(f"{shown(value)}: {_value(groups, place, y)}" for value, place in best.items())
+    sized = _SIZE in comparison.metrics and y != _SIZE and groups[(_SIZE, "mean")].nunique() > 1
+    sizes = {place: f" ({groups.loc[place, (_SIZE, 'mean')]:,.0f} bytes)" if sized else "" for place in best}
+    steps = "; ".join(f"{shown(value)}: {_value(groups, place, y)}{sizes[place]}" for value, place in best.items())
     others = " (with the best of the other options)" if len(comparison.varied) > 1 else ""
     return f"{METRICS[y].capitalize()} by {option}{others}: {steps}."
 
