@@ -128,9 +128,8 @@ def test_a_sweep_lists_the_jobs_that_failed_and_ends_with_an_error(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("length", [["data.steps_per_task=150"], ["data.epochs_per_task=8"]], ids=["steps", "epochs"])
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path, length):
-    options = ["data.num_tasks=6", *length, "eval_at=[1,3]", *QUIET, "hydra.run.dir=run"]
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
+    options = ["data.num_tasks=6", "data.epochs_per_task=8", "eval_at=[1,3]", *QUIET, "hydra.run.dir=run"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()

@@ -93,9 +93,9 @@ def logits_of(method, task: int) -> torch.Tensor:
 
 PROTOCOLS = {p for p in vars(protocols).values() if getattr(p, "_is_runtime_protocol", False)}
 OFFERED = {
-    "supsup": {"ByNumber", "Superposes", "TrainsTogether", "Searches", "WarmStarts", "TrainsOn"},
-    "supsup_topk": {"ByNumber", "Superposes", "TrainsTogether", "Searches", "WarmStarts", "TrainsOn"},
-    "hopfield": {"RecoversMasks"},
+    "supsup": {"ByNumber", "Superposes", "TrainsTogether", "Searches", "WarmStarts", "TrainsOn", "KnowsMasks"},
+    "supsup_topk": {"ByNumber", "Superposes", "TrainsTogether", "Searches", "WarmStarts", "TrainsOn", "KnowsMasks"},
+    "hopfield": {"RecoversMasks", "KnowsMasks"},
     **{
         f"{name}{trunk}": {"ByNumber", "SetsLearningRate"}
         for name in ("batch_ensemble", "separate_heads")

@@ -123,7 +123,7 @@ def test_wandb_csv_and_tensorboard_get_the_same_numbers_by_task(tmp_path, monkey
     logged = {name: {event.step: event.value for event in events.Scalars(name)} for name in ONCE}
     for name in ONCE:
         assert logged[name] == pytest.approx(by_number(rows, name), rel=1e-6)
-    assert events.Tags()["images"] == ["accuracy_matrix"]
+    assert events.Tags()["images"] == ["accuracy_matrix", "task_confusion"]
 
 
 def test_a_resumed_run_logs_each_number_once(tmp_path, monkeypatch):

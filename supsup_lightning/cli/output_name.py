@@ -31,12 +31,16 @@ def run_name(overrides: str) -> str:
 
 
 def sweep_name(mode: object, folder: str) -> str | None:
-    """Return the name of the sweep that a job belongs to, the last part of its folder; None for a single run.
+    """Return the name of the sweep that a job belongs to; None for a single run.
 
-    >>> sweep_name("RunMode.MULTIRUN", "outputs/sweeps/seeds"), sweep_name("RunMode.RUN", "outputs")
+    Args:
+        mode: Hydra's mode.
+        folder: output directory of the job, which lies in the folder of its sweep.
+
+    >>> sweep_name("RunMode.MULTIRUN", "/outputs/sweeps/seeds/seed=0"), sweep_name("RunMode.RUN", "/outputs/seed=0")
     ('seeds', None)
     """
-    return os.path.basename(os.path.abspath(folder)) if str(mode).endswith("MULTIRUN") else None
+    return os.path.basename(os.path.dirname(os.path.abspath(folder))) if str(mode).endswith("MULTIRUN") else None
 
 
 def naming(overrides: ListConfig, data: DictConfig | None) -> str:
