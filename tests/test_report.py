@@ -18,7 +18,7 @@ from supsup_lightning.bank.mask_bank import MaskBank
 from supsup_lightning.cli.app import app
 from supsup_lightning.errors import ConfigurationError, DataError
 from supsup_lightning.layout import Layout
-from supsup_lightning.report import page, plots
+from supsup_lightning.report import page, plots, tables
 from supsup_lightning.report.collection import collect, read, without_duplicates
 from supsup_lightning.report.comparison import compare
 from supsup_lightning.report.findings import pareto_front
@@ -150,6 +150,21 @@ def test_damaged_and_missing_results_are_named(tmp_path):
         collect([tmp_path / "empty"])
     with pytest.raises(DataError, match="None of the 1 runs is finished"):
         page.write([tmp_path], tmp_path / "report")
+
+
+def test_numbers_that_some_runs_lack_and_results_of_an_earlier_job_are_told(tmp_path):
+    write_run(tmp_path / "a", 0.9, overrides={"seed": 0}, validation_accuracy=0.95)
+    folder = write_run(tmp_path / "b", 0.8, overrides={"seed": 1})
+    record = json.loads((folder / "job.json").read_text())
+    (folder / "job.json").write_text(json.dumps({**record, "status": "failed", "error": "no space left"}))
+    (tmp_path / "again").symlink_to(tmp_path)
+    written = page.write([tmp_path], tmp_path / "report")
+    (words,) = tables.in_words(written.comparison, metrics=["average_accuracy", "validation_accuracy"]).to_dict(
+        "records"
+    )
+    assert words["accuracy"] == "0.8500 ± 0.0707"
+    assert words["validation accuracy"] == "0.9500 (of 1)"
+    assert [note for note in written.notes if "an earlier job" in note and "no space left" in note]
 
 
 def test_the_page_has_its_figures_and_tables(sweep):

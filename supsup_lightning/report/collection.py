@@ -25,7 +25,8 @@ class Run:
         options: value of each option by name (``mask.sparsity``), and the chosen file of each group (``network``).
         result: results.json; empty if the run is not finished.
         state: ``finished``, ``failed``, ``stopped``, ``not finished`` or ``without results``.
-        error: the last line of its error, or what else is known of an unfinished run.
+        error: the last line of its error, or what else is known of an unfinished run; for a finished run, the error of
+            a later job in the same directory.
     """
 
     folder: Path
@@ -55,7 +56,10 @@ def collect(folders: Sequence[Path]) -> list[Run]:
     for folder in folders:
         if not folder.is_dir():
             raise DataError(f"{folder} is no folder; give the output directory of a run or a sweep.")
-    found = {path.resolve(): None for folder in folders for path in _run_folders(folder)}
+    try:
+        found = {path.resolve(): None for folder in folders for path in _run_folders(folder)}
+    except OSError as error:
+        raise DataError(f"{error}: give folders that can be read.") from error
     runs = [read(path) for path in found]
     if not runs:
         named = ", ".join(map(str, folders))
@@ -97,7 +101,8 @@ def read(folder: Path) -> Run:
             options.pop("data.root", None)
         else:
             options |= {"data.root": files["root"], "data files": str(files["sources"])}
-        return Run(folder, typed, options, result)
+        later = record.get("status") in ("failed", "stopped") and not evaluation
+        return Run(folder, typed, options, result, error=_last_line(record.get("error", "")) if later else "")
     state = record.get("status", "not finished")
     error = damage or _last_line(record.get("error", ""))
     if state == "finished":  # one that trains nothing, such as print_masked=true
@@ -112,7 +117,8 @@ def _run_folders(folder: Path) -> Iterator[Path]:
     if any((folder / name).exists() for name in ("results.json", job_record.FILE, "run.json")):
         yield folder
     for child in sorted(folder.iterdir()):
-        if child.is_dir() and child.name not in _INSIDE:
+        is_above = child.is_symlink() and folder.resolve().is_relative_to(child.resolve())
+        if child.is_dir() and child.name not in _INSIDE and not is_above:
             yield from _run_folders(child)
 
 

@@ -58,7 +58,8 @@ class Comparison:
         """One row per combination of varied options: mean and standard deviation of each metric over its runs.
 
         Columns are pairs: ``(option, "")``, ``("runs", "")``, ``("seeds", "")``, ``("members", "")`` (places of the
-        runs), ``(metric, "mean")`` and ``(metric, "std")``. The standard deviation (with ``n - 1``) of one run is NaN.
+        runs), ``(metric, "mean")``, ``(metric, "std")`` and ``(metric, "count")``, the number of runs that have it. The
+        standard deviation (with ``n - 1``) of one run is NaN.
         """
         return self.over_seeds([*self.metrics])
 
@@ -66,7 +67,7 @@ class Comparison:
         """Mean and standard deviation of some metrics by combination of varied options, in the options' order."""
         by: list[Any] = [*self.varied] or [lambda _: 0]
         grouped = self.frame.groupby(by, sort=False, dropna=False)
-        table = grouped[[*metrics]].agg(["mean", "std"])
+        table = grouped[[*metrics]].agg(["mean", "std", "count"])
         counts = grouped.agg(runs=("run", "size"), seeds=(REPLICATE, "nunique"), members=("run", list))
         counts.columns = pd.MultiIndex.from_product([counts.columns, [""]])
         table = pd.concat([counts, table], axis=1)

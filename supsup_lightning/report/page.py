@@ -211,6 +211,12 @@ def _notes(comparison: Comparison, repeated: Sequence[Run]) -> list[str]:
             f"{len(repeated)} older runs repeat a configuration, data and seed of another run; the newer ones count: "
             + ", ".join(str(run.folder) for run in repeated[:3])
         )
+    outdated = [run for run in comparison.runs if run.error]
+    if outdated:
+        notes.append(
+            f"{len(outdated)} results are of an earlier job: the last one in their directory ended with an error "
+            f"({outdated[0].folder.name}: {outdated[0].error})"
+        )
     partial = [run for run in comparison.runs if any(name.startswith("limit_") for name in run.result)]
     if partial:
         notes.append(f"{len(partial)} runs trained or tested on a part of the data (trainer.limit_…).")

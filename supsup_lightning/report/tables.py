@@ -41,8 +41,12 @@ def in_words(comparison: Comparison, *, metrics: Sequence[str] | None = None) ->
     }
     columns["seeds"] = [str(number) for number in comparison.groups[("seeds", "")]]
     for metric in chosen:
-        pairs = zip(comparison.groups[(metric, "mean")], comparison.groups[(metric, "std")], strict=True)
-        columns[short(metric)] = [cell(metric, mean, deviation) for mean, deviation in pairs]
+        parts = [comparison.groups[(metric, part)] for part in ("mean", "std", "count")]
+        columns[short(metric)] = [
+            # A mean over fewer runs than the row has says so.
+            cell(metric, mean, deviation) + (f" (of {count})" if 0 < count < runs else "")
+            for mean, deviation, count, runs in zip(*parts, comparison.groups[("runs", "")], strict=True)
+        ]
     return pd.DataFrame(columns)
 
 
