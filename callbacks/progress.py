@@ -18,18 +18,20 @@ from supsup_lightning.report.summary import num_masks
 if TYPE_CHECKING:
     from supsup_lightning.module import ContinualModule
 
-_SECONDS_BETWEEN_REFRESHES = 0.2
-
 
 class TaskProgress(ProgressBar):
     """Shows task, step, accuracy, tasks found, masks and time left in a bar, and prints a line per finished task.
 
     Where nothing announces tasks, a line for each that is discovered, and one for each epoch. On a terminal one moving
     bar, in a notebook one bar per task; where the output goes to a file, the lines alone.
+
+    Args:
+        refresh_seconds: time between two changes of the bar, at least.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, refresh_seconds: float = 0.2) -> None:
         super().__init__()
+        self.refresh_seconds = refresh_seconds
         self.console = Console()
         self._enabled = True
         self._bar: Bar | None = None
@@ -56,7 +58,7 @@ class TaskProgress(ProgressBar):
         self, trainer: L.Trainer, pl_module: "ContinualModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Refresh the bar a few times per second."""
-        if self._bar is None or monotonic() - self._refreshed < _SECONDS_BETWEEN_REFRESHES:
+        if self._bar is None or monotonic() - self._refreshed < self.refresh_seconds:
             return
         data, epoch, batches = trainer.datamodule, trainer.current_epoch, int(trainer.num_training_batches)
         epochs = epoch + (batch_idx + 1) / batches
@@ -139,7 +141,7 @@ class TaskProgress(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """Refresh the bar a few times per second."""
-        if self._bar is None or monotonic() - self._refreshed < _SECONDS_BETWEEN_REFRESHES:
+        if self._bar is None or monotonic() - self._refreshed < self.refresh_seconds:
             return
         batches = _test_batches(trainer)
         done = sum(batches[:dataloader_idx]) + batch_idx + 1
