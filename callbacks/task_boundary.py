@@ -1,5 +1,6 @@
 """Task boundaries: begins and finishes tasks in training."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -9,6 +10,7 @@ from torch import Tensor
 from supsup_lightning.checks.trainer_checks import check_fit, check_validation, named
 from supsup_lightning.checks.untouched import in_mode
 from supsup_lightning.data import TaskSequence
+from supsup_lightning.data.workers import seeded
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference import OneShot
 from supsup_lightning.methods import Method
@@ -122,6 +124,8 @@ class TaskBoundary(L.Callback):
             method.finish_trial(tasks[0], accuracy=accuracy)
         if data.timetable.is_last_trial(trainer.current_epoch):
             method.finish_task(*tasks)
+            if method.gate is not None:
+                _tell_gate(module, data, tasks)
             if module.finished_answers is not None:
                 module.finished_answers.check()
 
@@ -132,6 +136,17 @@ class TaskBoundary(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From a checkpoint."""
         self.patience.load_state_dict(state_dict)
+
+
+def _tell_gate(module: "ContinualModule", data: TaskSequence, tasks: Sequence[int]) -> None:
+    """Add a finished task's training images to the gate, and judge it on its validation images."""
+    gate = module.method.gate
+    assert gate is not None
+    with in_mode(module, training=False), seeded(0):  # loaders of a user's own may draw; training must not notice
+        for task in tasks:
+            num_classes = module.num_classes[task]
+            gate.learn(module.method, task, data.each_image(task, half="training"), num_classes=num_classes)
+            gate.judge(module.method, task, data.each_image(task, half="validation"), num_classes=num_classes)
 
 
 def boundary_of(trainer: L.Trainer) -> TaskBoundary | None:

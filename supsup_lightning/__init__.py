@@ -31,6 +31,7 @@ __all__ = [
     "ContinualModule",
     "DataModuleSequence",
     "Discovery",
+    "Discriminant",
     "Exhaustive",
     "FullyConnected",
     "GEMResNet18",

@@ -13,6 +13,7 @@ from supsup_lightning.discovery import (
 )
 from supsup_lightning.inference import (
     Binary,
+    Discriminant,
     Exhaustive,
     Given,
     HopfieldRecovery,

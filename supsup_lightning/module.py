@@ -16,7 +16,7 @@ from supsup_lightning.checks.untouched import in_mode
 from supsup_lightning.data.inputs import Inputs, prepared
 from supsup_lightning.discovery import Discovery
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.inference import Inference, OneShot
+from supsup_lightning.inference import Discriminant, Inference, OneShot
 from supsup_lightning.inference.inference import differentiable
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.protocols import RecoversMasks, TrainsOn
@@ -86,6 +86,8 @@ class ContinualModule(L.LightningModule):
         self._shows_by_task = False
         self._loaded: dict[str, Any] = {}  # a state, until the method has taken its own
         self.register_load_state_dict_post_hook(_take_loaded)
+        if isinstance(self.inference, Discriminant):
+            self.inference.give_gate(self.method)
         # A bank grows between steps, in every process alike: DDP must not broadcast the buffers that it began with.
         self._ddp_params_and_buffers_to_ignore = [
             f"method.{name}" for name, _ in method.named_buffers() if not name.startswith("network.")
@@ -121,6 +123,8 @@ class ContinualModule(L.LightningModule):
         if stage == "fit" and self.trainer.is_global_zero and isinstance(self.method, RecoversMasks):
             self.method.check_num_tasks(data.num_tasks)
         network_trial.check_superposition(self.method, self.inference, example)
+        if self.method.gate is not None:
+            self.method.gate.choose_features(self.method, example, keeps_neighbours=data.keeps_neighbours)
 
     def on_fit_start(self) -> None:
         """Check that the network can be trained as it is to be, where it is to be."""

@@ -192,6 +192,10 @@ def try_tasks(
                 if isinstance(trial, Searches) and trial.trials_per_task > 1:
                     trial.finish_trial(tasks[0], accuracy=0.0)
             trial.finish_task(*tasks)
+            if trial.gate is not None:
+                labels = torch.arange(len(images), device=device) % num_classes
+                for task in tasks:
+                    trial.gate.learn(trial, task, [(images, labels)], num_classes=num_classes)
         if changed := untouched.changed_parameters():
             raise ConfigurationError(
                 f"{type(network).__name__} changes its own {_some(changed)} in its forward pass, for all tasks, "
@@ -333,7 +337,8 @@ def _find(trial: Method, inference: Inference, images: Tensor, num_classes: int,
         integer = not (tasks.is_floating_point() or tasks.is_complex() or tasks.dtype == torch.bool)
         if integer and tasks.shape == (len(images),) and logits.is_floating_point():
             unknown = sorted({*tasks.tolist()} - {*known, *(() if inference.numbers_tasks else (-1,))})
-            if not unknown and tuple(logits.shape) == (len(images), size):
+            shapes = [(len(images), size), (len(images), num_classes)]
+            if not unknown and tuple(logits.shape) in shapes:
                 return
             if unknown:
                 got = f"task {unknown[0]}, where {known} are finished"

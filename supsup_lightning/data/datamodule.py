@@ -208,6 +208,11 @@ class ContinualDataModule(TaskSequence):
                 return None
         return first.mean, first.std
 
+    @property
+    def keeps_neighbours(self) -> bool:
+        """Whether the stream leaves pixels where they are in the image, or moves them together."""
+        return self.stream.keeps_neighbours
+
     def num_skipped(self) -> int:
         """Number of image files that this process could not read."""
         return sum(source.num_skipped() for source in self.stream.sources)
@@ -320,6 +325,12 @@ class ContinualDataModule(TaskSequence):
         _, images = self._halves(task)
         order = InOrder(range(len(images))[rank::world_size], _VALIDATION_BATCH)
         return BatchLoader(images, order, device=self.device, name=f"validation images of task {task}")
+
+    def each_image(self, task: int, *, half: str) -> BatchLoader:
+        """Return batches with each training or validation image of any task once, in order and not augmented."""
+        images = self._halves(task)[("training", "validation").index(half)]
+        order = InOrder(range(len(images)), _VALIDATION_BATCH)
+        return BatchLoader(images, order, device=self.device, name=f"{half} images of task {task}")
 
     def test_loader(self, task: int) -> BatchLoader:
         """Return the test batches of any task."""

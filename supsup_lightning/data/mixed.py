@@ -30,6 +30,7 @@ class Mixed(Stream):
             raise ConfigurationError(
                 f"data.stream: {len(self.streams)} streams are mixed, with {len(self.limits)} numbers of tasks."
             )
+        self.keeps_neighbours = all(stream.keeps_neighbours for stream in self.streams)
         self._starts: list[int] = []
 
     @property

@@ -176,6 +176,12 @@ class DataModuleSequence(TaskSequence):
             return []
         return ModuleLoader(self, task, "validation", loader)
 
+    def each_image(self, task: int, *, half: str) -> "ModuleLoader | list":
+        """Return one pass of the task's own loader, with the augmentation that this has, if any."""
+        if half == "validation":
+            return self.val_loader(task)
+        return ModuleLoader(self, task, "training", self._loader(task, "train"), epoch=0)
+
     def test_loader(self, task: int) -> ModuleLoader:
         """Return the task's own test loader."""
         return ModuleLoader(self, task, "test", self._loader(task, "test"))

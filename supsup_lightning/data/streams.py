@@ -36,7 +36,13 @@ class Task:
 
 
 class Stream(ABC):
-    """Sequence of tasks made from data sets. Call `length`, which reads no image, then `load`, then `task`."""
+    """Sequence of tasks made from data sets. Call `length`, which reads no image, then `load`, then `task`.
+
+    Attributes:
+        keeps_neighbours: neighbouring pixels are neighbours in the image.
+    """
+
+    keeps_neighbours = True
 
     @property
     @abstractmethod
@@ -141,6 +147,8 @@ class Whole(OneSource):
 
 class Permuted(OneSource):
     """Stream whose tasks permute the pixels (over all channels) in a random order, fixed by seed and task."""
+
+    keeps_neighbours = False
 
     def transformed(self, images: Images, task: int, seed: int) -> Images:
         """Return the images with the permutation of ``task`` as their transform."""

@@ -94,6 +94,11 @@ class TaskDataModule(L.LightningDataModule, ABC):
         """Optimizer steps of one training of the epoch's tasks; None if not known."""
         return None
 
+    @property
+    def keeps_neighbours(self) -> bool:
+        """Whether neighbouring pixels are neighbours in the image, as convolutions need; permutations change that."""
+        return True
+
     def num_skipped(self) -> int:
         """Number of images left out because they could not be read."""
         return 0
@@ -234,6 +239,17 @@ class TaskSequence(TaskDataModule):
     @abstractmethod
     def val_loader(self, task: int) -> Iterable:
         """Return the validation batches of any task."""
+
+    @abstractmethod
+    def each_image(self, task: int, *, half: str) -> Iterable:
+        """Return batches with each training or validation image of any task once, in order and not augmented.
+
+        All of them in each process.
+
+        Args:
+            task: number of the task.
+            half: ``training`` or ``validation``.
+        """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raise `MismatchError` for a checkpoint of other tasks; a test may take only its first tasks."""

@@ -75,6 +75,16 @@ class Inference(ABC):
         """Raise `ConfigurationError` if this inference cannot work with such a network, whose masks are over layers."""
 
 
+def check_images(images: int | str) -> int | str:
+    """Return the option ``inference.images``. Raises `ConfigurationError` unless it is a number, batch or each."""
+    count = as_whole(images)
+    if images not in ("batch", "each") and (count is None or count < 1):
+        raise ConfigurationError(
+            f"inference.images={images!r} is neither a number of images from 1 on, nor batch, nor each."
+        )
+    return images if count is None else count
+
+
 class Given(Inference):
     """No inference: the task is given (scenario GG)."""
 
@@ -102,14 +112,9 @@ class ConfidenceInference(Inference):
     finds_task = True
 
     def __init__(self, objective: str = "superfluous", *, images: int | str = 1, temperature: float = 1.0) -> None:
-        count = as_whole(images)
-        if images not in ("batch", "each") and (count is None or count < 1):
-            raise ConfigurationError(
-                f"inference.images={images!r} is neither a number of images from 1 on, nor batch, nor each."
-            )
+        self.images = check_images(images)
         self.name = objective
-        self.asks_single_images = images in (1, "each")
-        self.images = images if count is None else count
+        self.asks_single_images = self.images in (1, "each")
         self.objective = make_objective(objective, temperature=temperature)
 
     def check(self, *, output_size: int, num_classes: int, layers: Sequence[str] = ()) -> None:

@@ -1,9 +1,10 @@
 """The base class of all methods: what the module, the callbacks and the inference ask of any of them."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,11 @@ from supsup_lightning.methods.base_network import BaseNetwork
 from supsup_lightning.methods.live import LiveTasks
 from supsup_lightning.methods.protocols import ByNumber
 from supsup_lightning.methods.recompute import keep_for_backward, take_out
+
+if TYPE_CHECKING:
+    from supsup_lightning.gate import Gate
+
+logger = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
@@ -66,6 +72,8 @@ class Method(nn.Module, ABC):
         live: the tasks in training.
         finished: what is kept of finished tasks, one row per task; set by a subclass.
         identity: options and checksum that a checkpoint or file has to share.
+        gate: sums over features of the finished tasks' images, by which inference=discriminant finds tasks; set by
+            `ContinualModule`. None for any other inference.
         begins_anew: `begin_task` does not depend on what earlier tasks, or an earlier attempt at the task, have left.
     """
 
@@ -95,6 +103,7 @@ class Method(nn.Module, ABC):
         self.layout = Layout.choosing(network, lambda name, parameter: True) if layout is None else layout
         self.base = BaseNetwork(network, drawn=drawn, identified=identified, weights=weights, seed=seed)
         self.network = network
+        self.gate: Gate | None = None
         num_values = self.layout.num_weights if num_values is None else num_values
         statistics = self.base.fresh_statistics()
         self.live = LiveTasks(num_values, statistics if self._keeps_statistics else statistics[:0], compile=compile)
@@ -216,7 +225,8 @@ class Method(nn.Module, ABC):
         state = self.network.state_dict()
         parameters = {name: p for name, p in state.items() if self._is_stored(name) and self._is_needed(name)}
         seed = {"seed": torch.tensor(self.seed)} if self._needs_seed else {}
-        return {**self._learned(), **codec.prefixed("parameters.", parameters), **seed}
+        gate = {} if self.gate is None else codec.prefixed("gate.", self.gate.kept())
+        return {**self._learned(), **codec.prefixed("parameters.", parameters), **seed, **gate}
 
     def kept_bytes(self) -> dict[str, int]:
         """Bytes of what is kept, by the first part of its names; all methods are compared by this rule.
@@ -235,9 +245,8 @@ class Method(nn.Module, ABC):
 
     def save(self, path: str | Path) -> None:
         """Write what is kept, and what identifies network, seed and options."""
-        codec.write(
-            path, self.kept(), file_format=self.file_format, identity=self.identity, mask_sizes=self._mask_sizes
-        )
+        identity = self.identity | ({} if self.gate is None else self.gate.identity())
+        codec.write(path, self.kept(), file_format=self.file_format, identity=identity, mask_sizes=self._mask_sizes)
 
     def load(self, path: str | Path) -> None:
         """Replace what was learned by the contents of a file.
@@ -246,9 +255,11 @@ class Method(nn.Module, ABC):
             MismatchError: another network or options made it. Nothing is replaced then.
             DataError: it is damaged. Nothing is replaced then.
         """
-        learned, parameters = self._read(path)
+        learned, parameters, gate = self._read(path)
         self.base.set_parameters(parameters)
         self._set_learned(learned)
+        if self.gate is not None and gate is not None:
+            self.gate.take(gate)
         self._follow_network()
 
     # What a file holds of the finished tasks: by default the rows of `finished`; tables of no columns are left out.
@@ -282,14 +293,14 @@ class Method(nn.Module, ABC):
         """Whether finished tasks compute with this parameter or buffer of the network's own."""
         return name not in self.base.statistics_layout.names
 
-    def _read(self, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Read a file: what was learned, and the network's parameters."""
+    def _read(self, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor], "Gate | None"]:
+        """Read a file: what was learned, the network's parameters, and the gate."""
         tensors, identity = codec.read(path, file_format=self.file_format, mask_sizes=self._mask_sizes)
         parameters = codec.under("parameters.", tensors)
         self._check_identity(identity, f"The file {path}", parameters)
         own = self.network.state_dict()
         needed = {name for name in own if name not in self.base.regrown and self._is_needed(name)}
-        learned = {name: value for name, value in tensors.items() if not name.startswith("parameters.")}
+        learned = {name: value for name, value in tensors.items() if not name.startswith(("parameters.", "gate."))}
         seed = learned.pop("seed", None)
         try:
             if missing := needed - parameters.keys():
@@ -303,9 +314,17 @@ class Method(nn.Module, ABC):
             if seed is not None and (seed.dtype != torch.int64 or not torch.equal(seed, torch.tensor(self.seed))):
                 raise DataError(f"its seed is not {self.seed}")
             self._check_learned(learned)
+            gate = self._read_gate(codec.under("gate.", tensors), identity.get("gate"), f"The file {path}")
         except DataError as error:
             raise DataError(f"The file {path} is refused: {error}") from error
-        return learned, parameters
+        return learned, parameters, gate
+
+    def _read_gate(self, tensors: dict[str, Tensor], description: str | None, source: str) -> "Gate | None":
+        if self.gate is not None:
+            return self.gate.read(tensors, description, source)
+        if tensors:
+            logger.warning("%s also has sums for inference=discriminant, which are left out here.", source)
+        return None
 
     def _check_identity(self, stored: Mapping[str, str], source: str, parameters: Mapping[str, Tensor]) -> None:
         """Raise `MismatchError` unless ``stored`` is this configuration; with weights of its own, they may differ."""

@@ -357,7 +357,7 @@ class SupSup(FrozenNetworkMethod):
             MismatchError: it was made with another network, seed or rule, or other parameters that are not masked.
             KeyError: a task is in both and differs. Nothing is merged then.
         """
-        learned, parameters = self._read(path)
+        learned, parameters, gate = self._read(path)
         own = self.network.state_dict()
         different = [name for name, value in parameters.items() if not torch.equal(own[name].cpu(), value)]
         if different:
@@ -365,7 +365,12 @@ class SupSup(FrozenNetworkMethod):
                 f"The mask bank {path} was trained with other values of {', '.join(different)}, which are not masked. "
                 "Make the network from the same seed (lightning.seed_everything) wherever it is trained."
             )
+        new = {*learned["tasks"].tolist()} - {*self.tasks.tolist()}
+        if self.gate is not None and gate is not None:
+            self.gate.check_merge(gate, tasks=new)
         self.finished_masks.merge(learned, str(path))
+        if self.gate is not None and gate is not None:
+            self.gate.merge(gate, tasks=new)
 
     # Checkpoints.
 

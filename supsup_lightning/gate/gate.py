@@ -1,0 +1,262 @@
+"""The gate of a method: a feature map, the sums over its features, and what was measured on validation images."""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from supsup_lightning.bank import codec
+from supsup_lightning.bank.rows import TaskRows, check_names
+from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
+from supsup_lightning.gate import features
+from supsup_lightning.gate.class_sums import ClassSums, TaskSums
+from supsup_lightning.gate.linear_discriminant import LinearDiscriminant
+
+if TYPE_CHECKING:
+    from supsup_lightning.methods import Method
+
+logger = logging.getLogger(__name__)
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+class Gate(nn.Module):
+    """Sums over frozen features of the training images of each task; part of a method, its checkpoints and files.
+
+    Args:
+        kind: of features: one of `features.KINDS`, or a module of your own from images to ``(batch, features)``.
+        num_features: of ``projection`` and ``convolution``; None for the usual number.
+        per_task: a scatter matrix per task in place of one for all.
+        regularisation: ``lambda`` of the covariance matrix; see `LinearDiscriminant`.
+
+    Attributes:
+        sums: the sums.
+        rows: per finished task, ``accuracies`` on its own validation images when it ended, the task given: of its mask,
+            and of the discriminant.
+        description: what the feature map is made from; None while it is not known.
+    """
+
+    def __init__(
+        self,
+        kind: str | nn.Module = "auto",
+        *,
+        num_features: int | None = None,
+        per_task: bool = False,
+        regularisation: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self.kind, self.num_features, self.regularisation = kind, num_features, regularisation
+        self.options = (kind, num_features, per_task, regularisation)
+        self.sums = ClassSums(per_task=per_task)
+        self.rows = TaskRows(accuracies=(2, torch.float32))
+        self.description: dict[str, Any] | None = None
+        self.map: Any = None
+        self._solved: tuple[Tensor, LinearDiscriminant] | None = None
+        if isinstance(kind, nn.Module):
+            self.description, self.map = features.describe_own(kind), kind.requires_grad_(False).eval()
+        else:
+            features.check_kind(kind)
+        self.register_load_state_dict_post_hook(lambda gate, _: gate._forget())
+
+    # Features.
+
+    def choose_features(self, method: "Method", example: Tensor, *, keeps_neighbours: bool) -> None:
+        """Decide on the feature map; see `features.describe`.
+
+        Raises:
+            MismatchError: there are sums, over other features.
+        """
+        if isinstance(self.kind, nn.Module):
+            return
+        description = features.describe(
+            self.kind,
+            num_features=self.num_features,
+            method=method,
+            example=example,
+            keeps_neighbours=keeps_neighbours,
+        )
+        if len(self.sums):
+            self._check_same(description)
+        else:
+            self._take(description)
+
+    def features(self, method: "Method", images: Tensor) -> Tensor:
+        """Features ``(batch, features)`` float32 of images ``(batch, *shape)``."""
+        if self.map is None:
+            raise ConfigurationError(
+                "The features of inference=discriminant are not known before there are data, or a bank that says."
+            )
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            if isinstance(self.map, features.HiddenInputs):
+                return self.map(method, images)
+            found = self.map.to(images.device)(images)
+        if not (isinstance(found, Tensor) and found.ndim == 2 and len(found) == len(images)):
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ConfigurationError(
+                f"inference.features: {type(self.map).__name__} must return (batch, features); it returned {got} for "
+                f"{len(images)} images."
+            )
+        return found.float()
+
+    # A task's life.
+
+    @torch.no_grad()
+    def learn(self, method: "Method", task: int, batches: Batches, *, num_classes: int) -> None:
+        """Add training images of a task, in batches of ``(images, labels)``; each image once, and not augmented."""
+        pairs = ((self.features(method, images), labels) for images, labels in batches if len(labels))
+        sums = TaskSums.of(pairs, num_labels=num_classes)
+        if sums is not None:
+            self.sums.add(task, sums)
+        self._forget()
+
+    @torch.no_grad()
+    def judge(self, method: "Method", task: int, batches: Batches, *, num_classes: int) -> None:
+        """Measure on a task's own validation images who names its classes better: its mask, or the discriminant."""
+        discriminant = LinearDiscriminant(
+            self.sums.rounded(), torch.tensor([task], device=self.sums.tasks.device), regularisation=self.regularisation
+        )
+        right, number = torch.zeros(2), 0
+        for images, labels in batches:
+            by_mask = method(images, task)[:, :num_classes].argmax(1)
+            by_gate = discriminant.labels[discriminant.log_posterior(self.features(method, images)).argmax(1)]
+            right += torch.stack([(named == labels).sum() for named in (by_mask, by_gate)]).cpu()
+            number += len(labels)
+        self.rows.append(task, accuracies=right / max(1, number))
+
+    def remove(self, task: int) -> None:
+        """Remove a task: it is found no more. See `ClassSums.remove` for what stays.
+
+        Raises:
+            KeyError: a task that is not there.
+        """
+        self.sums.remove(task)
+        if task in self.rows:
+            self.rows.remove(task)
+        self._forget()
+
+    def discriminant(self, tasks: Tensor) -> LinearDiscriminant:
+        """Discriminant over these tasks ``(k,)``, from the sums as a file holds them; solved once."""
+        if self._solved is None or not torch.equal(self._solved[0], tasks):
+            rounded = self.sums.rounded()
+            self._solved = tasks.clone(), LinearDiscriminant(rounded, tasks, regularisation=self.regularisation)
+        return self._solved[1]
+
+    def mask_is_better(self, task: int) -> bool:
+        """Whether the mask of a task named its validation images' classes at least as well as the discriminant."""
+        if task not in self.rows:
+            return True
+        of_mask, of_gate = self.rows.read(task, "accuracies").tolist()
+        return of_mask >= of_gate
+
+    def _forget(self) -> None:
+        self._solved = None
+
+    # Files.
+
+    def identity(self) -> dict[str, str]:
+        """What the features are made from, for a file's header."""
+        return {"gate": _text(self.description)} if len(self.sums) else {}
+
+    def kept(self) -> dict[str, Tensor]:
+        """Tensors for a file."""
+        if not len(self.sums):
+            return {}
+        return {**self.sums.packed(), **codec.prefixed("rows.", self.rows.state_dict())}
+
+    def read(self, tensors: Mapping[str, Tensor], description: str | None, source: str) -> "Gate | None":
+        """A gate out of what a file holds; None if it holds none.
+
+        Raises:
+            MismatchError: it is of other features, or has a matrix per task and this one has not, or the reverse.
+            DataError: it is damaged.
+        """
+        if not tensors:
+            return None
+        found = Gate(regularisation=self.regularisation)
+        try:
+            found.description = json.loads(description or "")
+            check_names(codec.under("rows.", tensors), {*self.rows.state_dict()})
+            found.rows.load_state_dict(codec.under("rows.", tensors))
+            sums = {name: value for name, value in tensors.items() if not name.startswith("rows.")}
+            found.sums = ClassSums.unpacked(sums, per_task=self.sums.per_task)
+        except ValueError as error:
+            if isinstance(error, MismatchError):
+                raise
+            raise DataError(f"{source} is damaged: it does not say what features its gate has.") from error
+        if self.description is not None:
+            self._check_same(found.description or {}, source)
+        return found
+
+    def take(self, other: "Gate") -> None:
+        """Replace the sums by another's."""
+        if self.map is None:
+            self._take(other.description or {})
+        self.sums = other.sums.to(self.rows.tasks.device)
+        self.rows.load_state_dict(other.rows.state_dict())
+        self._forget()
+
+    def check_merge(self, other: "Gate", *, tasks: AbstractSet[int]) -> None:
+        """Check that these tasks of another gate can be added.
+
+        Raises:
+            MismatchError: in one matrix for all tasks, the other gate also has tasks that are known here.
+        """
+        both = {*other.sums.tasks.tolist()} - tasks
+        if both and tasks and not self.sums.per_task:
+            raise MismatchError(
+                f"Tasks {', '.join(map(str, sorted(both)))} are in both gates, whose one matrix for all tasks would "
+                "count them twice; merge banks of different tasks, or train with inference.per_task=true."
+            )
+
+    def merge(self, other: "Gate", *, tasks: AbstractSet[int]) -> None:
+        """Add these tasks of another gate; see `check_merge`."""
+        if self.map is None:
+            self._take(other.description or {})
+        self.sums.merge(other.sums.of_tasks(tasks))
+        for task in other.rows.tasks.tolist():
+            if task in tasks:
+                self.rows.append(task, accuracies=other.rows.read(task, "accuracies"))
+        self._forget()
+
+    def _take(self, description: Mapping[str, Any]) -> None:
+        self.description = dict(description)
+        if not isinstance(self.kind, nn.Module):
+            self.map = features.make(description)
+
+    def _check_same(self, description: Mapping[str, Any], source: str = "The configuration") -> None:
+        if dict(description) != self.description:
+            raise MismatchError(
+                f"{source} has the features {_text(description)} for inference=discriminant, and the sums here are "
+                f"over {_text(self.description)}; use the same inference.features, inference.num_features and seed."
+            )
+
+    # Checkpoints.
+
+    def check_state(self, stored: Mapping[str, Any]) -> None:
+        """Raise `MismatchError` for a checkpoint with other features."""
+        extra = stored.get("_extra_state")
+        if not isinstance(extra, Mapping) or "description" not in extra:
+            raise DataError("What is stored of the gate is damaged: it does not say what features it has.")
+        if self.description is not None and extra["description"] is not None:
+            self._check_same(extra["description"], "The checkpoint")
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What the features are made from, into `state_dict`."""
+        return {"description": self.description}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """From `state_dict`."""
+        if self.description is None and state["description"] is not None:
+            self._take(state["description"])
+
+    def _apply(self, fn, recurse=True):
+        self._forget()
+        return super()._apply(fn, recurse)
+
+
+def _text(description: Mapping[str, Any] | None) -> str:
+    return json.dumps(description, sort_keys=True)

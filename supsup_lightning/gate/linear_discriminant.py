@@ -1,0 +1,170 @@
+"""Linear discriminant analysis from sums: log posteriors of classes and tasks, and Mahalanobis distances.
+
+Sigma = scatter / N;   A = Sigma + lambda (tr Sigma / features) I
+log p(phi | c) = -(phi - mu_c)' A^-1 (phi - mu_c) / 2 - log det(A) / 2 + const;   p(c) = n_c / N
+log p(t | phi) = log-sum-exp of log p(c | phi) over the classes c of the task t
+
+With a matrix per task, ``Sigma`` and ``A`` are the task's own.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.gate.class_sums import ClassSums
+
+
+class Covariance(NamedTuple):
+    """A regularised covariance matrix, and the classes that it applies to.
+
+    Attributes:
+        classes: places of the classes among all, ``(classes,)`` int64.
+        centre: a point from which features are taken, for precision, ``(features,)``.
+        means: of the classes, from the centre, ``(classes, features)``.
+        weights: ``A^-1 mu_c``, ``(classes, features)``.
+        biases: ``-mu_c' A^-1 mu_c / 2 + log p(c) - log det(A) / 2``, ``(classes,)``.
+        factor: the lower triangular ``L`` of ``A = L L'``, ``(features, features)``.
+    """
+
+    classes: Tensor
+    centre: Tensor
+    means: Tensor
+    weights: Tensor
+    biases: Tensor
+    factor: Tensor
+
+    def whitened(self, points: Tensor) -> Tensor:
+        """``L^-1 x`` of points ``(batch, features)`` that are taken from the centre."""
+        return torch.linalg.solve_triangular(self.factor, points.T, upper=False).T
+
+
+class LinearDiscriminant:
+    """Posterior of classes and tasks, solved from sums by Cholesky decomposition.
+
+    Args:
+        sums: of the classes; those of tasks that are not asked about are left out.
+        tasks: the tasks, ``(k,)`` int64, in the order of the answers.
+        regularisation: ``lambda``, from 0 on.
+
+    Attributes:
+        places: place of each class's task among ``tasks``, ``(classes,)`` int64.
+        labels: label of each class, ``(classes,)`` int64.
+
+    Raises:
+        ConfigurationError: a task without sums; a covariance matrix that cannot be inverted.
+
+    >>> from supsup_lightning.gate.class_sums import TaskSums
+    >>> sums = ClassSums()
+    >>> for task, middle in ((0, -1.0), (1, 1.0)):
+    ...     features = middle + torch.tensor([[-0.1], [0.1]])
+    ...     sums.add(task, TaskSums.of([(features, torch.zeros(2, dtype=torch.int64))], num_labels=1))
+    >>> discriminant = LinearDiscriminant(sums, torch.tensor([0, 1]), regularisation=0.0)
+    >>> discriminant.log_posterior_of_tasks(torch.tensor([[0.9]])).argmax(1)
+    tensor([1])
+    """
+
+    def __init__(self, sums: ClassSums, tasks: Tensor, *, regularisation: float) -> None:
+        known = torch.isin(tasks, sums.tasks)
+        if not known.all():
+            without = tasks[~known].tolist()
+            raise ConfigurationError(
+                f"inference=discriminant: the gate has no sums of the finished task{'s' if len(without) > 1 else ''} "
+                f"{', '.join(map(str, without[:10]))}, which was trained without it; train with "
+                "inference=discriminant, or use another inference."
+            )
+        asked = torch.isin(sums.tasks, tasks).nonzero().flatten()
+        position = {task: place for place, task in enumerate(tasks.tolist())}
+        self.places = torch.tensor([position[task] for task in sums.tasks[asked].tolist()], device=sums.tasks.device)
+        self.labels = sums.labels[asked]
+        self.num_tasks = len(tasks)
+        counts = sums.counts[asked]
+        self.log_prior = (counts.double() / counts.sum()).log()
+        means, total = sums.means[asked], int(sums.counts.sum())
+        groups = [asked.new_tensor(range(len(asked)))]
+        if sums.per_task:
+            groups = [(self.places == place).nonzero().flatten() for place in range(self.num_tasks)]
+        self.covariances = []
+        for group in groups:
+            owner = int(tasks[self.places[group[0]]])
+            number = int(counts[group].sum()) if sums.per_task else total
+            self.covariances.append(
+                _solve(
+                    sums.scatter(owner) / number,
+                    means[group],
+                    group,
+                    counts=counts[group],
+                    log_prior=self.log_prior[group],
+                    regularisation=regularisation,
+                )
+            )
+
+    def log_posterior(self, features: Tensor) -> Tensor:
+        """``log p(c | phi)``, ``(batch, features)`` to ``(batch, classes)`` float32."""
+        scores = features.new_empty(len(features), len(self.labels), dtype=torch.float32)
+        for part in self.covariances:
+            centred = features.float() - part.centre
+            own = centred @ part.weights.T + part.biases
+            if len(self.covariances) > 1:  # else the same for all classes
+                own = own - part.whitened(centred).square().sum(1, keepdim=True) / 2
+            scores[:, part.classes] = own
+        return scores.log_softmax(1)
+
+    def of_tasks(self, log_posterior: Tensor) -> Tensor:
+        """From ``log p(c | phi)`` ``(batch, classes)`` to ``log p(t | phi)`` ``(batch, k)``."""
+        places = self.places.expand_as(log_posterior)
+        highest = log_posterior.new_full((len(log_posterior), self.num_tasks), -torch.inf)
+        highest = highest.scatter_reduce(1, places, log_posterior, "amax")
+        shares = (log_posterior - highest.gather(1, places)).exp()
+        return highest + torch.zeros_like(highest).scatter_add(1, places, shares).log()
+
+    def of_classes(self, log_posterior: Tensor, place: int, num_labels: int) -> Tensor:
+        """From ``log p(c | phi)`` to that of one task's labels, ``(batch, num_labels)``; -inf where it has none."""
+        own = self.places == place
+        by_label = log_posterior.new_full((len(log_posterior), num_labels), -torch.inf)
+        by_label[:, self.labels[own]] = log_posterior[:, own]
+        return by_label
+
+    def log_posterior_of_tasks(self, features: Tensor) -> Tensor:
+        """``log p(t | phi)``, ``(batch, features)`` to ``(batch, k)`` float32."""
+        return self.of_tasks(self.log_posterior(features))
+
+    def log_prior_of_tasks(self) -> Tensor:
+        """``log p(t)``, ``(k,)``."""
+        return self.of_tasks(self.log_prior.float().unsqueeze(0))[0]
+
+    def distances(self, features: Tensor) -> Tensor:
+        """Squared Mahalanobis distance to each class, ``(batch, features)`` to ``(batch, classes)``."""
+        found = features.new_empty(len(features), len(self.labels), dtype=torch.float32)
+        for part in self.covariances:
+            whitened = part.whitened(features.float() - part.centre)
+            found[:, part.classes] = torch.cdist(whitened, part.whitened(part.means)).square()
+        return found
+
+
+def _solve(
+    covariance: Tensor,
+    means: Tensor,
+    classes: Tensor,
+    *,
+    counts: Tensor,
+    log_prior: Tensor,
+    regularisation: float,
+) -> Covariance:
+    size = len(covariance)
+    ridge = regularisation * covariance.diagonal().mean()
+    if not ridge > 0 and not covariance.any():  # one image per class: nothing but the means is known
+        ridge = ridge.new_tensor(1.0)
+    regularised = covariance + ridge * torch.eye(size, dtype=covariance.dtype, device=covariance.device)
+    factor, failed = torch.linalg.cholesky_ex(regularised)
+    if failed:
+        raise ConfigurationError(
+            f"inference.regularisation={regularisation} is too small for the covariance of {size} features to be "
+            "inverted; use 1e-3, or more where there are few images."
+        )
+    centre = counts.double() @ means / counts.sum()
+    means = means - centre
+    weights = torch.cholesky_solve(means.T, factor).T
+    biases = -(means * weights).sum(1) / 2 + log_prior - factor.diagonal().log().sum()
+    return Covariance(classes, centre.float(), means.float(), weights.float(), biases.float(), factor.float())

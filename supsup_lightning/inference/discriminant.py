@@ -1,0 +1,117 @@
+"""Task inference by a linear discriminant over frozen features: one matrix product, whatever the number of tasks.
+
+phi(x): frozen features; from their sums over the training images of each class, log p(c | x) (`linear_discriminant`)
+task = argmax_t log p(t | x),   log p(t | x) = log-sum-exp of log p(c | x) over the classes of t
+
+Streaming linear discriminant analysis (Hayes and Kanan 2020) over random features, as in RanDumb (Prabhu et al. 2024).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from supsup_lightning.errors import ConfigurationError, check_choice, check_whole
+from supsup_lightning.gate import Gate
+from supsup_lightning.gate.linear_discriminant import LinearDiscriminant
+from supsup_lightning.inference.inference import Inference, check_images
+from supsup_lightning.methods import Method
+
+
+class Discriminant(Inference):
+    """The task with the highest posterior under a linear discriminant over frozen features.
+
+    Args:
+        features: ``hidden`` (of the frozen, unmasked network), ``projection``, ``convolution``, ``pretrained``, or a
+            module of your own from images to ``(batch, features)``; ``auto`` decides by the inputs.
+        num_features: of ``projection`` and ``convolution``; by default 1024 and 2304. A file grows with its square.
+        per_task: a covariance matrix per task in place of one for all: for tasks that differ in how their classes
+            vary, as rotations do. Costs as many times the bytes.
+        regularisation: ``lambda``: share of the mean variance that is added to each feature's.
+        images: how many images decide, as in `ConfidenceInference`; the log posteriors of several are added.
+        classes: who names the class once the task is found: its ``mask``, the ``discriminant``, or ``auto``, which of
+            them was better on the task's own validation images.
+
+    Raises:
+        ConfigurationError: an option that is unknown or out of its range.
+
+    Example:
+        >>> Discriminant("projection", num_features=512).images
+        'each'
+    """
+
+    finds_task = True
+
+    def __init__(
+        self,
+        features: str | nn.Module = "auto",
+        *,
+        num_features: int | None = None,
+        per_task: bool = False,
+        regularisation: float = 1e-3,
+        images: int | str = "each",
+        classes: str = "auto",
+    ) -> None:
+        if num_features is not None:
+            num_features = check_whole("inference.num_features", num_features)
+        check_choice("inference.classes", classes, ("mask", "discriminant", "auto"))
+        check_choice("inference.per_task", per_task, (True, False))
+        number = isinstance(regularisation, (int, float)) and not isinstance(regularisation, bool)
+        if not number or not 0 <= regularisation < float("inf"):
+            raise ConfigurationError(f"inference.regularisation={regularisation!r} must be a number from 0 on.")
+        self.images = check_images(images)
+        self.classes = classes
+        self._gate: dict[str, Any] = {
+            "kind": features,
+            "num_features": num_features,
+            "per_task": per_task,
+            "regularisation": float(regularisation),
+        }
+
+    def give_gate(self, method: Method) -> None:
+        """Give the method a gate without sums, unless it has one of these options."""
+        made = Gate(**self._gate)
+        if method.gate is None or method.gate.options != made.options:
+            method.gate = made
+
+    def __call__(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
+        """The task of each image: ``(batch, *shape)`` to ``(batch,)`` int64."""
+        gate = _gate_of(method)
+        discriminant = gate.discriminant(method.tasks)
+        log_posterior = discriminant.log_posterior_of_tasks(gate.features(method, images))
+        return method.tasks[self._decide(discriminant, log_posterior)]
+
+    @torch.no_grad()
+    def predict(self, method: Method, images: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        """Task ``(batch,)`` int64, and under it logits or log posteriors of the classes, ``(batch, num_classes)``."""
+        gate = _gate_of(method)
+        discriminant = gate.discriminant(method.tasks)
+        if not len(images):
+            return images.new_empty(0, dtype=torch.int64), images.new_empty(0, num_classes, dtype=torch.float32)
+        log_posterior = discriminant.log_posterior(gate.features(method, images))
+        places = self._decide(discriminant, discriminant.of_tasks(log_posterior))
+        logits = log_posterior.new_empty(len(images), num_classes)
+        for place in places.unique().tolist():
+            own, task = places == place, int(method.tasks[place])
+            if self.classes == "mask" or (self.classes == "auto" and gate.mask_is_better(task)):
+                logits[own] = method(images[own], task)[:, :num_classes].to(logits)
+            else:
+                logits[own] = discriminant.of_classes(log_posterior[own], place, num_classes)
+        return method.tasks[places], logits
+
+    def _decide(self, discriminant: LinearDiscriminant, log_posterior: Tensor) -> Tensor:
+        """Place of the task of each image, ``(batch,)``, from ``log p(t | x)`` ``(batch, k)``."""
+        if self.images == "each":
+            return log_posterior.argmax(1)
+        deciding = log_posterior if self.images == "batch" else log_posterior[: self.images]
+        prior = discriminant.log_prior_of_tasks()
+        return ((deciding - prior).sum(0) + prior).argmax().expand(len(log_posterior))
+
+
+def _gate_of(method: Method) -> Gate:
+    if method.gate is None:
+        raise ConfigurationError(
+            "inference=discriminant needs the gate's sums, which `ContinualModule` gives to its method; make the "
+            "module with this inference before it is trained."
+        )
+    return method.gate
