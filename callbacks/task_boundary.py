@@ -143,6 +143,7 @@ def _tell_gate(module: "ContinualModule", data: TaskSequence, tasks: Sequence[in
     gate = module.method.gate
     assert gate is not None
     with in_mode(module, training=False), seeded(0):  # loaders of a user's own may draw; training must not notice
+        gate.prepare(data.each_image(0, half="training"))
         for task in tasks:
             num_classes = module.num_classes[task]
             gate.learn(module.method, task, data.each_image(task, half="training"), num_classes=num_classes)

@@ -53,6 +53,17 @@ class TaskDiscovery(L.Callback):
                 "tasks where the stream changes; use 1 in scenario=nns."
             )
         method, discovery = pl_module.method, self.learner.discovery
+        if discovery.needs_gate and method.gate is None:
+            raise ConfigurationError(
+                f"{type(discovery).__name__} compares batches with the sums of inference=discriminant, and the "
+                f"inference here is {type(pl_module.inference).__name__}; use inference=discriminant, or "
+                "discovery=accuracy."
+            )
+        if method.gate is not None and trainer.world_size > 1:
+            raise ConfigurationError(
+                "inference=discriminant learns a stream that announces no task in one process; use trainer.devices=1, "
+                "or another inference."
+            )
         self.learner.connect(method, num_classes=max(trainer.datamodule.num_classes))
         self.learner.method.keep_scores(discovery.scores)
 

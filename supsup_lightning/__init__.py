@@ -47,6 +47,7 @@ __all__ = [
     "MaskBank",
     "MaskOptions",
     "Method",
+    "NoveltyDiscovery",
     "OneShot",
     "PermutedDigits",
     "PermutedMNIST",

@@ -7,6 +7,7 @@ from supsup_lightning.discovery import (
     AccuracyDiscovery,
     Discovery,
     GradientDiscovery,
+    NoveltyDiscovery,
     Unannounced,
     Verdict,
     mean_over_processes,

@@ -194,6 +194,7 @@ def try_tasks(
             trial.finish_task(*tasks)
             if trial.gate is not None:
                 labels = torch.arange(len(images), device=device) % num_classes
+                trial.gate.prepare([(images, labels)])
                 for task in tasks:
                     trial.gate.learn(trial, task, [(images, labels)], num_classes=num_classes)
         if changed := untouched.changed_parameters():

@@ -1,6 +1,7 @@
 """Streams that announce no task (scenario NNs): the order of tasks, the rules that find them, and the learner."""
 
 from supsup_lightning.discovery.learner import Decision, Learner
+from supsup_lightning.discovery.novelty import NoveltyDiscovery
 from supsup_lightning.discovery.rules import (
     AccuracyDiscovery,
     Discovery,
@@ -17,6 +18,7 @@ __all__ = [
     "Discovery",
     "GradientDiscovery",
     "Learner",
+    "NoveltyDiscovery",
     "Order",
     "Recurring",
     "Switching",

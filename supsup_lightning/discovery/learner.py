@@ -153,6 +153,8 @@ class Learner:
             started = self._decide(step)
         if self.decisions[-1].step == step:
             self._confirmed, self._confirmed_step = _joined(self._window), step
+        if self.method.gate is not None:
+            self.method.gate.gather(self.method, self.method.live.task, *batch, num_classes=self.num_classes)
         return started
 
     def measure(self, logits: Tensor, labels: Tensor) -> None:
@@ -184,6 +186,7 @@ class Learner:
                 self.discovery.trial_steps,
             )
         self._trial = None
+        self._settle_gate(self.method.live.task)
         self.method.live.end()
 
     @property
@@ -317,7 +320,13 @@ class Learner:
     def _note(self, decision: Decision) -> bool:
         self._alarmed = False
         self.decisions.append(decision)
+        self._settle_gate(decision.task)
         return False
+
+    def _settle_gate(self, task: int) -> None:
+        """Let the gate learn what came since the last decision, if that was of ``task`` as the stream now is."""
+        if self.method.gate is not None:
+            self.method.gate.settle(task, finished={*self.method.tasks.tolist()})
 
     # Accuracy.
 

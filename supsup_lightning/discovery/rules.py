@@ -76,7 +76,12 @@ class Discovery(ABC):
 
     Raises:
         ConfigurationError: an option out of its range.
+
+    Attributes:
+        needs_gate: it asks the sums of inference=discriminant.
     """
+
+    needs_gate = False
 
     def __init__(
         self,

@@ -2,11 +2,11 @@
 
 hidden       inputs of the masked layers of the frozen, unmasked network, averaged over positions; without the images
 projection   ReLU of a random projection of all pixels
-convolution  random filters, ReLU, average pooling; the filters have the spectrum of natural images taken out
+convolution  random filters on whitened patches, ReLU, average pooling
 pretrained   input of the last masked layer of a network with weights of its own
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import ceil, sqrt
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from supsup_lightning.bank.digests import digest
+from supsup_lightning.bank.rows import check_tensor
 from supsup_lightning.checks.untouched import in_mode
-from supsup_lightning.errors import ConfigurationError, check_choice
+from supsup_lightning.errors import ConfigurationError, DataError, check_choice
 from supsup_lightning.seeding import generator
 
 if TYPE_CHECKING:
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
 
 KINDS = ("auto", "hidden", "projection", "convolution", "pretrained")
 _USUAL = {"projection": 1024, "convolution": 2304}  # number of features, or three per value of the input if fewer
-_IMAGES_AT_ONCE = 256  # so that the filters' responses stay small
+_SIZE = 5  # of a filter, in pixels
+_CELLS = 3  # of the grid of averages, along each side
+_SHRINKAGE = 0.3  # added to the patches' variances, in units of their mean
+_THRESHOLD = 0.5  # of a response, in its standard deviations
+_LARGE = 48  # images from here on are brought to 32 pixels
+_IMAGES_AT_ONCE = 16  # the responses of so many stay in a processor's cache
+_IMAGES_MEASURED = 2000
 
 
 class Projection(nn.Module):
@@ -47,14 +54,74 @@ class Projection(nn.Module):
         return F.relu(images.float().flatten(1) @ self.weight.T)
 
 
-class Convolution(nn.Module):
-    """Random filters, ReLU, and averages over a grid of ``cells x cells``.
+class PatchStatistics(nn.Module):
+    """Mean and covariance of the patches of the first task's images, by which the filters are whitened; no image.
 
-    >>> Convolution((3, 32, 32), features=90, draw=torch.Generator())(torch.ones(2, 3, 32, 32)).shape
-    torch.Size([2, 90])
+    Attributes:
+        mean: ``(values,)`` float32, values being channels x height x width of a patch; empty until they are known.
+        covariance: ``(values, values)`` float32.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.empty(0))
+        self.register_buffer("covariance", torch.empty(0, 0))
+
+    def measure(self, batches: Iterable[Tensor]) -> None:
+        """Take them from images ``(batch, channels, height, width)``; the first few thousand are enough."""
+        total: Any = 0.0
+        products: Any = 0.0
+        number = images = 0
+        for batch in batches:
+            for part in _sized(batch.float()).split(_IMAGES_AT_ONCE):
+                patches = F.unfold(part, _SIZE, stride=2).transpose(1, 2).flatten(0, 1).double()
+                total, products = total + patches.sum(0), products + patches.T @ patches
+                number, images = number + len(patches), images + len(part)
+            if images >= _IMAGES_MEASURED:
+                break
+        if number:
+            mean = total / number
+            self.mean, self.covariance = mean.float(), (products / number - mean.outer(mean)).float()
+
+    def check_state(self, stored: Mapping[str, Any]) -> None:
+        """Raise `DataError` for damaged statistics."""
+        for name in ("mean", "covariance"):
+            check_tensor(stored, name, self.get_buffer(name), "patch of the gate")
+        if stored["covariance"].shape != (len(stored["mean"]),) * 2:
+            raise DataError("What is stored of the gate is damaged: the covariance of its patches has another size.")
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        self.check_state({name: state_dict.get(prefix + name) for name in ("mean", "covariance")})
+        for name in ("mean", "covariance"):
+            setattr(self, name, self.get_buffer(name).new_empty(state_dict[prefix + name].shape))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class Convolution(nn.Module):
+    """Square root of the average of ``ReLU(w' x - mean - threshold)`` over a grid of cells, for random filters ``w``.
+
+    The filters are drawn for whitened patches, as natural images have most of their variance in few directions (Coates
+    and Ng 2012), and scaled to responses of variance 1. Larger images are brought to 32 pixels first.
+
+    Args:
+        shape: of an image.
+        features: number of features.
+        draw: of the filters.
+        patches: what the filters are whitened by.
+        mirror: average over an image and its mirror image.
+
+    >>> patches = PatchStatistics()
+    >>> images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    >>> patches.measure([images])
+    >>> Convolution((3, 32, 32), features=90, draw=torch.Generator(), patches=patches, mirror=True)(images).shape
+    torch.Size([8, 90])
     """
 
     weight: Tensor
+    bias: Tensor
 
     def __init__(
         self,
@@ -62,24 +129,47 @@ class Convolution(nn.Module):
         *,
         features: int,
         draw: torch.Generator,
-        cells: int = 3,
+        patches: PatchStatistics,
+        mirror: bool,
     ) -> None:
         super().__init__()
-        channels, *sides = shape
-        size, self.stride = max(3, round(min(sides) / 4)), max(1, min(sides) // 14)
-        self.cells, self.num_features = cells, features
-        filters = ceil(features / cells**2)
-        weight = torch.randn(filters, channels, size, size, generator=draw) / sqrt(channels) / size
-        self.register_buffer("weight", weight, persistent=False)
+        self.num_features, self.mirror = features, mirror
+        filters, inputs = ceil(features / _CELLS**2), shape[0] * _SIZE**2
+        values, vectors = torch.linalg.eigh(patches.covariance.double().cpu())
+        values = values.clamp(min=0)
+        if not values.any():  # constant images
+            values = torch.ones_like(values)
+        shrunk = values + _SHRINKAGE * values.mean()
+        whitening = (values / shrunk).sum().rsqrt() * (vectors * shrunk.rsqrt()) @ vectors.T
+        weight = torch.randn(filters, inputs, generator=draw).double() @ whitening
+        bias = -weight @ patches.mean.double().cpu() - _THRESHOLD
+        self.register_buffer("weight", weight.float().view(filters, shape[0], _SIZE, _SIZE), persistent=False)
+        self.register_buffer("bias", bias.float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """``(batch, channels, height, width)`` to ``(batch, features)``."""
-        parts = []
-        for part in images.float().split(_IMAGES_AT_ONCE):
-            responses = F.relu(F.conv2d(part, self.weight, stride=self.stride))
-            pooled = F.adaptive_avg_pool2d(responses, self.cells).flatten(1)
-            parts.append(pooled[:, : self.num_features])
-        return torch.cat(parts)
+        found = torch.empty(len(images), self.num_features, device=images.device)
+        for start in range(0, len(images), _IMAGES_AT_ONCE):
+            part = _sized(images[start : start + _IMAGES_AT_ONCE].float())
+            pooled = self._pooled(part)
+            if self.mirror:
+                pooled = (pooled + self._pooled(part.flip(3))) / 2
+            found[start : start + _IMAGES_AT_ONCE] = pooled
+        return found
+
+    def _pooled(self, images: Tensor) -> Tensor:
+        responses = F.conv2d(images, self.weight, self.bias).relu_()
+        return F.adaptive_avg_pool2d(responses, _CELLS).flatten(1)[:, : self.num_features].sqrt()
+
+
+def _sized(images: Tensor) -> Tensor:
+    """Images whose shorter side is at least a patch, and not much above 32 pixels."""
+    side = min(images.shape[2:])
+    if _SIZE <= side < _LARGE:
+        return images
+    scale = 32 / side if side >= _LARGE else _SIZE / side
+    size = [max(_SIZE, round(scale * length)) for length in images.shape[2:]]
+    return F.interpolate(images, size, mode="area" if side >= _LARGE else "nearest")
 
 
 class HiddenInputs:
@@ -178,17 +268,20 @@ def describe(
         )
     usual = min(_USUAL[kind], 3 * example[0].numel())
     number = usual if num_features is None else num_features
-    return {"kind": kind, "features": number, "shape": list(example.shape[1:]), "seed": method.seed}
+    drawn = {"kind": kind, "features": number, "shape": list(example.shape[1:]), "seed": method.seed}
+    return drawn | ({"mirror": example.shape[1] == 3} if kind == "convolution" else {})
 
 
-def make(description: Mapping[str, Any]) -> FeatureMap:
-    """The feature map that `describe` has described."""
+def make(description: Mapping[str, Any], patches: PatchStatistics) -> FeatureMap:
+    """The feature map that `describe` has described, and the patches of the first task's images for a convolution."""
     kind = description["kind"]
     if kind in ("hidden", "pretrained"):
         return HiddenInputs(tuple(description["layers"]))
-    made = {"projection": Projection, "convolution": Convolution}[kind]
+    shape, number = tuple(description["shape"]), description["features"]
     draw = generator(description["seed"], "features", kind)
-    return made(tuple(description["shape"]), features=description["features"], draw=draw)
+    if kind == "projection":
+        return Projection(shape, features=number, draw=draw)
+    return Convolution(shape, features=number, draw=draw, patches=patches, mirror=description["mirror"])
 
 
 def describe_own(module: nn.Module) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The gate of a method: a feature map, the sums over its features, and what was measured on validation images."""
 
+import copy
 import json
 import logging
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
+_MOST_IMAGES = 20_000  # of a task, that are learned of a stream; MNIST's 60,000 find no more tasks
+
 
 class Gate(nn.Module):
     """Sums over frozen features of the training images of each task; part of a method, its checkpoints and files.
@@ -35,9 +38,12 @@ class Gate(nn.Module):
 
     Attributes:
         sums: the sums.
+        pending: sums since the last decision in a stream that announces no task, until it is known whose they are.
         rows: per finished task, ``accuracies`` on its own validation images when it ended, the task given: of its mask,
             and of the discriminant.
         description: what the feature map is made from; None while it is not known.
+        patches: of the first task's images; empty unless the features are a convolution.
+        map: the feature map; None until the first images pass through it.
     """
 
     def __init__(
@@ -52,7 +58,9 @@ class Gate(nn.Module):
         self.kind, self.num_features, self.regularisation = kind, num_features, regularisation
         self.options = (kind, num_features, per_task, regularisation)
         self.sums = ClassSums(per_task=per_task)
+        self.pending = ClassSums(per_task=per_task)
         self.rows = TaskRows(accuracies=(2, torch.float32))
+        self.patches = features.PatchStatistics()
         self.description: dict[str, Any] | None = None
         self.map: Any = None
         self._solved: tuple[Tensor, LinearDiscriminant] | None = None
@@ -60,7 +68,7 @@ class Gate(nn.Module):
             self.description, self.map = features.describe_own(kind), kind.requires_grad_(False).eval()
         else:
             features.check_kind(kind)
-        self.register_load_state_dict_post_hook(lambda gate, _: gate._forget())
+        self.register_load_state_dict_post_hook(_after_loading)
 
     # Features.
 
@@ -82,14 +90,13 @@ class Gate(nn.Module):
         if len(self.sums):
             self._check_same(description)
         else:
-            self._take(description)
+            self.description = description
+            self._forget_map()
 
     def features(self, method: "Method", images: Tensor) -> Tensor:
         """Features ``(batch, features)`` float32 of images ``(batch, *shape)``."""
         if self.map is None:
-            raise ConfigurationError(
-                "The features of inference=discriminant are not known before there are data, or a bank that says."
-            )
+            self.map = self._made()
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             if isinstance(self.map, features.HiddenInputs):
                 return self.map(method, images)
@@ -101,6 +108,22 @@ class Gate(nn.Module):
                 f"{len(images)} images."
             )
         return found.float()
+
+    @torch.no_grad()
+    def prepare(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Take from the first task's images what the features need of them, if anything and if it is not known."""
+        if (self.description or {}).get("kind") == "convolution" and not len(self.patches.mean):
+            self.patches.measure(images for images, _ in batches)
+            self.map = None
+
+    def _made(self) -> Any:
+        if self.description is None:
+            raise ConfigurationError(
+                "The features of inference=discriminant are not known before there are data, or a bank that says."
+            )
+        if self.description["kind"] == "convolution" and not len(self.patches.mean):
+            raise ConfigurationError("inference=discriminant has seen no image of a first task yet; train first.")
+        return features.make(self.description, self.patches)
 
     # A task's life.
 
@@ -138,12 +161,61 @@ class Gate(nn.Module):
             self.rows.remove(task)
         self._forget()
 
-    def discriminant(self, tasks: Tensor) -> LinearDiscriminant:
-        """Discriminant over these tasks ``(k,)``, from the sums as a file holds them; solved once."""
+    def discriminant(self, tasks: Tensor, *, rounded: bool = True) -> LinearDiscriminant:
+        """Discriminant over these tasks ``(k,)``, solved once.
+
+        Args:
+            tasks: of which there are sums.
+            rounded: from the sums as a file holds them, so that predictions do not change when it is read.
+        """
+        if not rounded:
+            return LinearDiscriminant(self._all(), tasks, regularisation=self.regularisation)
         if self._solved is None or not torch.equal(self._solved[0], tasks):
-            rounded = self.sums.rounded()
-            self._solved = tasks.clone(), LinearDiscriminant(rounded, tasks, regularisation=self.regularisation)
+            sums = self._all().rounded()
+            self._solved = tasks.clone(), LinearDiscriminant(sums, tasks, regularisation=self.regularisation)
         return self._solved[1]
+
+    # Streams that announce no task (scenario NNs).
+
+    @torch.no_grad()
+    def gather(self, method: "Method", task: int, images: Tensor, labels: Tensor, *, num_classes: int) -> None:
+        """Add a training batch of a task to what is pending, until the task has so many images that more change little.
+
+        Args:
+            method: whose gate this is.
+            task: the task in training.
+            images: ``(batch, *shape)``.
+            labels: ``(batch,)``.
+            num_classes: of the task with most of them.
+        """
+        seen = sum(int(sums.counts[sums.tasks == task].sum()) for sums in (self.sums, self.pending))
+        if seen < _MOST_IMAGES:
+            self.prepare([(images, labels)])
+            sums = TaskSums.of([(self.features(method, images), labels)], num_labels=num_classes)
+            assert sums is not None
+            self.pending.add(task, sums)
+            self._forget()
+
+    def settle(self, task: int, *, finished: AbstractSet[int]) -> None:
+        """Keep what is pending if it is of ``task``, or of a finished task without sums; else drop it.
+
+        A batch that does not fit the task in training says that the stream has changed, some batches ago perhaps.
+        """
+        known = {*self.sums.tasks.tolist()}
+        kept = {
+            each for each in self.pending.tasks.tolist() if each in finished and (each == task or each not in known)
+        }
+        if kept:
+            self.sums.merge(self.pending.of_tasks(kept))
+        self.pending = ClassSums(per_task=self.sums.per_task).to(self.rows.tasks.device)
+        self._forget()
+
+    def _all(self) -> ClassSums:
+        if not len(self.pending):
+            return self.sums
+        both = copy.deepcopy(self.sums)
+        both.merge(self.pending)
+        return both
 
     def mask_is_better(self, task: int) -> bool:
         """Whether the mask of a task named its validation images' classes at least as well as the discriminant."""
@@ -165,7 +237,8 @@ class Gate(nn.Module):
         """Tensors for a file."""
         if not len(self.sums):
             return {}
-        return {**self.sums.packed(), **codec.prefixed("rows.", self.rows.state_dict())}
+        patches = codec.prefixed("patches.", self.patches.state_dict()) if len(self.patches.mean) else {}
+        return {**self.sums.packed(), **codec.prefixed("rows.", self.rows.state_dict()), **patches}
 
     def read(self, tensors: Mapping[str, Tensor], description: str | None, source: str) -> "Gate | None":
         """A gate out of what a file holds; None if it holds none.
@@ -181,7 +254,10 @@ class Gate(nn.Module):
             found.description = json.loads(description or "")
             check_names(codec.under("rows.", tensors), {*self.rows.state_dict()})
             found.rows.load_state_dict(codec.under("rows.", tensors))
-            sums = {name: value for name, value in tensors.items() if not name.startswith("rows.")}
+            if patches := codec.under("patches.", tensors):
+                check_names(patches, {*self.patches.state_dict()})
+                found.patches.load_state_dict(patches)
+            sums = {name: value for name, value in tensors.items() if "." not in name}
             found.sums = ClassSums.unpacked(sums, per_task=self.sums.per_task)
         except ValueError as error:
             if isinstance(error, MismatchError):
@@ -189,12 +265,16 @@ class Gate(nn.Module):
             raise DataError(f"{source} is damaged: it does not say what features its gate has.") from error
         if self.description is not None:
             self._check_same(found.description or {}, source)
+        if len(self.patches.mean) and not torch.equal(self.patches.covariance.cpu(), found.patches.covariance):
+            raise MismatchError(
+                f"{source} has filters for the images of another first task than those here; train all tasks of a bank "
+                "from the same first one."
+            )
         return found
 
     def take(self, other: "Gate") -> None:
         """Replace the sums by another's."""
-        if self.map is None:
-            self._take(other.description or {})
+        self._take(other)
         self.sums = other.sums.to(self.rows.tasks.device)
         self.rows.load_state_dict(other.rows.state_dict())
         self._forget()
@@ -214,18 +294,25 @@ class Gate(nn.Module):
 
     def merge(self, other: "Gate", *, tasks: AbstractSet[int]) -> None:
         """Add these tasks of another gate; see `check_merge`."""
-        if self.map is None:
-            self._take(other.description or {})
+        self._take(other)
         self.sums.merge(other.sums.of_tasks(tasks))
         for task in other.rows.tasks.tolist():
             if task in tasks:
                 self.rows.append(task, accuracies=other.rows.read(task, "accuracies"))
         self._forget()
 
-    def _take(self, description: Mapping[str, Any]) -> None:
-        self.description = dict(description)
+    def _take(self, other: "Gate") -> None:
+        """Take another gate's features where there are none."""
+        if self.description is None:
+            self.description = other.description
+        if not len(self.patches.mean):
+            self.patches.load_state_dict(other.patches.state_dict())
+            self._forget_map()
+
+    def _forget_map(self) -> None:
+        """Make the feature map anew when it is needed."""
         if not isinstance(self.kind, nn.Module):
-            self.map = features.make(description)
+            self.map = None
 
     def _check_same(self, description: Mapping[str, Any], source: str = "The configuration") -> None:
         if dict(description) != self.description:
@@ -250,8 +337,8 @@ class Gate(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """From `state_dict`."""
-        if self.description is None and state["description"] is not None:
-            self._take(state["description"])
+        if self.description is None:
+            self.description = state["description"]
 
     def _apply(self, fn, recurse=True):
         self._forget()
@@ -260,3 +347,8 @@ class Gate(nn.Module):
 
 def _text(description: Mapping[str, Any] | None) -> str:
     return json.dumps(description, sort_keys=True)
+
+
+def _after_loading(gate: Gate, _: Any) -> None:
+    gate._forget()
+    gate._forget_map()

@@ -51,6 +51,8 @@ class LinearDiscriminant:
     Attributes:
         places: place of each class's task among ``tasks``, ``(classes,)`` int64.
         labels: label of each class, ``(classes,)`` int64.
+        counts: number of images of each class, ``(classes,)`` int64.
+        covariances: one, or one per task.
 
     Raises:
         ConfigurationError: a task without sums; a covariance matrix that cannot be inverted.
@@ -79,7 +81,7 @@ class LinearDiscriminant:
         self.places = torch.tensor([position[task] for task in sums.tasks[asked].tolist()], device=sums.tasks.device)
         self.labels = sums.labels[asked]
         self.num_tasks = len(tasks)
-        counts = sums.counts[asked]
+        self.counts = counts = sums.counts[asked]
         self.log_prior = (counts.double() / counts.sum()).log()
         means, total = sums.means[asked], int(sums.counts.sum())
         groups = [asked.new_tensor(range(len(asked)))]
