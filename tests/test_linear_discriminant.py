@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from sklearn.covariance import oas
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch.distributions import MultivariateNormal
 
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.gate.linear_discriminant import LinearDiscriminant
+from supsup_lightning.gate.linear_discriminant import LinearDiscriminant, shrinkage
 from tests.test_class_sums import _images, _sums
 
 
@@ -81,3 +82,12 @@ def test_unknown_tasks_and_no_regularisation_are_refused():
 
 
 _TASKS = ((8, 40, 2), (3, 90, 3), (5, 10, 1))
+
+
+def test_shrinkage_is_scikit_learns():
+    features = _images(50, classes=1, seed=4)[0].double()
+    centred = features - features.mean(0)
+    found = shrinkage(centred.T @ centred / len(features), len(features))
+    rho = oas(features.numpy())[1]
+    assert found == pytest.approx(rho / (1 - rho), rel=1e-6)
+    assert shrinkage(torch.zeros(3, 3), 10) == 1

@@ -52,7 +52,7 @@ class Gate(nn.Module):
         *,
         num_features: int | None = None,
         per_task: bool = False,
-        regularisation: float = 1e-3,
+        regularisation: float | str = "auto",
     ) -> None:
         super().__init__()
         self.kind, self.num_features, self.regularisation = kind, num_features, regularisation

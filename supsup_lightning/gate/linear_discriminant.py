@@ -1,6 +1,6 @@
 """Linear discriminant analysis from sums: log posteriors of classes and tasks, and Mahalanobis distances.
 
-Sigma = scatter / N;   A = Sigma + lambda (tr Sigma / features) I
+Sigma = scatter / N;   A = Sigma + lambda (tr Sigma / features) I;   lambda by the oracle approximating shrinkage
 log p(phi | c) = -(phi - mu_c)' A^-1 (phi - mu_c) / 2 - log det(A) / 2 + const;   p(c) = n_c / N
 log p(t | phi) = log-sum-exp of log p(c | phi) over the classes c of the task t
 
@@ -46,7 +46,7 @@ class LinearDiscriminant:
     Args:
         sums: of the classes; those of tasks that are not asked about are left out.
         tasks: the tasks, ``(k,)`` int64, in the order of the answers.
-        regularisation: ``lambda``, from 0 on.
+        regularisation: ``lambda``, from 0 on; ``auto`` for `shrinkage`.
 
     Attributes:
         places: place of each class's task among ``tasks``, ``(classes,)`` int64.
@@ -67,7 +67,7 @@ class LinearDiscriminant:
     tensor([1])
     """
 
-    def __init__(self, sums: ClassSums, tasks: Tensor, *, regularisation: float) -> None:
+    def __init__(self, sums: ClassSums, tasks: Tensor, *, regularisation: float | str) -> None:
         known = torch.isin(tasks, sums.tasks)
         if not known.all():
             without = tasks[~known].tolist()
@@ -145,6 +145,22 @@ class LinearDiscriminant:
         return found
 
 
+def shrinkage(covariance: Tensor, num_images: int) -> float:
+    """``lambda`` of a covariance matrix ``(features, features)``, from its traces alone: OAS (Chen et al. 2010).
+
+    As scikit-learn has it, whose note on the published formula applies. The estimate is ``(1 - rho) S + rho (tr S / features) I``; discriminants depend on ``rho / (1 - rho)`` alone.
+
+    >>> round(shrinkage(torch.eye(2) + 1, 100), 4)
+    0.1477
+    """
+    size, trace, square = len(covariance), float(covariance.diagonal().sum()), float(covariance.square().sum())
+    apart = square - trace**2 / size
+    if not apart > 0:  # a multiple of the identity, or zero: nothing to shrink
+        return 1.0
+    rho = min((square + trace**2) / ((num_images + 1) * apart), 0.999)
+    return rho / (1 - rho)
+
+
 def _solve(
     covariance: Tensor,
     means: Tensor,
@@ -152,10 +168,11 @@ def _solve(
     *,
     counts: Tensor,
     log_prior: Tensor,
-    regularisation: float,
+    regularisation: float | str,
 ) -> Covariance:
     size = len(covariance)
-    ridge = regularisation * covariance.diagonal().mean()
+    share = shrinkage(covariance, int(counts.sum())) if isinstance(regularisation, str) else regularisation
+    ridge = share * covariance.diagonal().mean()
     if not ridge > 0 and not covariance.any():  # one image per class: nothing but the means is known
         ridge = ridge.new_tensor(1.0)
     regularised = covariance + ridge * torch.eye(size, dtype=covariance.dtype, device=covariance.device)
@@ -163,7 +180,7 @@ def _solve(
     if failed:
         raise ConfigurationError(
             f"inference.regularisation={regularisation} is too small for the covariance of {size} features to be "
-            "inverted; use 1e-3, or more where there are few images."
+            "inverted; use auto, or 1e-3, or more where there are few images."
         )
     centre = counts.double() @ means / counts.sum()
     means = means - centre

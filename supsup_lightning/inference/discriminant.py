@@ -27,7 +27,8 @@ class Discriminant(Inference):
         num_features: of ``projection`` and ``convolution``; by default 1024 and 2304. A file grows with its square.
         per_task: a covariance matrix per task in place of one for all: for tasks that differ in how their classes
             vary, as rotations do. Costs as many times the bytes.
-        regularisation: ``lambda``: share of the mean variance that is added to each feature's.
+        regularisation: ``lambda``: share of the mean variance that is added to each feature's; ``auto`` takes it from
+            the sums (`linear_discriminant.shrinkage`).
         images: how many images decide, as in `ConfidenceInference`; the log posteriors of several are added.
         classes: who names the class once the task is found: its ``mask``, the ``discriminant``, or ``auto``, which of
             them was better on the task's own validation images.
@@ -48,7 +49,7 @@ class Discriminant(Inference):
         *,
         num_features: int | None = None,
         per_task: bool = False,
-        regularisation: float = 1e-3,
+        regularisation: float | str = "auto",
         images: int | str = "each",
         classes: str = "auto",
     ) -> None:
@@ -57,15 +58,17 @@ class Discriminant(Inference):
         check_choice("inference.classes", classes, ("mask", "discriminant", "auto"))
         check_choice("inference.per_task", per_task, (True, False))
         number = isinstance(regularisation, (int, float)) and not isinstance(regularisation, bool)
-        if not number or not 0 <= regularisation < float("inf"):
-            raise ConfigurationError(f"inference.regularisation={regularisation!r} must be a number from 0 on.")
+        if regularisation != "auto" and not (number and 0 <= float(regularisation) < float("inf")):
+            raise ConfigurationError(
+                f"inference.regularisation={regularisation!r} is neither a number from 0 on, nor auto."
+            )
         self.images = check_images(images)
         self.classes = classes
         self._gate: dict[str, Any] = {
             "kind": features,
             "num_features": num_features,
             "per_task": per_task,
-            "regularisation": float(regularisation),
+            "regularisation": "auto" if regularisation == "auto" else float(regularisation),
         }
 
     def give_gate(self, method: Method) -> None:
