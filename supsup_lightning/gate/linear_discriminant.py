@@ -148,7 +148,8 @@ class LinearDiscriminant:
 def shrinkage(covariance: Tensor, num_images: int) -> float:
     """``lambda`` of a covariance matrix ``(features, features)``, from its traces alone: OAS (Chen et al. 2010).
 
-    As scikit-learn has it, whose note on the published formula applies. The estimate is ``(1 - rho) S + rho (tr S / features) I``; discriminants depend on ``rho / (1 - rho)`` alone.
+    The formula is scikit-learn's. The estimate is ``(1 - rho) S + rho (tr S / features) I``, and a discriminant depends
+    on ``rho / (1 - rho)`` alone.
 
     >>> round(shrinkage(torch.eye(2) + 1, 100), 4)
     0.1477
