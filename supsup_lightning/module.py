@@ -338,7 +338,8 @@ class ContinualModule(L.LightningModule):
                 does is to normalise them.
 
         Returns:
-            Task and label of each image, both ``(batch,)`` int64; the task is -1 where its number cannot be told.
+            Task and label of each image, both ``(batch,)`` int64; the task is -1 where its number cannot be told, and
+            both are -1 for inputs of no task, where the inference looks for them.
 
         Raises:
             ConfigurationError: an inference that finds no task, or no finished task to find.
@@ -361,6 +362,8 @@ class ContinualModule(L.LightningModule):
                 # Where an inference does not know the task by number, neither does it know how many classes that has.
                 known = task if self.inference.numbers_tasks else -1
                 labels[tasks == task] = self.classes(logits[tasks == task], known)
+            if self.inference.finds_unknown:
+                labels[tasks == -1] = -1
         return tasks, labels
 
     def classes(self, logits: Tensor, task: int) -> Tensor:

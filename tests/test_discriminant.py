@@ -230,3 +230,37 @@ class _Shuffled(L.LightningDataModule):
 
     def test_dataloader(self):
         return DataLoader(self.data, batch_size=16)
+
+
+def test_inputs_of_no_task_are_unknown(trained):
+    module, _, _ = trained
+    asking = ContinualModule(module.method, inference=Discriminant(unknown=0.05))
+    asking.num_classes = module.num_classes
+    draw = torch.Generator().manual_seed(0)
+    tasks, labels = asking.infer(5 * torch.randn(100, 1, 8, 8, generator=draw))
+    assert (tasks == -1).all()
+    assert (labels == -1).all()
+    known = torch.cat([batch for task in range(5) for batch, _ in _split().test_loader(task)])
+    refused = (asking.infer(known)[0] == -1).float().mean()
+    assert 0.005 < refused < 0.3  # there are 14 validation images per task
+    accepted = asking.infer(known)[0]
+    assert torch.equal(accepted[accepted >= 0], module.infer(known)[0][accepted >= 0])
+    gate, quantiles = module.method.gate, module.method.gate.rows.read(2, "distances")
+    mean = gate.discriminant(module.method.tasks).mean_distance(2)
+    found = gate.furthest(module.method.tasks, refused=0.05)[2].item()
+    assert found == pytest.approx(quantiles[95].item() * mean, rel=1e-5)
+
+
+def test_unknown_needs_single_images_and_a_share():
+    with pytest.raises(ConfigurationError, match=r"inference.unknown=5 is a share"):
+        Discriminant(unknown=5)
+    with pytest.raises(ConfigurationError, match=r"inference.images=each with it, not batch"):
+        Discriminant(unknown=0.05, images="batch")
+
+
+def test_unknown_needs_validation_images(tmp_path):
+    images, labels = torch.randn(50, 1, 8, 8), torch.arange(50) % 2
+    sequence = DataModuleSequence([_Shuffled(images, labels)], num_classes=2, steps_per_task=5)
+    module, trainer = fit(digits_lenet(), sequence, folder=tmp_path, inference=Discriminant("hidden", unknown=0.1))
+    with pytest.raises(ConfigurationError, match="task 0 had none"):
+        trainer.test(module, sequence, verbose=False)

@@ -337,7 +337,8 @@ def _find(trial: Method, inference: Inference, images: Tensor, num_classes: int,
         got = f"{tuple(tasks.shape)} {tasks.dtype} and {tuple(logits.shape)} {logits.dtype}"
         integer = not (tasks.is_floating_point() or tasks.is_complex() or tasks.dtype == torch.bool)
         if integer and tasks.shape == (len(images),) and logits.is_floating_point():
-            unknown = sorted({*tasks.tolist()} - {*known, *(() if inference.numbers_tasks else (-1,))})
+            tells = inference.numbers_tasks and not inference.finds_unknown
+            unknown = sorted({*tasks.tolist()} - {*known, *(() if tells else (-1,))})
             shapes = [(len(images), size), (len(images), num_classes)]
             if not unknown and tuple(logits.shape) in shapes:
                 return

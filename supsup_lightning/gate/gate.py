@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
+_LEVELS = 101  # of quantiles
 _MOST_IMAGES = 20_000  # of a task, that are learned of a stream; MNIST's 60,000 find no more tasks
 
 
@@ -39,8 +40,10 @@ class Gate(nn.Module):
     Attributes:
         sums: the sums.
         pending: sums since the last decision in a stream that announces no task, until it is known whose they are.
-        rows: per finished task, ``accuracies`` on its own validation images when it ended, the task given: of its mask,
-            and of the discriminant.
+        rows: per finished task, on its own validation images when it ended: ``accuracies`` of its mask and of the
+            discriminant, the task given; and quantiles of the ``distances`` from the nearest class, in units of the
+            mean distance of all images then, at equal steps from 0 to 1, by which unknown inputs are told. Both are 0
+            without validation images.
         description: what the feature map is made from; None while it is not known.
         patches: of the first task's images; empty unless the features are a convolution.
         map: the feature map; None until the first images pass through it.
@@ -59,7 +62,7 @@ class Gate(nn.Module):
         self.options = (kind, num_features, per_task, regularisation)
         self.sums = ClassSums(per_task=per_task)
         self.pending = ClassSums(per_task=per_task)
-        self.rows = TaskRows(accuracies=(2, torch.float32))
+        self.rows = TaskRows(accuracies=(2, torch.float32), distances=(_LEVELS, torch.float32))
         self.patches = features.PatchStatistics()
         self.description: dict[str, Any] | None = None
         self.map: Any = None
@@ -138,17 +141,23 @@ class Gate(nn.Module):
 
     @torch.no_grad()
     def judge(self, method: "Method", task: int, batches: Batches, *, num_classes: int) -> None:
-        """Measure on a task's own validation images who names its classes better: its mask, or the discriminant."""
-        discriminant = LinearDiscriminant(
-            self.sums.rounded(), torch.tensor([task], device=self.sums.tasks.device), regularisation=self.regularisation
-        )
-        right, number = torch.zeros(2), 0
+        """Measure on a task's own validation images who names its classes better, and how far away they are.
+
+        Only this task's classes are asked, so that the time for a task does not grow with their number.
+        """
+        tasks = torch.tensor([task], device=self.sums.tasks.device)
+        discriminant = LinearDiscriminant(self.sums.rounded(), tasks, regularisation=self.regularisation)
+        right, distances = torch.zeros(2), []
         for images, labels in batches:
+            features = self.features(method, images)
             by_mask = method(images, task)[:, :num_classes].argmax(1)
-            by_gate = discriminant.labels[discriminant.log_posterior(self.features(method, images)).argmax(1)]
+            by_gate = discriminant.labels[discriminant.log_posterior(features).argmax(1)]
             right += torch.stack([(named == labels).sum() for named in (by_mask, by_gate)]).cpu()
-            number += len(labels)
-        self.rows.append(task, accuracies=right / max(1, number))
+            distances.append((discriminant.distances(features).amin(1) / discriminant.mean_distance(0)).cpu())
+        quantiles = torch.zeros(_LEVELS)
+        if number := sum(map(len, distances)):
+            quantiles = torch.quantile(torch.cat(distances), torch.linspace(0, 1, _LEVELS))
+        self.rows.append(task, accuracies=right / max(1, number), distances=quantiles)
 
     def remove(self, task: int) -> None:
         """Remove a task: it is found no more. See `ClassSums.remove` for what stays.
@@ -224,6 +233,30 @@ class Gate(nn.Module):
         of_mask, of_gate = self.rows.read(task, "accuracies").tolist()
         return of_mask >= of_gate
 
+    def furthest(self, tasks: Tensor, *, refused: float) -> Tensor:
+        """Distance from the nearest class that this share of a task's own images exceeds, ``(k,)``.
+
+        The distances were measured when the task ended. Later tasks change the covariance matrix, so they count in
+        units of the mean distance.
+
+        Raises:
+            ConfigurationError: a task without validation images.
+        """
+        limits = []
+        discriminant = self.discriminant(tasks)
+        for number, task in enumerate(tasks.tolist()):
+            quantiles = self.rows.read(task, "distances") if task in self.rows else torch.zeros(_LEVELS)
+            if not quantiles.any():
+                raise ConfigurationError(
+                    f"inference.unknown={refused} needs validation images of each task, and task {task} had none; give "
+                    "it some, or use inference.unknown=null."
+                )
+            place = (1 - refused) * (_LEVELS - 1)
+            below = int(place)
+            limit = torch.lerp(quantiles[below], quantiles[min(below + 1, _LEVELS - 1)], place - below)
+            limits.append(limit * discriminant.mean_distance(number))
+        return torch.stack(limits)
+
     def _forget(self) -> None:
         self._solved = None
 
@@ -298,7 +331,7 @@ class Gate(nn.Module):
         self.sums.merge(other.sums.of_tasks(tasks))
         for task in other.rows.tasks.tolist():
             if task in tasks:
-                self.rows.append(task, accuracies=other.rows.read(task, "accuracies"))
+                self.rows.append(task, **{name: other.rows.read(task, name) for name in self.rows.columns})
         self._forget()
 
     def _take(self, other: "Gate") -> None:

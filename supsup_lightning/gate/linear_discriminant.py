@@ -23,6 +23,7 @@ class Covariance(NamedTuple):
         classes: places of the classes among all, ``(classes,)`` int64.
         centre: a point from which features are taken, for precision, ``(features,)``.
         means: of the classes, from the centre, ``(classes, features)``.
+        mean_distance: of the images, squared: ``tr(A^-1 Sigma)``.
         weights: ``A^-1 mu_c``, ``(classes, features)``.
         biases: ``-mu_c' A^-1 mu_c / 2 + log p(c) - log det(A) / 2``, ``(classes,)``.
         factor: the lower triangular ``L`` of ``A = L L'``, ``(features, features)``.
@@ -31,6 +32,7 @@ class Covariance(NamedTuple):
     classes: Tensor
     centre: Tensor
     means: Tensor
+    mean_distance: float
     weights: Tensor
     biases: Tensor
     factor: Tensor
@@ -136,6 +138,12 @@ class LinearDiscriminant:
         """``log p(t)``, ``(k,)``."""
         return self.of_tasks(self.log_prior.float().unsqueeze(0))[0]
 
+    def mean_distance(self, place: int) -> float:
+        """Mean squared distance of all training images from their class, or of the task's at this place if it has a
+        matrix of its own.
+        """
+        return self.covariances[place if len(self.covariances) > 1 else 0].mean_distance
+
     def distances(self, features: Tensor) -> Tensor:
         """Squared Mahalanobis distance to each class, ``(batch, features)`` to ``(batch, classes)``."""
         found = features.new_empty(len(features), len(self.labels), dtype=torch.float32)
@@ -187,4 +195,11 @@ def _solve(
     means = means - centre
     weights = torch.cholesky_solve(means.T, factor).T
     biases = -(means * weights).sum(1) / 2 + log_prior - factor.diagonal().log().sum()
-    return Covariance(classes, centre.float(), means.float(), weights.float(), biases.float(), factor.float())
+    # tr(A^-1 (A - ridge I)); the inverse's trace is the sum of squares of the factor's inverse.
+    inverse = torch.linalg.solve_triangular(
+        factor, torch.eye(size, dtype=factor.dtype, device=factor.device), upper=False
+    )
+    mean_distance = float(size - ridge * inverse.square().sum())
+    return Covariance(
+        classes, centre.float(), means.float(), mean_distance, weights.float(), biases.float(), factor.float()
+    )

@@ -32,6 +32,9 @@ class Discriminant(Inference):
         images: how many images decide, as in `ConfidenceInference`; the log posteriors of several are added.
         classes: who names the class once the task is found: its ``mask``, the ``discriminant``, or ``auto``, which of
             them was better on the task's own validation images.
+        unknown: share of each task's own inputs that may be taken for unknown, 0.05 for example. Inputs further away
+            from the nearest class than all but this share of the task's validation images get task -1 and label -1.
+            None: every input belongs to a task.
 
     Raises:
         ConfigurationError: an option that is unknown or out of its range.
@@ -52,6 +55,7 @@ class Discriminant(Inference):
         regularisation: float | str = "auto",
         images: int | str = "each",
         classes: str = "auto",
+        unknown: float | None = None,
     ) -> None:
         if num_features is not None:
             num_features = check_whole("inference.num_features", num_features)
@@ -63,7 +67,19 @@ class Discriminant(Inference):
                 f"inference.regularisation={regularisation!r} is neither a number from 0 on, nor auto."
             )
         self.images = check_images(images)
+        if unknown is not None:
+            if isinstance(unknown, bool) or not isinstance(unknown, (int, float)) or not 0 < unknown < 1:
+                raise ConfigurationError(
+                    f"inference.unknown={unknown!r} is a share of known inputs; it lies between 0 and 1, or is null."
+                )
+            if self.images != "each":
+                raise ConfigurationError(
+                    f"inference.unknown={unknown} judges every image by itself; use inference.images=each with it, not "
+                    f"{images}."
+                )
         self.classes = classes
+        self.unknown = unknown
+        self.finds_unknown = unknown is not None
         self._gate: dict[str, Any] = {
             "kind": features,
             "num_features": num_features,
@@ -81,17 +97,22 @@ class Discriminant(Inference):
         """The task of each image: ``(batch, *shape)`` to ``(batch,)`` int64."""
         gate = _gate_of(method)
         discriminant = gate.discriminant(method.tasks)
-        log_posterior = discriminant.log_posterior_of_tasks(gate.features(method, images))
-        return method.tasks[self._decide(discriminant, log_posterior)]
+        features = gate.features(method, images)
+        places = self._decide(discriminant, discriminant.log_posterior_of_tasks(features))
+        return method.tasks[places].masked_fill(self._is_unknown(method, features, places), -1)
 
     @torch.no_grad()
     def predict(self, method: Method, images: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Task ``(batch,)`` int64, and under it logits or log posteriors of the classes, ``(batch, num_classes)``."""
+        """Task ``(batch,)`` int64, and under it logits or log posteriors of the classes, ``(batch, num_classes)``.
+
+        The task of an unknown input is -1, where these are asked for.
+        """
         gate = _gate_of(method)
         discriminant = gate.discriminant(method.tasks)
         if not len(images):
             return images.new_empty(0, dtype=torch.int64), images.new_empty(0, num_classes, dtype=torch.float32)
-        log_posterior = discriminant.log_posterior(gate.features(method, images))
+        features = gate.features(method, images)
+        log_posterior = discriminant.log_posterior(features)
         places = self._decide(discriminant, discriminant.of_tasks(log_posterior))
         logits = log_posterior.new_empty(len(images), num_classes)
         for place in places.unique().tolist():
@@ -100,7 +121,17 @@ class Discriminant(Inference):
                 logits[own] = method(images[own], task)[:, :num_classes].to(logits)
             else:
                 logits[own] = discriminant.of_classes(log_posterior[own], place, num_classes)
-        return method.tasks[places], logits
+        return method.tasks[places].masked_fill(self._is_unknown(method, features, places), -1), logits
+
+    def _is_unknown(self, method: Method, features: Tensor, places: Tensor) -> Tensor:
+        """Whether each image is further away from all classes than images of its task are, ``(batch,)`` bool."""
+        if self.unknown is None:
+            return torch.zeros_like(places, dtype=torch.bool)
+        gate = _gate_of(method)
+        if not len(gate.rows):  # in a trial before training
+            return torch.zeros_like(places, dtype=torch.bool)
+        furthest = gate.furthest(method.tasks, refused=self.unknown)
+        return gate.discriminant(method.tasks).distances(features).amin(1) > furthest.to(features)[places]
 
     def _decide(self, discriminant: LinearDiscriminant, log_posterior: Tensor) -> Tensor:
         """Place of the task of each image, ``(batch,)``, from ``log p(t | x)`` ``(batch, k)``."""

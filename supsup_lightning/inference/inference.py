@@ -43,6 +43,7 @@ class Inference(ABC):
         needs: the protocol (`methods.protocols`) that a method has to offer for it.
         superimposes: it asks the gradient of a superposition.
         asks_single_images: one image by itself passes through the network to decide.
+        finds_unknown: it answers -1 for an input of no task.
     """
 
     finds_task: bool
@@ -50,6 +51,7 @@ class Inference(ABC):
     needs: type = ByNumber
     superimposes = False
     asks_single_images = False
+    finds_unknown = False
 
     @abstractmethod
     def __call__(self, method: Method, images: Tensor, num_classes: int) -> Tensor:

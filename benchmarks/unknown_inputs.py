@@ -1,0 +1,96 @@
+"""Does the gate tell inputs of no task from its own? AUROC, and the share refused where 95 % of known ones are accepted.
+
+A bank of five tasks of two classes is learned (sums alone: masks have no part in it). Its test images are known; those
+of other data sets, brought to the same mean and deviation, are unknown. Control: the largest posterior of a class.
+
+    SUPSUP_DATA=<folder> python benchmarks/unknown_inputs.py
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
+
+from supsup_lightning import ContinualDataModule, ContinualModule, Discriminant, LeNet, SupSup
+from supsup_lightning.data import MNIST, FashionMNIST, Split
+from supsup_lightning.data.idx import read_idx
+
+_FOREIGN = ("MNIST", "FashionMNIST", "KMNIST", "notMNIST")
+
+
+def main() -> None:
+    """Print one line per pair of data sets."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--features", type=int, default=2304)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    root = Path(os.environ.get("SUPSUP_DATA", "data"))
+    print("| bank | inputs | AUROC by distance | by posterior | refused |")
+    print("|---|---|---|---|---|")
+    for source in (MNIST(), FashionMNIST()):
+        known = type(source).__name__
+        data = ContinualDataModule(Split(source, classes_per_task=2, class_order="fixed"), root=root, seed=options.seed)
+        module = _learned(data, options)
+        tested = [_judged(module, torch.cat([images for images, _ in data.test_loader(task)])) for task in range(5)]
+        own = tuple(torch.cat(parts) for parts in zip(*tested, strict=True))
+        print(f"| {known} | its own | | | {own[2].mean():.4f} |")
+        draw = torch.Generator().manual_seed(options.seed)
+        foreign = {name: _raw(root, name) for name in _FOREIGN if name != known}
+        foreign["noise"] = torch.randint(0, 256, (2000, 1, 28, 28), generator=draw, dtype=torch.uint8)
+        prepare = data._task(0).test.prepare
+        for name, pixels in foreign.items():
+            if pixels is None:
+                print(f"| {known} | {name} | not in {root.name}/ | | |")
+                continue
+            other = _judged(module, prepare(pixels))
+            areas = [_area(own[column], other[column]) for column in (0, 1)]
+            print(f"| {known} | {name} | {areas[0]:.4f} | {areas[1]:.4f} | {other[2].mean():.4f} |", flush=True)
+
+
+def _learned(data: ContinualDataModule, options: argparse.Namespace) -> ContinualModule:
+    data.setup()
+    inference = Discriminant("convolution", num_features=options.features, unknown=0.05)
+    module = ContinualModule(SupSup(LeNet(output_size=10), seed=options.seed), inference=inference)
+    gate, method = module.method.gate, module.method
+    assert gate is not None
+    gate.choose_features(method, data.example(), keeps_neighbours=True)
+    gate.prepare(data.each_image(0, half="training"))
+    for task in range(5):
+        method.begin_task(task)
+        method.finish_task(task)
+        gate.learn(method, task, data.each_image(task, half="training"), num_classes=2)
+        gate.judge(method, task, data.each_image(task, half="validation"), num_classes=2)
+    return module
+
+
+def _judged(module: ContinualModule, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distance from the nearest class, 1 minus the largest posterior, and whether it is refused; ``(batch,)`` each."""
+    gate, method = module.method.gate, module.method
+    assert gate is not None
+    discriminant, parts = gate.discriminant(method.tasks), []
+    for batch in images.split(1000):
+        features = gate.features(method, batch)
+        distance = discriminant.distances(features).amin(1)
+        doubt = 1 - discriminant.log_posterior(features).exp().amax(1)
+        parts.append((distance, doubt, (module.inference(method, batch, 2) == -1).float()))
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+def _area(known: Tensor, unknown: Tensor) -> float:
+    scores = torch.cat([known, unknown]).double()
+    ranks = scores.argsort().argsort() / len(scores)  # `binary_auroc` takes what is outside of [0, 1] for logits
+    truth = torch.cat([torch.zeros(len(known)), torch.ones(len(unknown))]).long()
+    return binary_auroc(ranks, truth).item()
+
+
+def _raw(root: Path, name: str) -> Tensor | None:
+    """Test images, ``(images, 1, 28, 28)`` uint8."""
+    path = root / name / "raw" / "t10k-images-idx3-ubyte"
+    return read_idx(path, dimensions=3).unsqueeze(1) if path.exists() else None
+
+
+if __name__ == "__main__":
+    main()
