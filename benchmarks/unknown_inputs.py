@@ -1,4 +1,4 @@
-"""Does the gate tell inputs of no task from its own? AUROC, and the share refused where 95 % of known ones are accepted.
+"""Does the gate tell inputs of no task from its own? AUROC, and the share refused where about 95 % of its own pass.
 
 A bank of five tasks of two classes is learned (sums alone: masks have no part in it). Its test images are known; those
 of other data sets, brought to the same mean and deviation, are unknown. Control: the largest posterior of a class.

@@ -39,7 +39,7 @@ def test_the_distance_is_the_mean_over_pairs_of_images(per_task):
 
 
 def test_it_is_zero_on_average_for_the_same_task_with_the_stated_deviation():
-    features, labels = _images(60_000, classes=3)
+    features, labels = _images(60_000, classes=8, features=60)  # eight images of a label per batch
     discriminant = LinearDiscriminant(_sums([(0, features, labels)]), torch.tensor([0]), regularisation=1e-3)
     batches = zip(features[:19_200].split(64), labels[:19_200].split(64), strict=True)
     found = [shift(discriminant, *batch) for batch in batches]
