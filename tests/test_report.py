@@ -167,6 +167,60 @@ def test_numbers_that_some_runs_lack_and_results_of_an_earlier_job_are_told(tmp_
     assert [note for note in written.notes if "an earlier job" in note and "no space left" in note]
 
 
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [
+        ("mask.flag", True, 1),
+        ("mask.sparsity", None, "null"),
+        ("mask.sparsity", 0.5, "0.5"),
+        ("mask.include", [1, 2], "[1, 2]"),
+        ("optimizer.lr", 0.0012345678, 0.0012345679),
+        ("optimizer._target_", "torch.optim.SGD", "torch.optim.Adam"),
+        ("callbacks.mine.average", True, False),
+        ("mask.note", "a$x^{$<b>", "[/red]"),
+    ],
+)
+def test_different_values_make_different_groups_with_different_names(name, one, other, tmp_path):
+    for seed, value in enumerate((one, other)):
+        write_run(tmp_path / str(seed), 0.9 - seed / 10, overrides={"seed": seed, name: value})
+    written = page.write([tmp_path], tmp_path / "report")
+    assert written.comparison.varied == (name,)
+    assert len({*tables.in_words(written.comparison)[name]}) == 2
+    assert written.comparison.groups[("seeds", "")].tolist() == [1, 1]
+    assert "<b>" not in written.path.read_text()
+
+
+def test_equal_numbers_are_one_group_and_numbers_are_sorted_before_words(tmp_path):
+    for seed, value in enumerate((1, 1.0, 100, None, 25)):
+        write_run(tmp_path / str(seed), 0.9, overrides={"seed": seed, "data.patience": value})
+    assert tables.in_words(compare(collect([tmp_path])))["data.patience"].tolist() == ["1", "25", "100", "null"]
+
+
+def test_values_that_nobody_typed_are_not_taken_for_seeds_nor_absent_ones_for_null(tmp_path):
+    for seed, options in enumerate(({"x.flag": False, "x.new": None}, {"x.flag": True})):
+        write_run(tmp_path / str(seed), 0.9, overrides={"seed": seed}, options=options)
+    assert compare(collect([tmp_path])).varied == ("x.flag", "x.new")
+
+
+def test_runs_of_one_seed_and_runs_without_a_configuration_are_told(tmp_path):
+    for place, seed in enumerate((0, 0, 1)):
+        folder = write_run(tmp_path / str(place), 0.9, overrides={"seed": seed}, identity=None)
+        (folder / "run.json").unlink()
+    notes = page.write([tmp_path], tmp_path / "report").notes
+    assert [note for note in notes if "several runs of the same seed" in note]
+    assert [note for note in notes if "Options of 3 runs are not known" in note]
+
+
+def test_numbers_that_whole_groups_lack_are_left_out(tmp_path):
+    costs = dict.fromkeys(("model_bytes", "train_seconds", "peak_memory_bytes", "inference_ms_per_batch"))
+    for place, found in enumerate((0.5, None)):
+        overrides = {"network.output_size": 10 * place + 10}
+        write_run(tmp_path / str(place), 0.9, overrides=overrides, **costs, task_inference_accuracy=found)
+    for y in ("average_accuracy", "task_inference_accuracy"):
+        names = {picture.name for picture in page.write([tmp_path], tmp_path / "report", y=y).pictures}
+        assert names == {f"{name}_by_network_output_size" for name in (y, "task_inference_accuracy")}
+
+
 def test_the_page_has_its_figures_and_tables(sweep):
     written = page.write([sweep], sweep / "report")
     names = {picture.name for picture in written.pictures}

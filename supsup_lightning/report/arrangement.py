@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from supsup_lightning.report.comparison import label
+from supsup_lightning.report.comparison import label, shown
 from supsup_lightning.report.drawing import LOOKS
 
 _MOST_PANELS = 6
@@ -57,7 +57,7 @@ def arrange(groups: pd.DataFrame, options: Sequence[str], *, by: Sequence[str] =
 def _split(groups: pd.DataFrame, names: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
     if not names:
         return [(label({}, []), groups)]
-    keys = groups[[(name, "") for name in names]].apply(lambda row: tuple(map(str, row)), axis=1)
+    keys = groups[[(name, "") for name in names]].apply(lambda row: tuple(map(shown, row)), axis=1)
     found = []
     for key in dict.fromkeys(keys):
         rows = groups[keys == key]
@@ -66,4 +66,4 @@ def _split(groups: pd.DataFrame, names: Sequence[str]) -> list[tuple[str, pd.Dat
 
 
 def _count(groups: pd.DataFrame, names: Sequence[str]) -> int:
-    return len(groups[[(name, "") for name in names]].drop_duplicates())
+    return len({tuple(map(shown, row)) for row in groups[[(name, "") for name in names]].to_numpy(dtype=object)})

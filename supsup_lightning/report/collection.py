@@ -27,6 +27,7 @@ class Run:
         state: ``finished``, ``failed``, ``stopped``, ``not finished`` or ``without results``.
         error: the last line of its error, or what else is known of an unfinished run; for a finished run, the error of
             a later job in the same directory.
+        is_recorded: whether there is a run.json, without which only typed options are known.
     """
 
     folder: Path
@@ -35,6 +36,7 @@ class Run:
     result: Mapping[str, Any] = field(default_factory=dict)
     state: str = "finished"
     error: str = ""
+    is_recorded: bool = True
 
     @property
     def finished(self) -> bool:
@@ -102,7 +104,8 @@ def read(folder: Path) -> Run:
         else:
             options |= {"data.root": files["root"], "data files": str(files["sources"])}
         later = record.get("status") in ("failed", "stopped") and not evaluation
-        return Run(folder, typed, options, result, error=_last_line(record.get("error", "")) if later else "")
+        error = _last_line(record.get("error", "")) if later else ""
+        return Run(folder, typed, options, result, error=error, is_recorded="seed" in _stored(trained_in))
     state = record.get("status", "not finished")
     error = damage or _last_line(record.get("error", ""))
     if state == "finished":  # one that trains nothing, such as print_masked=true
@@ -124,11 +127,18 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 
 def _options(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Options of run.json, or those of the command line for a run that did not begin training."""
+    typed: dict[str, Any] = {_name(override): _value(override) for override in overrides}
+    typed = {name: value for name, value in typed.items() if name.partition(".")[0] not in _WITHOUT_EFFECT}
+    return {**typed, **_stored(folder)}
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """Options and choices of run.json, which has no option that changes no result; empty without one."""
     stored, _ = _json(folder / "run.json")
-    options: dict[str, Any] = {_name(override): _value(override) for override in overrides}
-    if stored and isinstance(stored.get("options"), dict):
-        options |= {**stored["options"], **stored.get("choices", {})}
-    return {name: value for name, value in options.items() if name.partition(".")[0] not in _WITHOUT_EFFECT}
+    options, choices = stored.get("options"), stored.get("choices") or {}
+    if not isinstance(options, dict):
+        return {}
+    return {**options, **{group: name for group, name in choices.items() if group not in _WITHOUT_EFFECT}}
 
 
 def _overrides(folder: Path) -> list[str]:
@@ -144,7 +154,11 @@ def _name(override: str) -> str:
 
 
 def _value(override: str) -> Any:
-    text = override.partition("=")[2]
+    return parsed(override.partition("=")[2])
+
+
+def parsed(text: str) -> Any:
+    """Value of an option as it is typed: a number, a list and so on, or the text itself."""
     try:
         return json.loads(text)
     except ValueError:

@@ -1,5 +1,7 @@
 """Comparison of several runs: the options in which they differ, and mean and standard deviation over seeds."""
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -9,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.report.collection import Run
+from supsup_lightning.report.collection import Run, parsed
 
 # Numbers of results.json that are compared, with their name in tables and at axes.
 METRICS = {
@@ -32,6 +34,8 @@ METRICS = {
 # In the table on the terminal; the others are in the files.
 MAIN = ("average_accuracy", "task_inference_accuracy", "model_bytes")
 REPLICATE = "seed"
+ABSENT = "absent"  # shown for an option that a run's configuration lacks, which is other than null
+RECORDED = "run.json"  # stands for all options, where some runs have them recorded and others do not
 
 
 @dataclass(frozen=True)
@@ -61,38 +65,36 @@ class Comparison:
         runs), ``(metric, "mean")``, ``(metric, "std")`` and ``(metric, "count")``, the number of runs that have it. The
         standard deviation (with ``n - 1``) of one run is NaN.
         """
-        return self.over_seeds([*self.metrics])
-
-    def over_seeds(self, metrics: Sequence[str]) -> pd.DataFrame:
-        """Mean and standard deviation of some metrics by combination of varied options, in the options' order."""
-        by: list[Any] = [*self.varied] or [lambda _: 0]
-        grouped = self.frame.groupby(by, sort=False, dropna=False)
-        table = grouped[[*metrics]].agg(["mean", "std", "count"])
+        # By text: pandas takes True for 1.
+        texts = [str([shown(value) for value in row]) for row in self.frame[[*self.varied]].to_numpy(dtype=object)]
+        grouped = self.frame.groupby(texts, sort=False)
+        table = grouped[self.metrics].agg(["mean", "std", "count"])
         counts = grouped.agg(runs=("run", "size"), seeds=(REPLICATE, "nunique"), members=("run", list))
-        counts.columns = pd.MultiIndex.from_product([counts.columns, [""]])
-        table = pd.concat([counts, table], axis=1)
-        if not self.varied:
-            return table.reset_index(drop=True)
-        return table.reset_index().sort_values([(name, "") for name in self.varied], key=_sortable, ignore_index=True)
+        options = self.frame.loc[[members[0] for members in counts["members"]], [*self.varied]].set_index(counts.index)
+        first = pd.concat([options, counts], axis=1)
+        first.columns = pd.MultiIndex.from_product([first.columns, [""]])
+        table = pd.concat([first, table], axis=1)
+        order = [(name, "") for name in self.varied]
+        return (table.sort_values(order, key=_sortable) if order else table).reset_index(drop=True)
 
     def is_numeric(self, option: str) -> bool:
-        """Whether all values of an option are numbers."""
-        return all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.frame[option])
+        """Whether all values of an option are finite numbers."""
+        return all(_is_number(value) and math.isfinite(value) for value in self.frame[option])
 
-    def checked(self, name: str, *, option: str) -> str:
-        """Return the name of a column. Raises `ConfigurationError` if the runs do not have it.
+    def check_varied(self, name: str, *, option: str) -> None:
+        """Raise `ConfigurationError` if the runs do not differ in an option.
 
         Args:
-            name: the name of a varied option or of a metric.
+            name: the name of a varied option.
             option: the command's option that gives it, for the message.
         """
-        known = [*self.varied, REPLICATE, *self.metrics]
-        if name in known:
-            return name
-        near = get_close_matches(name, known, n=1, cutoff=0.4)
+        if name in self.varied:
+            return
+        near = get_close_matches(name, self.varied, n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ConfigurationError(
-            f"{option} {name}: these runs do not differ in it.{hint} There are {', '.join(known)}."
+            f"{option} {name}: these runs do not differ in it.{hint} They differ in "
+            f"{', '.join(self.varied) or 'their seeds alone'}."
         )
 
 
@@ -105,18 +107,19 @@ def compare(runs: Sequence[Run]) -> Comparison:
     """
     names = sorted({name for run in runs for name in run.typed if name != REPLICATE and not _is_private(name)})
     names = [*names, *(name for name in ("method", "data", "network", "scenario") if name not in names)]
-    varied = [name for name in names if len({str(run.options.get(name)) for run in runs}) > 1]
+    varied = [name for name in names if len({_text(run, name) for run in runs}) > 1]
     varied = _without_followers(runs, varied + _hidden_differences(runs, varied))
     rows = [
         {
-            **{name: _plain(run.options.get(name)) for name in varied},
             REPLICATE: run.seed,
             **{metric: _number(run.result.get(metric)) for metric in METRICS},
             "run": place,
         }
         for place, run in enumerate(runs)
     ]
-    return Comparison(runs, pd.DataFrame(rows), tuple(varied))
+    # As objects: among numbers, pandas would make NaN of null and 1.0 of 1.
+    options = pd.DataFrame({name: pd.Series([_value(run, name) for run in runs], dtype=object) for name in varied})
+    return Comparison(runs, pd.concat([options, pd.DataFrame(rows)], axis=1), tuple(varied))
 
 
 def label(values: Mapping[str, Any] | pd.Series, names: Sequence[str]) -> str:
@@ -130,8 +133,8 @@ def label(values: Mapping[str, Any] | pd.Series, names: Sequence[str]) -> str:
     parts = []
     for name in names:
         value = values[name]
-        bare = isinstance(value, str) and value not in ("none", "auto", "all", "true", "false")
-        parts.append(value if bare else f"{short(name)} {shown(value)}")
+        bare = isinstance(value, str) and value not in ("none", "auto", "all", "true", "false", ABSENT)
+        parts.append(shown(value) if bare else f"{short(name)} {shown(value)}")
     return ", ".join(parts) or "all runs"
 
 
@@ -141,26 +144,33 @@ def short(name: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as it is typed."""
-    if value is None or value != value:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    """A value as it is typed; different values have different texts, and 1.0 is the same as 1.
+
+    >>> [shown(value) for value in (True, 1.0, 0.1, None, "entropy", "1", [0.5, "all"])]
+    ['true', '1', '0.1', 'null', 'entropy', "'1'", '[0.5, "all"]']
+    """
+    if isinstance(value, str):
+        return value if isinstance(parsed(value), str) else f"'{value}'"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _without_followers(runs: Sequence[Run], varied: Sequence[str]) -> list[str]:
-    """Leave out choices of groups that the other options tell already: method=hopfield brings its network along."""
+    """Leave out choices and classes that the other options tell already: method=hopfield brings its network along."""
 
     def partition(names: Sequence[str]) -> set[tuple[int, ...]]:
         groups: dict[str, list[int]] = {}
         for place, run in enumerate(runs):
-            groups.setdefault(str([run.options.get(name) for name in names]), []).append(place)
+            groups.setdefault(str([_text(run, name) for name in names]), []).append(place)
         return {tuple(group) for group in groups.values()}
 
     kept = [*varied]
     typed = {name for run in runs for name in run.typed}
-    for name in varied:
+    for name in sorted(varied, key=_is_class, reverse=True):
         others = [other for other in kept if other != name]
-        if "." not in name and name not in typed and others and partition(others) == partition(varied):
+        follows = _is_class(name) or "." not in name
+        if follows and name not in typed and others and partition(others) == partition(varied):
             kept = others
     return kept
 
@@ -169,33 +179,53 @@ def _hidden_differences(runs: Sequence[Run], varied: Sequence[str]) -> list[str]
     """Options that were not typed and differ between runs that agree in all varied options."""
     same: dict[str, list[Run]] = {}
     for run in runs:
-        same.setdefault(str([run.options.get(name) for name in varied]), []).append(run)
+        same.setdefault(str([_text(run, name) for name in varied]), []).append(run)
     found: dict[str, None] = {}
     for group in same.values():
-        for name in sorted({name for run in group for name in run.options}):
-            values = [run.options.get(name) for run in group]
-            follows_seed = values == [run.seed for run in group]  # the seed itself, and options that refer to it
-            if len({*map(str, values)}) > 1 and not follows_seed and not _is_private(name):
+        # Of a run without run.json, only what was typed is known.
+        recorded = [run for run in group if run.is_recorded]
+        if 0 < len(recorded) < len(group):
+            found[RECORDED] = None
+        for name in sorted({name for run in recorded for name in run.options}):
+            values = [_text(run, name) for run in recorded]
+            follows_seed = values == [shown(run.seed) for run in recorded]  # options that refer to the seed, and itself
+            if len({*values}) > 1 and not follows_seed and not _is_private(name):
                 found[name] = None
     return [name for name in found if name not in varied]
 
 
 def _is_private(name: str) -> bool:
-    return name in ("resume", "optimized_metric", "eval_at", "print_masked") or name.endswith("._target_")
+    return name in ("resume", "optimized_metric", "eval_at", "print_masked", "callbacks.evaluation.eval_at")
 
 
-def _plain(value: Any) -> Any:
-    """A value that can be compared and grouped: lists as text."""
-    return value if isinstance(value, int | float | str | bool) else "null" if value is None else str(value)
+def _is_class(name: str) -> bool:
+    return name.endswith("._target_")
+
+
+def _value(run: Run, name: str) -> Any:
+    """Value of an option; classes of this package without their module, which has moved between versions."""
+    if name == RECORDED:
+        return run.is_recorded
+    value = run.options.get(name, ABSENT)
+    is_own = _is_class(name) and str(value).startswith("supsup_lightning.")
+    return str(value).rpartition(".")[2] if is_own else value
+
+
+def _text(run: Run, name: str) -> str:
+    return shown(_value(run, name))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return float(value) if _is_number(value) else None
 
 
 def _sortable(column: pd.Series) -> pd.Series:
-    """Numbers by size; other values by the order in which they came."""
-    if pd.api.types.is_numeric_dtype(column):
-        return column
-    order = {value: place for place, value in enumerate(dict.fromkeys(column))}
-    return column.map(order)
+    """Numbers by size; after them other values, in the order in which they came."""
+    numbers = sorted({value for value in column if _is_number(value)})
+    texts = dict.fromkeys([*map(shown, numbers), *map(shown, column)])
+    places = {text: place for place, text in enumerate(texts)}
+    return column.map(lambda value: places[shown(value)])

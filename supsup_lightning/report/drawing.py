@@ -21,6 +21,7 @@ _STYLE: dict[Any, Any] = {
     # Verdana is as wide as DejaVu Sans, by which matplotlib measures.
     "font.family": ["DejaVu Sans"],
     "svg.fonttype": "none",
+    "text.parse_math": False,  # option values are text, whatever dollar signs they have
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

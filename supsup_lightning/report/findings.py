@@ -19,7 +19,8 @@ def findings(comparison: Comparison, *, y: str) -> list[str]:
     said = [f"Highest {METRICS[y]}: {_group(comparison, best)}: {_value(groups, best, y)}{_seeds(groups, best)}."]
     near = groups[groups[(y, "mean")] >= groups.loc[best, (y, "mean")] - TOLERANCE]
     if _SIZE in comparison.metrics and y != _SIZE:
-        smallest = near[(_SIZE, "mean")].idxmin()
+        sized = near[(_SIZE, "mean")].dropna()
+        smallest = sized.idxmin() if len(sized) else best
         size, largest = groups.loc[smallest, (_SIZE, "mean")], groups.loc[best, (_SIZE, "mean")]
         if smallest != best and size < largest:
             said.append(
@@ -44,7 +45,8 @@ def pareto_front(groups: pd.DataFrame, *, x: str, y: str) -> list[int]:
 def _along(comparison: Comparison, option: str, y: str) -> str:
     """Say how the metric changes with an option, for the best choice of the others."""
     groups = comparison.groups
-    best = groups.groupby((option, ""))[[(y, "mean")]].idxmax()[(y, "mean")]
+    known = groups[groups[(y, "mean")].notna()]
+    best = known.groupby((option, ""))[[(y, "mean")]].idxmax()[(y, "mean")]
     sized = _SIZE in comparison.metrics and y != _SIZE and groups[(_SIZE, "mean")].nunique() > 1
     sizes = {place: f" ({groups.loc[place, (_SIZE, 'mean')]:,.0f} bytes)" if sized else "" for place in best}
     steps = "; ".join(f"{shown(value)}: {_value(groups, place, y)}{sizes[place]}" for value, place in best.items())

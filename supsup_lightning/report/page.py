@@ -112,11 +112,8 @@ def _check(comparison: Comparison, *, x: str | None, y: str, group: Sequence[str
     if y not in comparison.metrics:
         raise ConfigurationError(f"--y {y}: these runs have no such number. They have {', '.join(comparison.metrics)}.")
     for name, option in [(x, "--x"), *((name, "--group") for name in group)]:
-        if name is not None and name not in comparison.varied:
-            comparison.checked(name, option=option)
-            raise ConfigurationError(
-                f"{option} {name} is not a varied option; runs differ in {', '.join(comparison.varied) or 'none'}."
-            )
+        if name is not None:
+            comparison.check_varied(name, option=option)
     if x is not None and not comparison.is_numeric(x):
         raise ConfigurationError(f"--x {x}: its values are not all numbers; use it as --group.")
     if x in group:
@@ -145,6 +142,7 @@ def _comparing(comparison: Comparison, *, x: str | None, y: str, group: Sequence
                 f"Every group of runs. {spread}.",
                 curves.by_group(groups, labels, [*dict.fromkeys(shares)]),
             )
+    if len(groups) > 1 and "model_bytes" in comparison.metrics:
         front = pareto_front(groups, x="model_bytes", y=y)
         figure = curves.against_bytes(groups, labels, x="model_bytes", y=y, front=front)
         caption = (
@@ -178,6 +176,8 @@ def _comparing(comparison: Comparison, *, x: str | None, y: str, group: Sequence
             )
             yield f"overlap_by_layer{suffix}", caption, curves.layers(arranged, own, column="overlap")
     costs = [name for name in _COSTS if name in comparison.metrics]
+    if not costs:
+        return
     caption = f"Time and memory. They depend on the machine, and on what else ran on it. {spread}."
     yield "costs", caption, curves.by_group(groups, labels, costs)
 
@@ -220,6 +220,16 @@ def _notes(comparison: Comparison, repeated: Sequence[Run]) -> list[str]:
     partial = [run for run in comparison.runs if any(name.startswith("limit_") for name in run.result)]
     if partial:
         notes.append(f"{len(partial)} runs trained or tested on a part of the data (trainer.limit_…).")
+    unrecorded = [run for run in comparison.runs if not run.is_recorded]
+    if unrecorded:
+        notes.append(
+            f"Options of {len(unrecorded)} runs are not known, as they have no run.json ({unrecorded[0].folder.name}): "
+            "those alike in scenario, data, network and method are averaged."
+        )
+    groups = comparison.groups
+    repeats = int((groups[("runs", "")] > groups[("seeds", "")]).sum())
+    if repeats:
+        notes.append(f"{repeats} rows of the table average several runs of the same seed (runs.csv has each of them).")
     versions = {str((run.result.get("versions") or {}).get("supsup-lightning")) for run in comparison.runs}
     if len(versions) > 1:
         notes.append(f"The runs are of different versions of this package: {', '.join(sorted(versions))}.")

@@ -253,7 +253,7 @@ def coefficients(gains: Mapping[int, Mapping[int, float]], *, true_tasks: Mappin
         axes.plot(asked[best], values[best], "v", color=LOOKS[1].color, label="largest: the inferred task")
         margin = max(0.15 * (values.max() - values.min()), 1e-12)
         axes.set_ylim(values.min() - margin, values.max() + 2 * margin)  # differences count, not the distance to 0
-        axes.set_ylabel("$-dO/da$")
+        axes.set_ylabel("$-dO/da$", parse_math=True)
         axes.set_title(f"image of task {true}", fontsize=8, loc="left")
     panels[-1].set_xlabel("task")
     panels[-1].xaxis.get_major_locator().set_params(integer=True)
