@@ -6,9 +6,13 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import logging
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import lightning as L
@@ -132,6 +136,37 @@ def run_cli(*overrides: str, cwd: Path, check: bool = True, **env: str) -> subpr
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env={**os.environ, **env})
     assert not check or done.returncode == 0, done.stderr
     return done
+
+
+def run_here(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> None:
+    """The command line in this process, which spares the imports; `run_cli` is the real thing."""
+    import train
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["train.py", *overrides])
+    train.main()
+
+
+def run_cli_here(*overrides: str, cwd: Path, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+    """`run_cli` without a process of its own, whose imports take longer than most of these runs."""
+    output, errors, status = StringIO(), StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(errors):
+        for name, value in env.items():
+            patch.setenv(name, value)
+        patch.setattr(logging.getLogger(), "handlers", [])  # of the job before
+        try:
+            run_here(patch, cwd, *overrides)
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except Exception:
+            traceback.print_exc()
+            status = 1
+    for name, module in [*sys.modules.items()]:  # the next run may have other modules of these names
+        if str(getattr(module, "__file__", None)).startswith(f"{cwd}{os.sep}"):
+            del sys.modules[name]
+    assert not check or status == 0, errors.getvalue()
+    return subprocess.CompletedProcess(["train.py", *overrides], status, output.getvalue(), errors.getvalue())
 
 
 @pytest.fixture

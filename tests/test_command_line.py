@@ -10,23 +10,13 @@ import torch
 
 from supsup_lightning.cli.command_line import run_name
 from supsup_lightning.methods import SupSup
-from tests.conftest import QUIET, ROOT, TINY, digits_lenet, run_cli, two_classes_of_images
+from tests.conftest import QUIET, ROOT, TINY, digits_lenet, run_cli, run_cli_here, run_here, two_classes_of_images
 
 CONTRACT = {
     "scenario", "data", "network", "method", "seed", "num_tasks", "num_masks", "average_accuracy", "accuracy_per_task",
     "task_inference_accuracy", "forgetting", "backward_transfer", "sparsity", "mask_bytes_per_task", "model_bytes",
     "train_seconds", "seconds_per_task", "inference_ms_per_batch", "peak_memory_bytes", "versions",
 }  # fmt: skip
-
-
-def run_here(monkeypatch, folder, *overrides):
-    """The command line in this process, which spares the imports; `run_cli` is the real thing."""
-    import train
-
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "argv", ["train.py", *overrides])
-    train.main()
 
 
 def results(folder):
@@ -92,7 +82,7 @@ def test_a_run_writes_what_the_contract_names(tmp_path):
 
 def test_a_sweep_gives_each_job_its_own_results(tmp_path):
     sweep = ["-m", "network.output_size=25,50", "mask.rule=topk", "mask.sparsity=0.5,0.9", *TINY]
-    run_cli(*sweep, cwd=tmp_path)
+    run_cli_here(*sweep, cwd=tmp_path)
     (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()  # of its own, named by the whole sweep
     assert "mask.sparsity=0.5,0.9" in folder.name
     found = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/results.json")}
@@ -107,7 +97,7 @@ def test_a_sweep_gives_each_job_its_own_results(tmp_path):
     }
     # Every job is done, so the same sweep has nothing left to do.
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/results.json")}
-    again = run_cli(*sweep, "resume=true", cwd=tmp_path)
+    again = run_cli_here(*sweep, "resume=true", cwd=tmp_path)
     assert "nothing left to do" in again.stdout
     assert "report in " in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/sweeps/*/*/results.json")}
@@ -133,7 +123,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
-    run_cli(*options, cwd=whole)
+    run_cli_here(*options, cwd=whole)
     process = subprocess.Popen([sys.executable, ROOT / "train.py", *options], cwd=killed)
     checkpoint = killed / "run" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
@@ -142,7 +132,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (killed / "run" / "results.json").exists()
-    run_cli(*options, "resume=true", cwd=killed)
+    run_cli_here(*options, "resume=true", cwd=killed)
     banks = []
     for folder in (whole, killed):
         method: SupSup = digits_lenet()
@@ -215,18 +205,19 @@ def test_mistakes_end_in_one_clear_message(overrides, message, tmp_path, monkeyp
 
 def test_a_rerun_sets_the_former_results_aside_only_once_it_trains(tmp_path):
     options = [*TINY, "hydra.run.dir=run"]
-    run_cli(*options, cwd=tmp_path)
+    run_cli_here(*options, cwd=tmp_path)
     before = results(tmp_path / "run")
-    assert "smaller than the 10 classes" in run_cli(*options, "network.output_size=5", cwd=tmp_path, check=False).stderr
+    refused = run_cli_here(*options, "network.output_size=5", cwd=tmp_path, check=False)
+    assert "smaller than the 10 classes" in refused.stderr
     assert results(tmp_path / "run") == before
-    run_cli(*options, "seed=1", cwd=tmp_path)
+    run_cli_here(*options, "seed=1", cwd=tmp_path)
     assert json.loads((tmp_path / "run" / "results.previous.json").read_text()) == before
     assert results(tmp_path / "run")["seed"] == 1
 
 
 def test_a_resume_with_other_options_is_refused_and_loses_nothing(tmp_path):
     options = ["data.num_tasks=3", "data.steps_per_task=20", "hydra.run.dir=run", *QUIET]
-    run_cli(*options, cwd=tmp_path)
+    run_cli_here(*options, cwd=tmp_path)
     (tmp_path / "run" / "results.json").unlink()  # as if killed before the test ended
     bank = (tmp_path / "run" / "mask_bank.safetensors").read_bytes()
     for change, message in {
@@ -235,7 +226,7 @@ def test_a_resume_with_other_options_is_refused_and_loses_nothing(tmp_path):
         "data.steps_per_task=10": "data.steps_per_task=20 there, 10 here",
         "mask.rule=topk mask.sparsity=0.5": "mask.rule=threshold there, topk here",
     }.items():
-        done = run_cli(*options, *change.split(), "resume=true", cwd=tmp_path, check=False)
+        done = run_cli_here(*options, *change.split(), "resume=true", cwd=tmp_path, check=False)
         assert done.returncode == 1
         assert message in done.stderr
         assert "Traceback" not in done.stderr
@@ -245,10 +236,10 @@ def test_a_resume_with_other_options_is_refused_and_loses_nothing(tmp_path):
     backup = checkpoint.with_name("last.backup.ckpt")
     for path in (checkpoint, backup):
         path.write_bytes(whole[: len(whole) // 2])
-    done = run_cli(*options, "resume=true", cwd=tmp_path, check=False)
+    done = run_cli_here(*options, "resume=true", cwd=tmp_path, check=False)
     assert "last.ckpt is damaged" in done.stderr
     backup.write_bytes(whole)
-    done = run_cli(*options, "resume=true", cwd=tmp_path)  # nothing but the test is left to do
+    done = run_cli_here(*options, "resume=true", cwd=tmp_path)  # nothing but the test is left to do
     assert "going on from the one before it" in done.stdout
     assert results(tmp_path / "run")["num_masks"] == 3
 
@@ -276,14 +267,14 @@ def test_an_interrupt_keeps_finished_tasks_and_is_no_result(tmp_path):
 
 
 def test_mixed_precision_runs_and_keeps_old_tasks(tmp_path):
-    run_cli(
+    run_cli_here(
         "trainer=amp", "trainer.accelerator=cpu", "scenario=gg", "hydra.run.dir=run", *TINY, "eval_at=all", cwd=tmp_path
     )
     assert results(tmp_path / "run")["forgetting"] == 0
 
 
 def test_wandb_offline(tmp_path):
-    run_cli("logger=wandb", "logger.offline=true", *[o for o in TINY if not o.startswith("logger")], cwd=tmp_path)
+    run_cli_here("logger=wandb", "logger.offline=true", *[o for o in TINY if not o.startswith("logger")], cwd=tmp_path)
     (folder,) = (tmp_path / "outputs").iterdir()
     assert results(folder)["num_tasks"] == 2
     assert list(folder.glob("wandb/offline-run-*/run-*.wandb"))
@@ -292,7 +283,8 @@ def test_wandb_offline(tmp_path):
 @pytest.mark.slow
 def test_two_processes_learn_as_one(tmp_path):
     for trainer in ("cpu", "ddp_cpu"):
-        run_cli(
+        run = run_cli_here if trainer == "cpu" else run_cli
+        run(
             f"trainer={trainer}",
             f"hydra.run.dir={trainer}",
             "data.num_tasks=2",
@@ -358,7 +350,7 @@ stream:
 
 
 def test_a_sweep_with_processes_of_its_own_is_refused(tmp_path):
-    done = run_cli("-m", "trainer=ddp_cpu", "seed=0,1", *TINY, cwd=tmp_path, check=False)
+    done = run_cli_here("-m", "trainer=ddp_cpu", "seed=0,1", *TINY, cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert "which a sweep (-m) cannot take" in done.stderr
 

@@ -28,8 +28,8 @@ from supsup_lightning.discovery import Decision, Discovery, Recurring, Switching
 from supsup_lightning.errors import ConfigurationError, DiscoveryStopped
 from supsup_lightning.report.metrics import TaskAssignment
 from supsup_lightning.schedules import constant, cosine
-from tests.conftest import QUIET, digits_lenet, fit, random_images, random_method, run_cli
-from tests.test_command_line import results, run_here
+from tests.conftest import QUIET, digits_lenet, fit, random_images, random_method, run_cli, run_cli_here, run_here
+from tests.test_command_line import results
 
 
 def digits_stream(num_tasks=3, *, steps=150, order=None, **options) -> Unannounced:
@@ -289,7 +289,8 @@ def test_two_processes_decide_as_one(tmp_path):
     options = ["scenario=nns", "data.num_tasks=3", "data.steps_per_task=120", "order=recurring", *QUIET]
     banks = []
     for name, trainer in (("one", "cpu"), ("two", "ddp_cpu")):
-        run_cli(*options, f"trainer={trainer}", f"hydra.run.dir={name}", cwd=tmp_path)
+        run = run_cli_here if trainer == "cpu" else run_cli
+        run(*options, f"trainer={trainer}", f"hydra.run.dir={name}", cwd=tmp_path)
         result = json.loads((tmp_path / name / "results.json").read_text())
         assert result["num_masks"] == 3
         assert result["assignment_accuracy"] > 0.95
@@ -347,7 +348,7 @@ def test_a_checkpoint_from_within_an_epoch_is_refused(tmp_path):
 
 def test_a_run_writes_what_was_discovered_and_draws_it(tmp_path):
     options = ["scenario=nns", "data.num_tasks=2", "data.steps_per_task=120", "logger=csv", "eval_at=all"]
-    done = run_cli(*options, "hydra.run.dir=run", cwd=tmp_path)
+    done = run_cli_here(*options, "hydra.run.dir=run", cwd=tmp_path)
     result = json.loads((tmp_path / "run" / "results.json").read_text())
     assert result["learned_as"] == {"0": [0], "1": [1]}
     assert result["adjusted_rand_index"] > 0.9
@@ -396,7 +397,6 @@ def test_a_run_writes_what_was_discovered_and_draws_it(tmp_path):
     ],
 )
 def test_mistakes_are_answered_before_training(overrides, message, tmp_path, monkeypatch, capsys):
-    from tests.test_command_line import run_here
 
     with pytest.raises(SystemExit):
         run_here(monkeypatch, tmp_path, *overrides, "data.num_tasks=2", *QUIET)

@@ -27,7 +27,7 @@ from supsup_lightning.bank.rows import TaskRows
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.layout import Layout
 from supsup_lightning.seeding import generator
-from tests.conftest import QUIET, ROOT, digits_lenet, fit, run_cli, two_classes_of_images
+from tests.conftest import QUIET, ROOT, digits_lenet, fit, run_cli_here, two_classes_of_images
 from tests.test_config import composed
 
 EXAMPLES = ROOT / "examples"
@@ -58,7 +58,7 @@ def images(tmp_path, monkeypatch):
 
 
 def results(*overrides, folder):
-    run_cli(*overrides, *QUIET, "eval_at=[]", "scenario=gg", "hydra.run.dir=run", cwd=folder)
+    run_cli_here(*overrides, *QUIET, "eval_at=[]", "scenario=gg", "hydra.run.dir=run", cwd=folder)
     return json.loads((folder / "run" / "results.json").read_text())
 
 
@@ -80,7 +80,7 @@ def test_lightning_data_modules(tmp_path):
 
 def test_a_rule_of_discovery(tmp_path):
     options = ["discovery=my_discovery", "data.num_tasks=2", "data.steps_per_task=110"]
-    run_cli(CONF, "scenario=nns", *options, *QUIET, "hydra.run.dir=run", cwd=tmp_path)
+    run_cli_here(CONF, "scenario=nns", *options, *QUIET, "hydra.run.dir=run", cwd=tmp_path)
     found = json.loads((tmp_path / "run" / "results.json").read_text())
     assert found["learned_as"] == {"0": [0], "1": [1]}
 
@@ -97,7 +97,9 @@ def test_a_method(tmp_path):
 
 
 def test_an_inference(tmp_path):
-    run_cli(CONF, "inference=my_inference", "data.num_tasks=3", "eval_at=[]", *QUIET, "hydra.run.dir=run", cwd=tmp_path)
+    run_cli_here(
+        CONF, "inference=my_inference", "data.num_tasks=3", "eval_at=[]", *QUIET, "hydra.run.dir=run", cwd=tmp_path
+    )
     found = json.loads((tmp_path / "run" / "results.json").read_text())
     assert found["task_inference_accuracy"] > 0.85
     assert found["average_accuracy"] > 0.85

@@ -28,7 +28,7 @@ from supsup_lightning import (
 from supsup_lightning.bank.hopfield_memory import capacity
 from supsup_lightning.callbacks.recovery import RecordRecovery
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
-from tests.conftest import DIGITS, QUIET, first_losses, fit, random_images, random_method, run_cli
+from tests.conftest import DIGITS, QUIET, first_losses, fit, random_images, random_method, run_cli, run_cli_here
 
 CLASSES = 10
 
@@ -384,7 +384,7 @@ def test_supsup_over_a_network_of_batch_statistics_needs_more_than_one_image(inf
 
 def test_a_run_writes_its_recovery(tmp_path):
     options = ["data.num_tasks=2", "data.steps_per_task=60", "network.hidden_sizes=[512,512]", "optimizer.lr=0.03"]
-    done = run_cli("method=hopfield", *options, "eval_at=[1]", "hydra.run.dir=run", cwd=tmp_path)
+    done = run_cli_here("method=hopfield", *options, "eval_at=[1]", "hydra.run.dir=run", cwd=tmp_path)
     result = json.loads((tmp_path / "run" / "results.json").read_text())
     assert (result["scenario"], result["network"], result["method"]) == ("gns", "hop_net", "hopfield")
     assert result["task_inference_accuracy"] == 1
@@ -405,7 +405,7 @@ def test_a_run_writes_its_recovery(tmp_path):
 
 @pytest.mark.slow
 def test_split_mnist_reaches_the_published_accuracy(mnist_root, tmp_path):
-    run_cli("experiment=split_mnist_hopfield", "eval_at=[]", *QUIET, "hydra.run.dir=run", cwd=tmp_path)
+    run_cli_here("experiment=split_mnist_hopfield", "eval_at=[]", *QUIET, "hydra.run.dir=run", cwd=tmp_path)
     result = json.loads((tmp_path / "run" / "results.json").read_text())
     assert result["average_accuracy"] >= 0.974
     assert result["recovery"]["recovered"] >= 0.99

@@ -16,8 +16,8 @@ from lightning.pytorch.loggers import Logger
 from wandb.proto.wandb_internal_pb2 import Record
 
 from supsup_lightning import ContinualModule, PermutedDigits
-from tests.conftest import ROOT, digits_lenet
-from tests.test_command_line import results, run_here
+from tests.conftest import ROOT, digits_lenet, run_here
+from tests.test_command_line import results
 
 SHORT = ["data.num_tasks=1", "data.steps_per_task=60", "trainer.log_every_n_steps=10", "scenario=gg", "eval_at=[]"]
 SHORT += ["~callbacks.progress", "~callbacks.figures"]

@@ -6,8 +6,8 @@ from torch import nn
 
 from supsup_lightning import ByName, HopSupSup, MaskOptions, SupSup
 from supsup_lightning.errors import ConfigurationError
-from tests.conftest import QUIET
-from tests.test_command_line import results, run_here
+from tests.conftest import QUIET, run_here
+from tests.test_command_line import results
 
 
 def network() -> nn.Module:

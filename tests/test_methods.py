@@ -33,7 +33,7 @@ from supsup_lightning.cli.command_line import check_options
 from supsup_lightning.errors import ConfigurationError, MismatchError
 from supsup_lightning.methods import protocols
 from supsup_lightning.methods.protocols import ByNumber
-from tests.conftest import DIGITS, TINY, StopAfter, first_losses, fit, random_images, run_cli
+from tests.conftest import DIGITS, TINY, StopAfter, first_losses, fit, random_images, run_cli_here
 from tests.test_config import composed
 
 CLASSES = 10
@@ -389,13 +389,13 @@ def test_a_run_that_broke_off_resumes_to_the_same_values(name, tmp_path):
 
 def test_a_rival_runs_and_reports_its_bytes(tmp_path):
     options = ["method=batch_ensemble", *TINY]
-    run_cli(*options, "hydra.run.dir=out", cwd=tmp_path)
+    run_cli_here(*options, "hydra.run.dir=out", cwd=tmp_path)
     result = json.loads((tmp_path / "out" / "results.json").read_text())
     assert result["scenario"] == "gg"
     assert result["kept_bytes"].keys() == {"values", "tasks", "trunk"}
     assert sum(result["kept_bytes"].values()) == result["kept_bytes_in_all"] < result["model_bytes"]
     assert result["cap"] > 1
-    shown = run_cli(*options, "print_masked=true", cwd=tmp_path).stdout
+    shown = run_cli_here(*options, "print_masked=true", cwd=tmp_path).stdout
     assert "a factor for each output" in shown
 
 
@@ -423,11 +423,11 @@ def test_a_search_is_for_masks_in_a_bank():
 
 
 def test_options_without_effect_are_refused_on_the_command_line(tmp_path):
-    done = run_cli("method=upper_bound", "mask.sparsity=0.5", cwd=tmp_path, check=False)
+    done = run_cli_here("method=upper_bound", "mask.sparsity=0.5", cwd=tmp_path, check=False)
     assert "mask.sparsity=0.5 has no effect with method=upper_bound" in done.stderr
-    done = run_cli("method=psp", "scenario=nns", "inference=exhaustive", cwd=tmp_path, check=False)
+    done = run_cli_here("method=psp", "scenario=nns", "inference=exhaustive", cwd=tmp_path, check=False)
     assert "PSP cannot train a finished task on" in done.stderr
-    done = run_cli("method=psp", "scenario=gnu", "inference=one_shot", cwd=tmp_path, check=False)
+    done = run_cli_here("method=psp", "scenario=gnu", "inference=one_shot", cwd=tmp_path, check=False)
     assert "OneShot needs a superposition" in done.stderr
     assert "inference=exhaustive" in done.stderr
 

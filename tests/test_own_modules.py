@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from tests.conftest import TINY, run_cli
-from tests.test_command_line import results, run_here
+from tests.conftest import TINY, run_cli, run_here
+from tests.test_command_line import results
 
 LAYER = """
 from torch import nn

@@ -15,8 +15,8 @@ import torchvision
 from supsup_lightning import GG, ContinualDataModule, GEMResNet18, Given, LeNet, SupSup
 from supsup_lightning.data import CIFAR10, CIFAR100, KMNIST, FashionMNIST, ImageFolder, Permuted, Split, Whole
 from supsup_lightning.errors import DataError
-from tests.conftest import QUIET, fit
-from tests.test_command_line import results, run_here
+from tests.conftest import QUIET, fit, run_here
+from tests.test_command_line import results
 
 
 @pytest.fixture

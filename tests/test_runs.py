@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 from supsup_lightning.cli import effects
 from supsup_lightning.cli.output_name import run_name
 from supsup_lightning.runs.job import alone_in
-from tests.conftest import QUIET, ROOT, two_classes_of_images
-from tests.test_command_line import results, run_here
+from tests.conftest import QUIET, ROOT, run_here, two_classes_of_images
+from tests.test_command_line import results
 
 SMALL = ["+network.width=0.1", "data.num_tasks=2", "data.steps_per_task=4", "eval_at=[]", "scenario=gg", *QUIET]
 

@@ -11,7 +11,7 @@ from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.masks import MaskOptions
 from supsup_lightning.methods.sparsity_search import SparsitySearch
 from supsup_lightning.scenario import NNS
-from tests.conftest import QUIET, StopAfter, digits_lenet, fit, random_method, run_cli
+from tests.conftest import QUIET, StopAfter, digits_lenet, fit, random_method, run_cli_here
 
 
 @given(accuracies=st.lists(st.integers(0, 100), min_size=8, max_size=8), tolerance=st.integers(0, 30))
@@ -100,7 +100,7 @@ def test_a_search_resumes_between_its_trainings_to_the_same_masks(tmp_path):
 
 def test_the_command_line_says_what_it_costs_and_what_was_chosen(tmp_path):
     options = ["mask.rule=topk", "mask.sparsity=auto", "mask.search.candidates=[0.5,0.9]", "data.num_tasks=2"]
-    done = run_cli(*options, "data.steps_per_task=30", *QUIET, "hydra.run.dir=out", cwd=tmp_path)
+    done = run_cli_here(*options, "data.steps_per_task=30", *QUIET, "hydra.run.dir=out", cwd=tmp_path)
     assert "mask.sparsity=auto trained each task 2 times" in " ".join(done.stdout.split())
     result = json.loads((tmp_path / "out" / "results.json").read_text())
     assert set(result["sparsity_search"]["chosen"]) == {"0", "1"}

@@ -19,8 +19,8 @@ from supsup_lightning.callbacks import LogTasks
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.runs import tracking
 from supsup_lightning.runs.wandb_logger import WandbLogger
-from tests.conftest import ROOT, digits_lenet, fit
-from tests.test_command_line import results, run_here
+from tests.conftest import ROOT, digits_lenet, fit, run_cli_here, run_here
+from tests.test_command_line import results
 from tests.test_loggers import Act, patient, records  # noqa: F401
 
 SHORT = ["data.num_tasks=3", "data.steps_per_task=20", "eval_at=all", "~callbacks.progress", "logger.offline=true"]
@@ -148,8 +148,8 @@ def test_a_resumed_run_logs_each_number_once(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_and_resumed_has_a_wandb_run_per_job_with_all_its_numbers(tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), "-m", *SHORT, "logger=wandb", "hydra.sweep.dir=jobs", "seed=0,1"]
-    command += ["~callbacks.figures"]
+    options = ["-m", *SHORT, "logger=wandb", "hydra.sweep.dir=jobs", "seed=0,1", "~callbacks.figures"]
+    command = [sys.executable, str(ROOT / "train.py"), *options]
     environment = {**os.environ, "WANDB_X_SERVICE_WAIT": "300"}
     started = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
@@ -162,7 +162,7 @@ def test_a_sweep_that_is_killed_and_resumed_has_a_wandb_run_per_job_with_all_its
     started.send_signal(signal.SIGKILL)  # its W&B service loses what it has not written, 15 seconds at most
     started.wait()
     time.sleep(1)  # W&B names folders by the second
-    subprocess.run([*command, "resume=true"], cwd=tmp_path, env=environment, check=True, timeout=300)
+    run_cli_here(*options, "resume=true", cwd=tmp_path, WANDB_X_SERVICE_WAIT="300")
     folders = sorted(path.parent for path in tmp_path.glob("jobs/*/results.json"))
     assert len(folders) == 2
     runs = [wandb_content(folder) for folder in folders]

@@ -27,7 +27,7 @@ from supsup_lightning.module import default_optimizer
 from supsup_lightning.planning import fitting, is_elementwise, training_bytes
 from supsup_lightning.report.summary import read_json
 from supsup_lightning.scenario import GG
-from tests.conftest import DIGITS, StopAfter, digits_lenet, fit, run_cli
+from tests.conftest import DIGITS, StopAfter, digits_lenet, fit, run_cli, run_cli_here
 
 GIVEN = ["scenario=gg", "logger=none", "~callbacks.figures"]
 
@@ -138,8 +138,8 @@ def test_a_checkpoint_loads_into_a_module_that_trains_one_by_one(tmp_path):
 
 def test_command_line_and_results(tmp_path):
     common = ["data.num_tasks=5", "data.steps_per_task=30", "eval_at=[1,3]", *GIVEN]
-    run_cli("data.tasks_at_once=auto", *common, "hydra.run.dir=out", cwd=tmp_path)
-    done = run_cli("data.tasks_at_once=2", *common, "hydra.run.dir=two", cwd=tmp_path)
+    run_cli_here("data.tasks_at_once=auto", *common, "hydra.run.dir=out", cwd=tmp_path)
+    done = run_cli_here("data.tasks_at_once=2", *common, "hydra.run.dir=two", cwd=tmp_path)
     assert "data.tasks_at_once=2: about" in done.stdout
     assert "task 5/5  validation accuracy" in done.stdout
     auto, two = (read_json(tmp_path / name / "results.json") for name in ("out", "two"))
@@ -169,7 +169,7 @@ def test_command_line_and_results(tmp_path):
     ],
 )
 def test_what_does_not_go_together_is_refused_before_training(overrides, message, tmp_path):
-    done = run_cli("data.num_tasks=2", "data.steps_per_task=5", *overrides, cwd=tmp_path, check=False)
+    done = run_cli_here("data.num_tasks=2", "data.steps_per_task=5", *overrides, cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -272,7 +272,7 @@ def test_a_compiled_network_learns_the_same_masks(at_once, tmp_path):
 
 
 def test_a_network_that_cannot_be_compiled_is_refused(tmp_path):
-    done = run_cli(
+    done = run_cli_here(
         "method.compile=true", "data.num_tasks=1", cwd=tmp_path, check=False, PATH="/nowhere",
         TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"),
     )  # fmt: skip
@@ -283,7 +283,7 @@ def test_a_network_that_cannot_be_compiled_is_refused(tmp_path):
 
 
 def test_mixed_precision_and_clipped_values_go_with_it(tmp_path):
-    run_cli(
+    run_cli_here(
         "trainer=amp", "+trainer.gradient_clip_val=1.0", "+trainer.gradient_clip_algorithm=value",
         "optimizer.fused=false", "data.tasks_at_once=2", "data.num_tasks=2", "data.steps_per_task=60", *GIVEN,
         "hydra.run.dir=out", cwd=tmp_path,
@@ -294,7 +294,9 @@ def test_mixed_precision_and_clipped_values_go_with_it(tmp_path):
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_a_fused_optimizer_with_clipping_in_mixed_precision_is_refused(at_once, tmp_path):
     clipped = ["trainer=amp", "+trainer.gradient_clip_val=1.0", "+trainer.gradient_clip_algorithm=value"]
-    done = run_cli(*clipped, f"data.tasks_at_once={at_once}", "data.num_tasks=2", *GIVEN, cwd=tmp_path, check=False)
+    done = run_cli_here(
+        *clipped, f"data.tasks_at_once={at_once}", "data.num_tasks=2", *GIVEN, cwd=tmp_path, check=False
+    )
     assert done.returncode == 1
     assert "add optimizer.fused=false" in done.stderr
 
@@ -312,7 +314,7 @@ def test_a_method_that_was_trained_is_copied_whole():
 
 
 def test_lines_for_tasks_say_nothing_of_epochs_that_were_not_validated(tmp_path):
-    done = run_cli(
+    done = run_cli_here(
         "data.tasks_at_once=2", "data.num_tasks=5", "data.steps_per_task=10", "+trainer.check_val_every_n_epoch=2",
         *GIVEN, cwd=tmp_path,
     )  # fmt: skip
@@ -332,7 +334,8 @@ def test_two_processes_learn_the_same_masks(tmp_path):
     common = ["data.tasks_at_once=2", "data.num_tasks=3", "data.steps_per_task=20", *GIVEN, "~callbacks.progress"]
     banks = []
     for trainer in ("cpu", "ddp_cpu"):
-        run_cli(f"trainer={trainer}", *common, f"hydra.run.dir={trainer}", cwd=tmp_path)
+        run = run_cli_here if trainer == "cpu" else run_cli
+        run(f"trainer={trainer}", *common, f"hydra.run.dir={trainer}", cwd=tmp_path)
         method = digits_lenet()
         method.load(tmp_path / trainer / "mask_bank.safetensors")
         banks.append(method.bank)
