@@ -63,7 +63,7 @@ def shift(discriminant: LinearDiscriminant, features: Tensor, labels: Tensor) ->
             pairs = len(own) * (len(own) - 1)
             known = torch.isin(part.classes, classes)
             apart = torch.cdist(part.whitened(part.means[known]).double(), middle).square()[:, 0]
-            # Less the mean of products of different images, -Q / pairs, which they have because they share their middle.
+            # Less the mean of the products of different images, -Q / pairs, which they owe to their common middle.
             unlike = products.square().sum() - products.diagonal().square().sum() - squares**2 / pairs
             variance = 2 * unlike.clamp(min=0) / pairs**2
             places = discriminant.places[classes]
