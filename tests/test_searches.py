@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from supsup_lightning.report.summary import read_json
-from tests.conftest import QUIET, run_cli_here
+from tests.conftest import QUIET, run_cli, run_cli_here
 from tests.test_config import composed
 
 TINY = ["data.num_tasks=2", "data.steps_per_task=10", *QUIET]
@@ -39,9 +39,7 @@ def test_jobs_at_once_give_the_bits_of_jobs_one_after_another(tmp_path):
     run_cli_here(*command, cwd=tmp_path)
     (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()
     banks = {path.parent.name: path.read_bytes() for path in folder.glob("*/mask_bank.safetensors")}
-    done = run_cli_here(
-        *command, "launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=together", cwd=tmp_path
-    )
+    done = run_cli(*command, "launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=together", cwd=tmp_path)
     assert banks == {
         path.parent.name: path.read_bytes() for path in (tmp_path / "together").glob("*/mask_bank.safetensors")
     }
