@@ -32,7 +32,7 @@ def write_run(folder: Path, accuracy: float, *, overrides: dict, options: dict |
     every |= {"data.seed": every["seed"], "schedule.warmup_steps": 0}
     choices = {"scenario": "gnu", "data": "permuted_digits", "network": "lenet", "method": "supsup"}
     choices |= {name: value for name, value in overrides.items() if name in choices}
-    digest = str(hash(json.dumps([every, choices])))
+    digest = (result.get("identity") or {}).get("digest") or str(hash(json.dumps([every, choices])))
     (folder / "run.json").write_text(json.dumps({"digest": digest, "options": every, "choices": choices}))
     record = {
         "status": "finished",
@@ -219,6 +219,21 @@ def test_numbers_that_whole_groups_lack_are_left_out(tmp_path):
     for y in ("average_accuracy", "task_inference_accuracy"):
         names = {picture.name for picture in page.write([tmp_path], tmp_path / "report", y=y).pictures}
         assert names == {f"{name}_by_network_output_size" for name in (y, "task_inference_accuracy")}
+
+
+def test_results_of_another_run_than_run_json_do_not_count(tmp_path):
+    folder = write_run(tmp_path / "a", 0.9, overrides={"seed": 0})
+    stored = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**stored, "digest": "another"}))
+    run = read(folder)
+    assert not run.finished
+    assert "different runs" in run.error
+
+
+def test_folders_of_data_without_known_files_are_told_apart(tmp_path):
+    for seed, root in enumerate(("here", "there")):
+        write_run(tmp_path / root, 0.9, overrides={"seed": seed, "data.root": root})
+    assert compare(collect([tmp_path])).varied == ("data.root",)
 
 
 def test_the_page_has_its_figures_and_tables(sweep):

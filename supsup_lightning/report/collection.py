@@ -92,20 +92,24 @@ def read(folder: Path) -> Run:
     record = job_record.read(trained_in) or {}
     overrides = record.get("overrides") or _overrides(trained_in)
     tested_with = evaluation.get("overrides", [])
-    options = {**_options(trained_in, overrides), **{_name(each): _value(each) for each in tested_with}}
+    stored, digest = _stored(trained_in)
+    options = {**_typed(overrides), **stored, **{_name(each): _value(each) for each in tested_with}}
     typed = frozenset(_name(override) for override in [*overrides, *tested_with])
+    said = (evaluation.get("run") or result.get("identity") or {}).get("digest")
+    if said and digest and said != digest:
+        result, damage = {}, "results.json and run.json are of different runs: their digests differ"
     if result and {"average_accuracy", "num_tasks"} <= result.keys():
         for name in ("scenario", "data", "network", "method", "seed"):
             if name in result:
                 options[name] = result[name]
         files = (result.get("identity") or {}).get("files")
-        if files is None:  # the data do not depend on their folder
-            options.pop("data.root", None)
-        else:
+        if files is not None:
             options |= {"data.root": files["root"], "data files": str(files["sources"])}
+        elif not stored:  # run.json has the folder only if the data depend on it
+            options.pop("data.root", None)
         later = record.get("status") in ("failed", "stopped") and not evaluation
         error = _last_line(record.get("error", "")) if later else ""
-        return Run(folder, typed, options, result, error=error, is_recorded="seed" in _stored(trained_in))
+        return Run(folder, typed, options, result, error=error, is_recorded=bool(stored))
     state = record.get("status", "not finished")
     error = damage or _last_line(record.get("error", ""))
     if state == "finished":  # one that trains nothing, such as print_masked=true
@@ -125,20 +129,20 @@ def _run_folders(folder: Path) -> Iterator[Path]:
             yield from _run_folders(child)
 
 
-def _options(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Options of run.json, or those of the command line for a run that did not begin training."""
-    typed: dict[str, Any] = {_name(override): _value(override) for override in overrides}
-    typed = {name: value for name, value in typed.items() if name.partition(".")[0] not in _WITHOUT_EFFECT}
-    return {**typed, **_stored(folder)}
+def _typed(overrides: Sequence[str]) -> dict[str, Any]:
+    """Options of the command line that may change a result."""
+    typed = {_name(override): _value(override) for override in overrides}
+    return {name: value for name, value in typed.items() if name.partition(".")[0] not in _WITHOUT_EFFECT}
 
 
-def _stored(folder: Path) -> dict[str, Any]:
-    """Options and choices of run.json, which has no option that changes no result; empty without one."""
+def _stored(folder: Path) -> tuple[dict[str, Any], str]:
+    """Options and choices of run.json, which has no option that changes no result, and its digest; empty without it."""
     stored, _ = _json(folder / "run.json")
     options, choices = stored.get("options"), stored.get("choices") or {}
     if not isinstance(options, dict):
-        return {}
-    return {**options, **{group: name for group, name in choices.items() if group not in _WITHOUT_EFFECT}}
+        return {}, ""
+    chosen = {group: name for group, name in choices.items() if group not in _WITHOUT_EFFECT}
+    return {**options, **chosen}, stored.get("digest", "")
 
 
 def _overrides(folder: Path) -> list[str]:
