@@ -23,8 +23,8 @@ _OF_TRAINING = ("tasks_at_once", *(name for name in LIMITS if name != "limit_tes
 class WriteEvaluation(WriteResults):
     """Writes results.json and the matrix of an evaluation, and nothing of the run that it tests.
 
-    Numbers of the training are those of the run. Forgetting and backward transfer are null: they compare the test with
-    earlier ones of the same kind, which there are none of.
+    Numbers of the training are those of the run. Forgetting, backward transfer and average incremental accuracy are
+    null: they need earlier tests of the same kind, which there are none of.
 
     Args:
         folder: where results go.
@@ -99,6 +99,7 @@ class WriteEvaluation(WriteResults):
             **_validation(run, num_tasks=num_tasks, same_data=not self.evaluation["other_data"]),
             **_first(run, "epochs_per_task_trained", num_tasks),
             "num_classes": result["num_classes"][:num_tasks],
+            "average_incremental_accuracy": None,
             "forgetting": None,
             "backward_transfer": None,
             **_seconds(run, num_tasks=num_tasks),

@@ -23,7 +23,8 @@ from supsup_lightning.discovery.learner import Decision
 from supsup_lightning.errors import SaveError
 from supsup_lightning.files import set_aside
 from supsup_lightning.methods.protocols import KnowsMasks
-from supsup_lightning.report import records, summary
+from supsup_lightning.report import incremental, records, summary
+from supsup_lightning.report.metrics import TaskAccuracy
 from supsup_lightning.runs import run_identity, tracking
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class WriteResults(L.Callback):
         self.validation: dict[int, float] = {}  # accuracy of each finished task; NaN without validation images
         self.seconds: dict[int, float] = {}  # of training, by task
         self.test_seconds: list[float] = []
+        self.given: TaskAccuracy | None = None  # of the final test, with the task given where it was hidden
         self._started = 0.0
         self._training_began = False
         self._saved = ""  # the digest of what is in the bank's file
@@ -118,18 +120,32 @@ class WriteResults(L.Callback):
             then = "resume=true goes on from there" if resumable else "there is no checkpoint yet to go on from"
             Console().print(f"stopped; {finished} finished tasks are kept, and {then}")
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Reset the times of an earlier test."""
+    def on_test_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
+        """Reset the times and counts of an earlier test."""
         self.test_seconds.clear()
+        self.given = None
+        if incremental.can_be_given(pl_module.method, pl_module.scenario):
+            self.given = TaskAccuracy(len(trainer.num_test_batches)).to(pl_module.device)
 
     def on_test_batch_start(self, *_: Any) -> None:
         """Start the clock."""
         self._started = perf_counter()
 
-    def on_test_batch_end(self, *_: Any) -> None:
-        """Stop the clock."""
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: "ContinualModule",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop the clock; then predict with the task given, for the task-incremental accuracy."""
         _wait_for_accelerator()
         self.test_seconds.append(perf_counter() - self._started)
+        if self.given is not None and len(batch[1]):
+            with trainer.precision_plugin.test_step_context():  # as in the test step
+                incremental.count_given(self.given, pl_module, batch, task=dataloader_idx, outputs=outputs)
 
     def completed(self, result: dict[str, Any], module: "ContinualModule") -> dict[str, Any]:
         """Return the results as they are written; a subclass may change them."""
@@ -139,9 +155,11 @@ class WriteResults(L.Callback):
         """Write results.json and accuracy_matrix.csv, tell the loggers, and print the table."""
         skipped = torch.tensor(trainer.datamodule.num_skipped(), device=pl_module.device)
         skipped = trainer.strategy.reduce(skipped, reduce_op="sum")
+        assert pl_module.test_accuracy is not None
+        images = trainer.strategy.reduce(pl_module.test_accuracy.images.clone(), reduce_op="sum")
+        given = None if self.given is None else self.given.compute()[0].cpu()
         if not trainer.is_global_zero:
             return
-        assert pl_module.test_accuracy is not None
         self._save_bank(trainer, pl_module)
         num_tasks = len(pl_module.test_accuracy.images)
         evaluation, record, recovered = evaluation_of(trainer), record_of_stream(trainer), recovery_of(trainer)
@@ -165,6 +183,15 @@ class WriteResults(L.Callback):
             recovery=None if recovered is None else recovered.results(),
             validation=self.validation,
             identity=run_identity.summary(self.folder),
+            class_incremental=incremental.entries(
+                scenario=pl_module.scenario,
+                inference=pl_module.inference,
+                accuracy=pl_module.test_accuracy,
+                matrix=matrix,
+                images=images.cpu(),
+                num_learned=len(pl_module.method.tasks),
+                given=given,
+            ),
         )
         boundary = boundary_of(trainer)
         result |= shortened(trainer, {} if boundary is None else boundary.patience.finished)

@@ -247,12 +247,15 @@ class ContinualModule(L.LightningModule):
             # A process without images has rows of the same shape as the others, which `torch.distributed` needs.
             self.test_confusion.update(0, torch.empty(0, dtype=torch.int64, device=self.device))
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Count correct predictions by the rules of the scenario; the loader's index is the true task."""
         assert self.test_accuracy is not None
         if batch_idx == 0:
             self._show_in_bar(dataloader_idx)
-        self.evaluate(batch, task=dataloader_idx, accuracy=self.test_accuracy, confusion=self.test_confusion)
+        right, found = self.evaluate(
+            batch, task=dataloader_idx, accuracy=self.test_accuracy, confusion=self.test_confusion
+        )
+        return {"right": right, "found": found}
 
     def on_test_epoch_end(self) -> None:
         """Log the averages over tasks; all processes take part, as their counts are summed."""
@@ -309,11 +312,15 @@ class ContinualModule(L.LightningModule):
         task: int,
         accuracy: TaskAccuracy,
         confusion: TaskConfusion | None = None,
-    ) -> None:
-        """Predict one test batch of ``task`` as the scenario has it, and count."""
+    ) -> tuple[Tensor, Tensor]:
+        """Predict one test batch of ``task`` as the scenario has it, and count.
+
+        Returns:
+            Which images are predicted right, and whose task is found, both ``(batch,)`` bool.
+        """
         images, labels = batch
         if not len(labels):
-            return
+            return (torch.empty(0, dtype=torch.bool, device=labels.device),) * 2
         if self.scenario.task_known_at_inference:
             found = torch.ones_like(labels, dtype=torch.bool)
             right = self.classes(self.method(images, task), task) == labels
@@ -328,6 +335,7 @@ class ContinualModule(L.LightningModule):
             if not self.scenario.labels_shared:
                 right &= found
         accuracy.update(task, right=right, found=found)
+        return right, found
 
     @torch.no_grad()
     def infer(self, images: Tensor) -> tuple[Tensor, Tensor]:

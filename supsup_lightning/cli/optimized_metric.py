@@ -17,8 +17,9 @@ _ALWAYS = (
     *("mask_bytes_per_task", "kept_bytes_in_all", "model_bytes", "peak_memory_bytes"),
     *("train_seconds", "inference_ms_per_batch"),
 )
-_TASK_HIDDEN = ("task_inference_accuracy",)
+_TASK_HIDDEN = ("task_inference_accuracy", "last_accuracy")
 _ANNOUNCED = ("forgetting", "backward_transfer")
+_CLASS_INCREMENTAL = ("average_incremental_accuracy", "task_incremental_accuracy")
 _UNANNOUNCED = ("adjusted_rand_index", "assignment_accuracy", "num_combinations", "combination_bytes")
 
 
@@ -36,7 +37,7 @@ def check(config: DictConfig) -> None:
     announced = effects.is_announced(config)
     known = [*_ALWAYS, *(_ANNOUNCED if announced else _UNANNOUNCED)]
     if not str(config.scenario.get("path", "")).endswith(".GG"):
-        known += _TASK_HIDDEN
+        known += [*_TASK_HIDDEN, *(_CLASS_INCREMENTAL if announced else ())]
     names = names_of(config.optimized_metric)
     for name in names:
         if name not in known:

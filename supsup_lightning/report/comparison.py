@@ -17,6 +17,9 @@ from supsup_lightning.report.collection import Run, parsed
 METRICS = {
     "average_accuracy": "accuracy",
     "task_inference_accuracy": "tasks found",
+    "last_accuracy": "last accuracy",
+    "average_incremental_accuracy": "average incremental accuracy",
+    "task_incremental_accuracy": "accuracy with the task given",
     "validation_accuracy": "validation accuracy",
     "forgetting": "forgetting",
     "backward_transfer": "backward transfer",

@@ -19,6 +19,7 @@ from supsup_lightning.checks.trainer_checks import LIMITS
 from supsup_lightning.files import replacing
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.protocols import TrainsOn
+from supsup_lightning.report import incremental
 from supsup_lightning.report.metrics import TaskAccuracy, TaskAssignment, backward_transfer, forgetting
 from supsup_lightning.scenario import Scenario
 
@@ -57,6 +58,7 @@ def results(
     recovery: Mapping[str, Any] | None = None,
     validation: Mapping[int, float] | None = None,
     identity: Mapping[str, Any] | None = None,
+    class_incremental: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the contents of results.json.
 
@@ -75,6 +77,7 @@ def results(
         recovery: statistics of mask recovery from a Hopfield memory, made by `RecoveryStatistics`.
         validation: accuracy of each task on its validation images, with the task given; NaN if it has none.
         identity: digests of the configuration and of the data files.
+        class_incremental: entries made by `incremental.entries`.
     """
     right, found = accuracy.compute()
     kept = method.kept_bytes()
@@ -89,6 +92,7 @@ def results(
         **_validation(validation or {}, num_tasks=len(per_task)),
         "num_classes": list(num_classes),
         "task_inference_accuracy": None if scenario.task_known_at_inference else round(found.mean().item(), 6),
+        **(class_incremental or {}),
         # Without announced tasks, no task is learned at one time, after which it could be forgotten.
         "forgetting": forgetting(matrix) if scenario.task_known_in_training else None,
         "backward_transfer": backward_transfer(matrix) if scenario.task_known_in_training else None,
@@ -186,6 +190,7 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
     skipped, found = result["skipped_images"], result["task_inference_accuracy"]
     if skipped:
         said.append(f"{skipped} image{'s' if skipped > 1 else ''} could not be read and left out of account")
+    said += incremental.remarks(result)
     limited = [f"trainer.{name}={result[name]}" for name in LIMITS if name in result]
     if limited:
         said.append(f"{', '.join(limited)}: these are the numbers of a part of the data")
@@ -322,4 +327,5 @@ def table(result: Mapping[str, Any], *, accuracy: TaskAccuracy, method: Method) 
         *([tasks] if learned_as is not None else []),
         style="bold",
     )
+    shown.caption = incremental.in_words(result) or None
     return shown
