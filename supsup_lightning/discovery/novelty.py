@@ -25,7 +25,7 @@ class NoveltyDiscovery(Discovery):
 
     needs_gate = True
 
-    def __init__(self, objective: str = "entropy", *, deviations: float = 6.0, **options) -> None:
+    def __init__(self, objective: str = "entropy", *, deviations: float = 5.0, **options) -> None:
         super().__init__(objective, **options)
         number = isinstance(deviations, (int, float)) and not isinstance(deviations, bool)
         if not number or not deviations > 0:
