@@ -1,6 +1,7 @@
 """Task boundaries: begins and finishes tasks in training."""
 
 from collections.abc import Sequence
+from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -13,6 +14,7 @@ from supsup_lightning.data import TaskSequence
 from supsup_lightning.data.workers import seeded
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference import OneShot
+from supsup_lightning.inference.consistency import measure
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.patience import Patience
 from supsup_lightning.methods.protocols import Searches, WarmStarts
@@ -59,6 +61,8 @@ class TaskBoundary(L.Callback):
                 check_validation(trainer, option="mask.sparsity=auto", every_epoch=False)
             if data.patience is not None:
                 check_validation(trainer, option=f"data.patience={data.patience}", every_epoch=True)
+            if method.transforms:
+                _check_images_to_measure_on(data)
             if data.tasks_at_once != 1:
                 _check_independence(trainer, pl_module)
             if trainer.current_epoch == 0:
@@ -126,6 +130,9 @@ class TaskBoundary(L.Callback):
             method.finish_task(*tasks)
             if method.gate is not None:
                 _tell_gate(module, data, tasks)
+            for task in tasks if method.transforms else ():
+                with in_mode(module, training=False):
+                    measure(method, data.val_loader(task), task=task, num_classes=max(module.num_classes))
             if module.finished_answers is not None:
                 module.finished_answers.check()
 
@@ -208,6 +215,16 @@ def _check_tasks(trainer: L.Trainer, module: "ContinualModule", *, over: bool) -
         raise ConfigurationError(
             f"Training was stopped within task {first}, and a Trainer does not keep what the optimizer needs to go on; "
             "resume from a checkpoint (ckpt_path)."
+        )
+
+
+def _check_images_to_measure_on(data: TaskSequence) -> None:
+    """Raise `ConfigurationError` if a task has no validation image to measure its score on."""
+    without = next((task for task in range(data.num_tasks) if length_hint(data.val_loader(task), 1) == 0), None)
+    if without is not None:
+        raise ConfigurationError(
+            f"method.superfluous measures each task's score on its validation images, and task {without} has none; "
+            "raise data.validation_share, or use method.superfluous=idle."
         )
 
 

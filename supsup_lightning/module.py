@@ -20,6 +20,7 @@ from supsup_lightning.inference import Discriminant, Inference, OneShot
 from supsup_lightning.inference.inference import differentiable
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.protocols import RecoversMasks, TrainsOn
+from supsup_lightning.methods.transforms import copies
 from supsup_lightning.optimization import (
     MakeOptimizer,
     MakeSchedule,
@@ -184,6 +185,8 @@ class ContinualModule(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Cross-entropy over all outputs, superfluous ones included, under the masks of the tasks in training.
 
+        Each image comes with its transformed copies where superfluous outputs learn these (`Method.transforms`).
+
         Of several tasks, in a batch ``(tasks, batch, ...)``, the losses are summed, so that each has the gradient that
         it has by itself.
         """
@@ -192,8 +195,12 @@ class ContinualModule(L.LightningModule):
             images, labels = images.unsqueeze(0), labels.unsqueeze(0)
         if batch_idx == 0:
             self._show_in_bar(self.method.live.tasks[0])
+        learned = labels
+        if self.method.transforms:
+            images, learned = copies(images, labels, self.method.transforms, num_classes=max(self.num_classes))
         logits = self.method.forward_live(images)
-        loss = cross_entropy(logits.flatten(0, 1), labels.flatten()) * len(labels)
+        loss = cross_entropy(logits.flatten(0, 1), learned.flatten()) * len(learned)
+        logits = logits[:, : labels.shape[1]]  # of the images themselves
         # Each `self.log` costs about as much as the rest of Lightning's loop, so only where a logger takes the value.
         every = self.trainer.log_every_n_steps
         if self.trainer.loggers and every and (self.global_step + 1) % every == 0:

@@ -83,9 +83,8 @@ class FinishedMasks:
         """Raise `DataError` or `MismatchError` unless the tensors are a valid `state` of any number of tasks."""
         combined = {f"combinations.{name}" for name in self.combinations.state_dict()}
         optional = combined if combined <= tensors.keys() else set()
-        check_names(
-            tensors, {"packed", "tasks"}, optional=optional | ({"statistics"} if self._num_statistics else set())
-        )
+        needed = {"tasks", *self.bank.columns} - {"statistics"}
+        check_names(tensors, needed, optional=optional | ({"statistics"} if self._num_statistics else set()))
         bank, combinations = self.parts_of(tensors)
         self.bank.check_state(bank)
         self.combinations.check_state(combinations)
@@ -109,7 +108,9 @@ class FinishedMasks:
             raise MismatchError(
                 f"The mask bank {source} holds combinations of its masks, which cannot be merged; load it by itself."
             )
-        other = MaskBank(self.bank.num_weights, self._num_statistics)
+        other = MaskBank(
+            self.bank.num_weights, self._num_statistics, with_standardisation=self.bank.with_standardisation
+        )
         other.load_state_dict(bank)
         clashes = sorted({*other.tasks.tolist()} & {*self.combinations.tasks.tolist()})
         if clashes:
@@ -118,7 +119,7 @@ class FinishedMasks:
 
     def parts_of(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Split a file's tensors into the states of the bank and of the combinations."""
-        bank = {name: tensors[name] for name in ("packed", "tasks")}
+        bank = {name: tensors[name] for name in ("tasks", *self.bank.columns) if name != "statistics"}
         bank["statistics"] = tensors.get("statistics", torch.empty(bank["tasks"].numel(), 0))
         combined = codec.under("combinations.", tensors)
         return bank, combined or Combinations(self._num_statistics).state_dict()

@@ -18,6 +18,8 @@ class MaskBank(TaskRows):
         packed: ``(masks, ceil(weights / 8))`` uint8, in the order in which masks were added.
         tasks: ``(masks,)`` int64, the task of each row.
         statistics: ``(masks, statistics)`` float32, the running statistics of normalisation layers.
+        standardisation: ``(masks, 2)`` float32, mean and spread of a score on the task's own images; present only
+            ``with_standardisation``.
         counts: ``(weights,)`` int32, number of masks in which each weight is on; gives the mean mask without unpacking.
 
     >>> bank = MaskBank(3)
@@ -32,9 +34,13 @@ class MaskBank(TaskRows):
     counts: Tensor
     kind = "mask"
 
-    def __init__(self, num_weights: int, num_statistics: int = 0) -> None:
-        super().__init__(packed=(-(-num_weights // 8), torch.uint8), statistics=(num_statistics, torch.float32))
+    def __init__(self, num_weights: int, num_statistics: int = 0, *, with_standardisation: bool = False) -> None:
+        columns = {"packed": (-(-num_weights // 8), torch.uint8), "statistics": (num_statistics, torch.float32)}
+        if with_standardisation:  # other banks, and their checkpoints and files, have no such table
+            columns["standardisation"] = (2, torch.float32)
+        super().__init__(**columns)
         self.num_weights = num_weights
+        self.with_standardisation = with_standardisation
         self.register_buffer("counts", torch.zeros(num_weights, dtype=torch.int32), persistent=False)
 
     def add(self, task: int, mask: Tensor, statistics: Tensor | None = None) -> None:
@@ -48,7 +54,10 @@ class MaskBank(TaskRows):
             raise ValueError(f"A mask of this bank has shape ({self.num_weights},); got {tuple(mask.shape)}.")
         mask = mask.to(self.counts.device, torch.bool)
         none = self.statistics.new_empty(0)
-        self.append(task, packed=bits.pack(mask), statistics=none if statistics is None else statistics)
+        rows = {"packed": bits.pack(mask), "statistics": none if statistics is None else statistics}
+        if self.with_standardisation:
+            rows["standardisation"] = self.statistics.new_tensor([0.0, 1.0])  # until it is measured
+        self.append(task, **rows)
         self.counts += mask
 
     def get(self, task: int) -> Tensor:
@@ -63,6 +72,12 @@ class MaskBank(TaskRows):
     def get_statistics(self, task: int) -> Tensor:
         """Return a copy of the statistics of ``task``, ``(statistics,)``. Raises `KeyError` if it has none."""
         return self.read(task, "statistics")
+
+    def standardise(self, task: int, mean: float, spread: float) -> None:
+        """Store mean and spread of the task's score. Raises `KeyError` if it has no mask."""
+        table = self.get_buffer("standardisation")
+        row = self.row(task)  # a new table, as copies of a bank may share the old one
+        self.standardisation = table.index_copy(0, self.tasks.new_tensor([row]), table.new_tensor([[mean, spread]]))
 
     def replace(self, task: int, mask: Tensor, statistics: Tensor | None = None) -> None:
         """Replace the mask, and the statistics if given, of ``task``. Raises `KeyError` if it has none."""
@@ -91,9 +106,9 @@ class MaskBank(TaskRows):
             task
             for task in other.tasks.tolist()
             if task in self
-            and not (
-                torch.equal(self.get(task), other.get(task).to(self.packed.device))
-                and torch.equal(self.get_statistics(task), other.get_statistics(task).to(self.packed.device))
+            and not all(
+                torch.equal(self.read(task, name), other.read(task, name).to(self.packed.device))
+                for name in self.columns
             )
         ]
         if clashes:
@@ -101,6 +116,8 @@ class MaskBank(TaskRows):
         for task in other.tasks.tolist():
             if task not in self:
                 self.add(task, other.get(task), other.get_statistics(task))
+                if self.with_standardisation:
+                    self.standardise(task, *other.read(task, "standardisation").tolist())
 
     def superpose(self, coefficients: Tensor | None = None) -> Tensor:
         """Superposition ``sum_i a_i M_i``, ``(weights,)`` float32. Raises `KeyError` if the bank is empty.

@@ -3,8 +3,10 @@
 from supsup_lightning.data import TaskDataModule, TaskSequence
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference import Inference
-from supsup_lightning.methods import Method
+from supsup_lightning.inference.consistency import check_consistency
+from supsup_lightning.methods import Method, SupSup
 from supsup_lightning.methods.protocols import ByNumber, RecoversMasks, Superposes, TrainsOn, offer
+from supsup_lightning.methods.transforms import check_transforms
 from supsup_lightning.scenario import Scenario
 
 
@@ -36,6 +38,8 @@ def check_parts(scenario: Scenario, inference: Inference, method: Method) -> Non
             f"{type(inference).__name__} needs {offer(inference.needs)}, which {name} does not offer; use "
             f"{_usual_inference(method)}, or another method."
         )
+    for option, objective in getattr(inference, "objectives", {}).items():
+        check_consistency(option, objective, method)
     if scenario.task_known_at_inference and inference.finds_task:
         raise ConfigurationError(
             f"In scenario={scenario.name.lower()} the task is known at inference, so there is nothing for "
@@ -62,6 +66,11 @@ def check_outputs(inference: Inference, method: Method, data: TaskDataModule, *,
             f"network.output_size={output_size} is smaller than the {largest} classes of task {task}; "
             f"raise it to at least {largest}."
         )
+    if isinstance(method, SupSup) and method.transforms:
+        for images in (data.example(), *data.other_examples().values()):
+            check_transforms(
+                method.superfluous, method.transforms, images, output_size=output_size, num_classes=largest
+            )
     layers = method.layout.names if isinstance(method, Superposes) else ()
     inference.check(output_size=output_size, num_classes=largest, layers=layers)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from supsup_lightning.inference.inference import ConfidenceInference, logits_of_each
+from supsup_lightning.inference.inference import ConfidenceInference, objective_of_each
 from supsup_lightning.methods import Method
 
 
@@ -20,4 +20,4 @@ class Exhaustive(ConfidenceInference):
 
     def _of_all(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """``(k, batch)``."""
-        return self.objective(logits_of_each(method, images, torch.arange(len(method.tasks))), num_classes)
+        return objective_of_each(method, images, torch.arange(len(method.tasks)), num_classes, self.objective)

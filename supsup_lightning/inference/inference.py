@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from supsup_lightning.errors import ConfigurationError, as_whole, check_whole
-from supsup_lightning.inference.objectives import check_superfluous, make_objective
+from supsup_lightning.inference.consistency import NAME, consistency, standardised, value_of
+from supsup_lightning.inference.objectives import Objective, check_superfluous, make_objective
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.protocols import ByNumber, Superposes
 
@@ -101,8 +102,8 @@ class ConfidenceInference(Inference):
     """The task under which the network is most confident.
 
     Args:
-        objective: ``entropy``, ``superfluous`` (needs an output_size above the number of classes) or
-            ``max_probability``.
+        objective: ``entropy``, ``superfluous`` (needs an output_size above the number of classes), ``max_probability``
+            or ``consistency`` (needs a method whose superfluous outputs learn transformed copies).
         images: how many images decide. An integer ``n``: the first ``n`` of a batch decide for all of it (the paper:
             1). ``batch``: all of them do. ``each``: every image finds its own task.
         temperature: of the softmax, for ``entropy`` alone.
@@ -117,11 +118,16 @@ class ConfidenceInference(Inference):
         self.images = check_images(images)
         self.name = objective
         self.asks_single_images = self.images in (1, "each")
-        self.objective = make_objective(objective, temperature=temperature)
+        self.objective = _objective(objective, temperature=temperature)
 
     def check(self, *, output_size: int, num_classes: int, layers: Sequence[str] = ()) -> None:
         """Raise `ConfigurationError` if the objective needs superfluous outputs and the network has none."""
         check_superfluous("inference", self.name, output_size=output_size, num_classes=num_classes)
+
+    @property
+    def objectives(self) -> dict[str, str]:
+        """Names of the objectives in use, by option."""
+        return {"inference.objective": self.name}
 
     @torch.no_grad()
     def __call__(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
@@ -152,6 +158,23 @@ def logits_of_each(method: Method, images: Tensor, rows: Tensor) -> Tensor:
             logits = own.new_empty(len(rows), *own.shape)
         logits[place] = own  # not kept in a list: small tensors in the gaps of large ones let a CPU's heap grow
     return logits
+
+
+def objective_of_each(method: Method, images: Tensor, rows: Tensor, num_classes: int, objective: Objective) -> Tensor:
+    """``(rows, batch)``: the objective under the mask of each of these tasks, in standard units for `consistency`."""
+    if objective is not consistency:
+        return objective(logits_of_each(method, images, rows), num_classes)
+    values = torch.empty(len(rows), len(images), device=images.device)
+    for place, task in enumerate(method.tasks[rows.to(method.tasks.device)].tolist()):
+        own = value_of(objective, lambda copy, task=task: method(copy, task), images, num_classes, method)
+        values[place] = standardised(own, method, task)
+    return values
+
+
+def _objective(name: str, *, option: str = "inference.objective", temperature: float = 1.0) -> Objective:
+    if name == NAME and temperature == 1:
+        return consistency
+    return make_objective(name, option=option, temperature=temperature, others=(NAME,))
 
 
 class GradientInference(ConfidenceInference):
@@ -200,7 +223,7 @@ class GradientInference(ConfidenceInference):
         self.candidate_objective = candidate_objective
         self.judge = self.objective
         if candidate_objective is not None:
-            self.judge = make_objective(candidate_objective, option="inference.candidate_objective")
+            self.judge = _objective(candidate_objective, option="inference.candidate_objective")
         self.layers = layers if isinstance(layers, str) else list(layers)
 
     def check(self, *, output_size: int, num_classes: int, layers: Sequence[str] = ()) -> None:
@@ -215,9 +238,15 @@ class GradientInference(ConfidenceInference):
                     f"({', '.join(layers)})."
                 )
 
+    @property
+    def objectives(self) -> dict[str, str]:
+        """Names of the objectives in use, by option."""
+        judge = {} if self.candidate_objective is None else {"inference.candidate_objective": self.candidate_objective}
+        return {**super().objectives, **judge}
+
     def judged(self, method: Method, images: Tensor, num_classes: int, rows: Tensor) -> Tensor:
         """Objective of each image under each of these candidates, ``(rows, batch)``."""
-        return self.judge(logits_of_each(method, images, rows), num_classes)
+        return objective_of_each(method, images, rows, num_classes, self.judge)
 
 
 def layers_among(layers: str | Sequence[str], names: Iterable[str]) -> list[str]:

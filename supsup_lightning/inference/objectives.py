@@ -68,16 +68,20 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def make_objective(name: str, *, temperature: float = 1.0, option: str = "inference.objective") -> Objective:
+def make_objective(
+    name: str, *, temperature: float = 1.0, option: str = "inference.objective", others: tuple[str, ...] = ()
+) -> Objective:
     """Create the objective for ``inference.objective`` and ``inference.temperature``.
+
+    ``others`` are names that the caller makes itself, for messages.
 
     Raises:
         ConfigurationError: an option that is unknown, out of its range or without effect.
     """
-    check_choice(option, name, tuple(OBJECTIVES))
+    check_choice(option, name, (*OBJECTIVES, *others))
     if temperature <= 0:
         raise ConfigurationError(f"inference.temperature={temperature} must be positive.")
-    if temperature == 1:
+    if temperature == 1 and name in OBJECTIVES:
         return OBJECTIVES[name]
     if name != "entropy":
         raise ConfigurationError(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.inference.consistency import value_of
 from supsup_lightning.inference.inference import GradientInference, differentiable, layers_among
 from supsup_lightning.inference.objectives import Objective
 from supsup_lightning.methods import Method
@@ -70,7 +71,10 @@ def _gradients(
         raise ConfigurationError(f"inference.layers={layers} matches none of {', '.join(superposed)}.")
 
     def value(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-        return objective(method.base.call_superposed({**superposed, **parameters}, images), num_classes).mean()
+        given = {**superposed, **parameters}
+        return value_of(
+            objective, lambda copy: method.base.call_superposed(given, copy), images, num_classes, method
+        ).mean()
 
     def gradients(images: Tensor) -> dict[str, Tensor]:
         found = grad(value)(asked, images)

@@ -18,6 +18,7 @@ from supsup_lightning.methods.base_network import BaseNetwork
 from supsup_lightning.methods.live import LiveTasks
 from supsup_lightning.methods.protocols import ByNumber
 from supsup_lightning.methods.recompute import keep_for_backward, take_out
+from supsup_lightning.methods.transforms import Transform
 
 if TYPE_CHECKING:
     from supsup_lightning.gate import Gate
@@ -74,12 +75,15 @@ class Method(nn.Module, ABC):
         identity: options and checksum that a checkpoint or file has to share.
         gate: sums over features of the finished tasks' images, by which inference=discriminant finds tasks; set by
             `ContinualModule`. None for any other inference.
+        transforms: of the copies of images that superfluous outputs learn, the identity first; empty if they learn
+            nothing.
         begins_anew: `begin_task` does not depend on what earlier tasks, or an earlier attempt at the task, have left.
     """
 
     finished: TaskRows
     file_format: str = codec.TRAINED_NETWORK
     begins_anew = True
+    transforms: tuple[Transform, ...] = ()
     _mask_sizes: tuple[int, ...] = ()  # of layers, where what is kept is masks
     _needs_base = True  # finished tasks compute with the network's own weights
     _keeps_statistics = True  # each task has running statistics of its own

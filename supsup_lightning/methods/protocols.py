@@ -58,6 +58,19 @@ class Superposes(Protocol):
 
 
 @runtime_checkable
+class StandardisesScores(Protocol):
+    """Superfluous outputs that learn transformed copies (method.superfluous=rotations, of method=supsup)."""
+
+    def standardise(self, task: int, mean: float, spread: float) -> None:
+        """Keep the mean and the spread of a finished task's score on its own validation images."""
+        ...
+
+    def standardisation(self, task: int) -> tuple[float, float]:
+        """Mean and spread of a finished task's score."""
+        ...
+
+
+@runtime_checkable
 class KnowsMasks(Protocol):
     """Masks of the finished tasks, for statistics."""
 

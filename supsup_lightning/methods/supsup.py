@@ -22,6 +22,7 @@ from supsup_lightning.methods.kept_scores import KeptScores
 from supsup_lightning.methods.method import Part
 from supsup_lightning.methods.sparsity_search import SparsitySearch
 from supsup_lightning.methods.starting_scores import StartingScores
+from supsup_lightning.methods.transforms import Option, described, make_transforms
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,9 @@ class SupSup(FrozenNetworkMethod):
             network's own (pretrained, say).
         store_weights: put the masked weights into checkpoints and bank files, too. Otherwise these hold a checksum
             that refuses other weights. Parameters that are not masked (biases, say) are small and always stored.
+        superfluous: what outputs beyond the classes learn: ``idle``, to stay low; ``rotations``, the classes of images
+            turned by 90, 180 and 270 degrees, for ``inference.objective=consistency``; or functions of images
+            ``(batch, *shape)`` whose copies they learn.
         compile: training steps call the network through `torch.compile`; needs a C++ compiler (docs/speed.md).
         seed: of weights and scores.
 
@@ -69,6 +73,7 @@ class SupSup(FrozenNetworkMethod):
         mask: MaskOptions | None = None,
         weights: str = "signed_constant",
         store_weights: bool = False,
+        superfluous: Option = "idle",
         compile: bool = False,
         seed: int = 0,
         **options: Any,
@@ -95,7 +100,9 @@ class SupSup(FrozenNetworkMethod):
             seed=seed,
         )
         num_statistics = self.base.statistics_layout.num_weights
-        self.bank = MaskBank(self.layout.num_weights, num_statistics)
+        self.superfluous = superfluous
+        self.transforms = make_transforms(superfluous)
+        self.bank = MaskBank(self.layout.num_weights, num_statistics, with_standardisation=bool(self.transforms))
         self.combinations = Combinations(num_statistics)
         self.finished_masks = FinishedMasks(self.bank, self.combinations)
         self._mask_sizes = self.layout.sizes
@@ -105,6 +112,8 @@ class SupSup(FrozenNetworkMethod):
         self.begins_like_another = mask.init == "nearest"
         if mask.init != "random":
             self.identity["init"] = mask.init
+        if self.transforms:
+            self.identity["superfluous"] = described(superfluous)
         self.search = search
         self.trials_per_task = 1 if search is None else search.num_trials
         if search is not None:
@@ -192,10 +201,26 @@ class SupSup(FrozenNetworkMethod):
         mask = self.bank.get(task)
         return self.rule.scores_of(mask, drawn.to(mask.device))
 
+    # Confidence of a task, compared with what it is on the task's own images.
+
+    def standardise(self, task: int, mean: float, spread: float) -> None:
+        """Keep the mean and the spread of a finished task's score on its own validation images."""
+        self.bank.standardise(task, mean, spread)
+
+    def standardisation(self, task: int) -> tuple[float, float]:
+        """Mean and spread of the task's score; 0 and 1 before they were measured."""
+        mean, spread = self.bank.read(task, "standardisation").tolist()
+        return mean, spread
+
     # Streams that announce no task (scenario NNs).
 
     def keep_scores(self, place: str) -> None:
         """Keep the scores of finished tasks for `reopen_task`, in one of `KeptScores`' places."""
+        if self.transforms:
+            raise ConfigurationError(
+                f"method.superfluous={described(self.superfluous)} measures each task's score when it ends, and "
+                "scenario=nns does not tell when that is; use method.superfluous=idle."
+            )
         if self.one_after_another is not None:
             raise ConfigurationError(
                 f"{self.one_after_another} needs to be told where a task ends, and scenario=nns does not tell."
@@ -327,9 +352,10 @@ class SupSup(FrozenNetworkMethod):
         return parts
 
     def details(self) -> dict[str, Any]:
-        """Where scores started, if not at random, and the search for each task's sparsity, if there was one."""
+        """Where scores started, if not at random, what superfluous outputs learned, and the search for each task's sparsity, if there was one."""
         init = {"init": self.start.init} if self.start.init != "random" else {}
-        return {**init, **({} if self.search is None else {"sparsity_search": self.search.report()})}
+        superfluous = {"superfluous": described(self.superfluous)} if self.transforms else {}
+        return {**init, **superfluous, **({} if self.search is None else {"sparsity_search": self.search.report()})}
 
     def layer_statistics(self) -> list[LayerStatistics]:
         """Density and overlap of the masks, one entry per masked parameter; combinations are left out."""
