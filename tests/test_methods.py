@@ -92,9 +92,13 @@ def logits_of(method, task: int) -> torch.Tensor:
 
 
 PROTOCOLS = {p for p in vars(protocols).values() if getattr(p, "_is_runtime_protocol", False)}
+_SUPSUP = {
+    *("ByNumber", "Superposes", "TrainsTogether", "Searches", "WarmStarts", "TrainsOn", "KnowsMasks"),
+    "StandardisesScores",
+}
 OFFERED = {
-    "supsup": {"ByNumber", "Superposes", "TrainsTogether", "Searches", "WarmStarts", "TrainsOn", "KnowsMasks"},
-    "supsup_topk": {"ByNumber", "Superposes", "TrainsTogether", "Searches", "WarmStarts", "TrainsOn", "KnowsMasks"},
+    "supsup": _SUPSUP,
+    "supsup_topk": _SUPSUP,
     "hopfield": {"RecoversMasks", "KnowsMasks"},
     **{
         f"{name}{trunk}": {"ByNumber", "SetsLearningRate"}

@@ -3,7 +3,8 @@
 Every method: ``tasks`` ``(tasks,)`` int64, ``statistics`` ``(tasks, statistics)`` float32 of normalisation layers,
 ``parameters.<name>`` for the network's parameters that no seed regrows, and the ``seed`` that regrows the others.
 Mask bank: ``packed`` ``(masks, ceil(weights / 8))`` uint8, or the output of `entropy_coding.encode` if that takes fewer
-bytes. ``standardisation`` ``(masks, 2)`` float32, where superfluous outputs learn transformed copies. Combinations of masks, if there are any, as ``combinations.<name>`` (`Combinations`).
+bytes. ``standardisation`` ``(masks, 2)`` float32, where superfluous outputs learn transformed copies. Combinations of
+masks, if there are any, as ``combinations.<name>`` (`Combinations`).
 Hopfield memory: ``memory.triangle_<block>``, ``memory.total`` and ``memory.num_patterns`` (`HopfieldMemory.packed`).
 Methods that train weights: ``values`` ``(tasks, values)`` float32, one row per task; ``trunk``, ``weights`` and
 ``shared_statistics``, which all tasks share.

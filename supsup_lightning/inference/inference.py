@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -166,7 +166,7 @@ def objective_of_each(method: Method, images: Tensor, rows: Tensor, num_classes:
         return objective(logits_of_each(method, images, rows), num_classes)
     values = torch.empty(len(rows), len(images), device=images.device)
     for place, task in enumerate(method.tasks[rows.to(method.tasks.device)].tolist()):
-        own = value_of(objective, lambda copy, task=task: method(copy, task), images, num_classes, method)
+        own = value_of(objective, partial(method, task=task), images, num_classes, method)
         values[place] = standardised(own, method, task)
     return values
 

@@ -352,7 +352,7 @@ class SupSup(FrozenNetworkMethod):
         return parts
 
     def details(self) -> dict[str, Any]:
-        """Where scores started, if not at random, what superfluous outputs learned, and the search for each task's sparsity, if there was one."""
+        """Where scores started, what superfluous outputs learned, the search for the sparsity; none by default."""
         init = {"init": self.start.init} if self.start.init != "random" else {}
         superfluous = {"superfluous": described(self.superfluous)} if self.transforms else {}
         return {**init, **superfluous, **({} if self.search is None else {"sparsity_search": self.search.report()})}

@@ -1,7 +1,8 @@
-"""Transformed copies of images, which superfluous outputs learn: class ``c`` under transform ``r`` is output ``r * C + c``.
+"""Transformed copies of images, which superfluous outputs learn.
 
-``C`` is the largest number of classes of a task, the same for all tasks. Transform 0 is the identity, so outputs 0 to
-``C - 1`` stay the classes. A mask that was trained so knows its own images: it names the transform right, too.
+Class ``c`` under transform ``r`` is output ``r * C + c``. ``C`` is the largest number of classes of a task, the same
+for all tasks. Transform 0 is the identity, so outputs 0 to ``C - 1`` stay the classes. A mask that was trained so knows
+its own images: it names the transform right, too.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ def rotated(images: Tensor, *, quarters: int) -> Tensor:
 
 
 def make_transforms(option: Option) -> tuple[Transform, ...]:
-    """Transforms for ``method.superfluous``: none for ``idle``, four for ``rotations``, or the identity and those given.
+    """Transforms for ``method.superfluous``: none for ``idle``, four for ``rotations``, or identity and those given.
 
     Raises:
         ConfigurationError: neither one of these names nor a list of functions.
@@ -52,7 +53,9 @@ def described(option: Option) -> str:
     return option if isinstance(option, str) else ", ".join(map(_name, option))
 
 
-def copies(images: Tensor, labels: Tensor, transforms: Sequence[Transform], *, num_classes: int) -> tuple[Tensor, Tensor]:
+def copies(
+    images: Tensor, labels: Tensor, transforms: Sequence[Transform], *, num_classes: int
+) -> tuple[Tensor, Tensor]:
     """Every image under every transform, with the outputs that these copies are to be.
 
     Args:
