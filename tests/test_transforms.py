@@ -238,3 +238,8 @@ def test_streams_that_announce_no_task_are_refused(tmp_path):
     data = Unannounced(PermutedDigits(num_tasks=2, steps_per_task=20))
     with pytest.raises(ConfigurationError, match=r"scenario=nns does not tell when"):
         fit(rotating(), data, folder=tmp_path, scenario=NNS, inference=OneShot("entropy"))
+
+
+def test_the_parts_of_a_task_add_up_to_its_bytes():
+    method = digits_lenet(superfluous="rotations")
+    assert -(-sum(part.task_bytes for part in method.parts()) // 1) == method.task_bytes()

@@ -349,6 +349,8 @@ class SupSup(FrozenNetworkMethod):
             elif name in self.base.regrown:
                 kept = "tied"
             parts.append(Part(name, tuple(tensor.shape), kept, density, task_bytes))
+        if self.transforms:
+            parts.append(Part("standardisation", (2,), "statistics", None, 8.0))
         return parts
 
     def details(self) -> dict[str, Any]:
