@@ -28,6 +28,12 @@ def test_a_run_writes_what_the_contract_names(tmp_path):
     (folder,) = (tmp_path / "outputs").iterdir()
     result = results(folder)
     own = {
+        "images_per_decision",
+        "last_accuracy",
+        "average_incremental_accuracy",
+        "task_incremental_accuracy",
+        "task_incremental_accuracy_per_task",
+        "test_images_per_task",
         "validation_accuracy",
         "validation_accuracy_per_task",
         "optimized_metric",
