@@ -75,7 +75,7 @@ class LinearDiscriminant:
             without = tasks[~known].tolist()
             raise ConfigurationError(
                 f"inference=discriminant: the gate has no sums of the finished task{'s' if len(without) > 1 else ''} "
-                f"{', '.join(map(str, without[:10]))}, which was trained without it; train with "
+                f"{', '.join(map(str, without[:10]))}, trained without it; train with "
                 "inference=discriminant, or use another inference."
             )
         asked = torch.isin(sums.tasks, tasks).nonzero().flatten()
