@@ -125,6 +125,7 @@ class ContinualModule(L.LightningModule):
             self.method.check_num_tasks(data.num_tasks)
         network_trial.check_superposition(self.method, self.inference, example)
         if self.method.gate is not None:
+            trainer_checks.check_double(self.trainer)
             self.method.gate.choose_features(self.method, example, keeps_neighbours=data.keeps_neighbours)
 
     def on_fit_start(self) -> None:

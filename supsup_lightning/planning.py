@@ -95,7 +95,7 @@ def training_bytes(
         make_optimizer: of the scores.
     """
     values = 4 * method.live.values.shape[1]
-    of_images = _saved_bytes(method, images) + images.nbytes
+    of_images = (_saved_bytes(method, images) + images.nbytes) * max(1, len(method.transforms))
     return int(values * (4 + _state_per_weight(make_optimizer)) + of_images / len(images) * batch_size)
 
 

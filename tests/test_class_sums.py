@@ -116,3 +116,17 @@ def _sums(parts, *, per_task=False):
 
 def _row(sums, task, label):
     return int(((sums.tasks == task) & (sums.labels == label)).nonzero())
+
+
+@pytest.mark.parametrize("per_task", [False, True])
+def test_a_matrix_counts_all_of_its_images_those_of_removed_tasks_too(per_task):
+    parts = [(task, *_images(50 + 10 * task, classes=2, seed=task)) for task in range(3)]
+    sums = _sums(parts, per_task=per_task)
+    sums.remove(2)
+    again = ClassSums.unpacked(sums.packed(), per_task=per_task)
+    expected = {0: 50, 1: 60} if per_task else {0: 180, 1: 180}
+    for each in (sums, again):
+        assert {task: each.scatter_count(task) for task in (0, 1)} == expected
+    state = sums.state_dict()
+    with pytest.raises(DataError, match="fewer images than its classes"):
+        sums.check_state({**state, "scatter_counts": state["scatter_counts"] * 0})

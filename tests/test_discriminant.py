@@ -1,10 +1,13 @@
 """Inference by the gate: found tasks, files, resumed runs, other methods, and options that are refused."""
 
+import copy
+import itertools
+
 import lightning as L
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from supsup_lightning import (
     BatchEnsemble,
@@ -20,7 +23,7 @@ from supsup_lightning import (
 from supsup_lightning.data import Digits, Split
 from supsup_lightning.errors import ConfigurationError, MismatchError
 from supsup_lightning.gate.features import KINDS
-from supsup_lightning.scenario import GG, GNS
+from supsup_lightning.scenario import GG, GNS, NNS
 from tests.conftest import StopAfter, digits_lenet, fit
 
 
@@ -216,6 +219,54 @@ def test_tasks_that_were_trained_without_it_are_named(tmp_path):
         module.infer(data.example())
 
 
+def test_another_inference_keeps_the_sums_or_is_refused(trained):
+    module, _, _ = trained
+    images, _ = next(iter(_split().test_loader(1)))
+    method = copy.deepcopy(module.method)
+    other = ContinualModule(method, inference=Discriminant("convolution", regularisation=0.1, classes="mask"))
+    other.num_classes = module.num_classes
+    assert method.gate.regularisation == 0.1
+    assert len(method.gate.sums) == 10
+    assert (other.infer(images)[0] == 1).float().mean() > 0.8
+    other.inference = Discriminant()
+    assert all(torch.equal(*pair) for pair in zip(other.infer(images), module.infer(images), strict=True))
+    for wrong in (Discriminant("projection"), Discriminant(num_features=7), Discriminant(per_task=True)):
+        with pytest.raises(MismatchError, match="use the options of training"):
+            ContinualModule(method, inference=wrong)
+        other.inference = wrong
+        with pytest.raises(MismatchError, match="use the options of training"):
+            other.infer(images)
+    fresh = digits_lenet()
+    ContinualModule(fresh, inference=Discriminant("projection"))
+    ContinualModule(fresh, inference=Discriminant(per_task=True))
+    assert fresh.gate.sums.per_task
+    assert fresh.gate.kind == "auto"
+
+
+def test_a_file_without_sums_leaves_none(trained, tmp_path):
+    module, _, _ = trained
+    ContinualModule(digits_lenet()).method.save(tmp_path / "none.safetensors")
+    method = copy.deepcopy(module.method)
+    method.load(tmp_path / "none.safetensors")
+    assert not len(method.gate.sums)
+    assert not len(method.gate.rows)
+
+
+def test_a_loader_without_an_end_is_taken_for_an_epoch(tmp_path):
+    images, labels = torch.rand(8, 1, 8, 8), torch.arange(8) % 2
+    sequence = DataModuleSequence([_Endless(images, labels)], num_classes=2, steps_per_task=5)
+    module, _ = fit(digits_lenet(), sequence, folder=tmp_path, inference=Discriminant("projection"))
+    assert module.method.gate.sums.counts.tolist() == [20, 20]
+
+
+def test_layers_that_the_network_does_not_call_give_no_features():
+    method = SupSup(_WithHead())
+    gate = ContinualModule(method, inference=Discriminant("hidden")).method.gate
+    gate.choose_features(method, torch.rand(2, 4), keeps_neighbours=False)
+    assert gate.description["layers"] == ["last"]
+    assert gate.features(method, torch.rand(3, 4)).shape == (3, 5)
+
+
 def _split() -> ContinualDataModule:
     return ContinualDataModule(Split(Digits(), classes_per_task=2), steps_per_task=40)
 
@@ -232,6 +283,28 @@ class _Shuffled(L.LightningDataModule):
         return DataLoader(self.data, batch_size=16)
 
 
+class _Endless(_Shuffled):
+    def train_dataloader(self):
+        return DataLoader(_Repeated(*self.data.tensors), batch_size=8)
+
+
+class _Repeated(IterableDataset):
+    def __init__(self, images, labels):
+        self.pairs = [*zip(images, labels, strict=True)]
+
+    def __iter__(self):
+        return itertools.cycle(self.pairs)
+
+
+class _WithHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.auxiliary, self.last = nn.Linear(4, 5), nn.Linear(5, 3), nn.Linear(5, 2)
+
+    def forward(self, inputs):
+        return self.last(self.first(inputs).relu())
+
+
 def test_inputs_of_no_task_are_unknown(trained):
     module, _, _ = trained
     asking = ContinualModule(module.method, inference=Discriminant(unknown=0.05))
@@ -246,7 +319,7 @@ def test_inputs_of_no_task_are_unknown(trained):
     accepted = asking.infer(known)[0]
     assert torch.equal(accepted[accepted >= 0], module.infer(known)[0][accepted >= 0])
     gate, quantiles = module.method.gate, module.method.gate.rows.read(2, "distances")
-    mean = gate.discriminant(module.method.tasks).mean_distance(2)
+    mean = gate.discriminant(module.method.tasks).mean_distances()[2]
     found = gate.furthest(module.method.tasks, refused=0.05)[2].item()
     assert found == pytest.approx(quantiles[95].item() * mean, rel=1e-5)
 
@@ -256,6 +329,8 @@ def test_unknown_needs_single_images_and_a_share():
         Discriminant(unknown=5)
     with pytest.raises(ConfigurationError, match=r"inference.images=each with it, not batch"):
         Discriminant(unknown=0.05, images="batch")
+    with pytest.raises(ConfigurationError, match=r"scenario=nns no task has validation images.*unknown=null"):
+        ContinualModule(digits_lenet(), inference=Discriminant(unknown=0.05), scenario=NNS)
 
 
 def test_unknown_needs_validation_images(tmp_path):

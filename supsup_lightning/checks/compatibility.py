@@ -50,6 +50,11 @@ def check_parts(scenario: Scenario, inference: Inference, method: Method) -> Non
             f"In scenario={scenario.name.lower()} the task is hidden at inference, so inference=given cannot be; "
             "use inference=one_shot, binary or exhaustive, or scenario=gg."
         )
+    if inference.finds_unknown and not scenario.task_known_in_training:
+        raise ConfigurationError(
+            f"In scenario={scenario.name.lower()} no task has validation images, on which inference.unknown is "
+            "measured; use inference.unknown=null. (discovery=novelty tells tasks that are new.)"
+        )
     if not scenario.task_known_at_inference and not scenario.labels_shared and not inference.numbers_tasks:
         raise ConfigurationError(
             f"In scenario={scenario.name.lower()} the number of the task has to be right, which "

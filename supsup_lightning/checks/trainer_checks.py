@@ -4,6 +4,7 @@ check_run        every stage: callbacks, strategy, source of the data
 check_fit        limits and lengths of training
 check_validation validation after each training or epoch, for options that need it
 check_start      training that is over already
+check_double     devices that the gate cannot compute on
 check_schedule   schedules that do not fit a task
 check_learned    every task that is tested was learned
 """
@@ -213,6 +214,16 @@ def check_start(trainer: Any, network: nn.Module) -> None:
         raise ConfigurationError(
             "Trainer(sync_batchnorm=True) needs GPUs, and this run is on CPUs; leave it out (masks then depend on the "
             "number of processes)."
+        )
+
+
+def check_double(trainer: Any) -> None:
+    """Raise `ConfigurationError` for a device without float64, in which inference=discriminant sums."""
+    device = trainer.strategy.root_device
+    if device.type == "mps":
+        raise ConfigurationError(
+            f"inference=discriminant sums in float64, which {device} does not have; use trainer.accelerator=cpu, or "
+            "another inference."
         )
 
 

@@ -31,6 +31,7 @@ class ModuleLoader:
         loader: the data module's loader.
         length: number of training batches; the loader is repeated as often as needed. None in evaluation: one pass,
             whatever length the loader reports.
+        most: number of batches of one pass, at most; None: all.
         skip: number of training batches to skip at the start.
         epoch: epoch within the task; each pass of each epoch shuffles by its own seed.
     """
@@ -43,6 +44,7 @@ class ModuleLoader:
         loader: Any,
         *,
         length: int | None = None,
+        most: int | None = None,
         skip: int = 0,
         epoch: int = 0,
     ) -> None:
@@ -51,6 +53,7 @@ class ModuleLoader:
         self.half = half
         self.loader = loader
         self.length = length
+        self.most = most
         self.skip = skip
         self.epoch = epoch
         module = sequence.modules[task]
@@ -65,7 +68,7 @@ class ModuleLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         module, device = self.sequence.modules[self.task], self.sequence.device
-        batches = self._once() if self.length is None else self._part(self.length)
+        batches = itertools.islice(self._once(), self.most) if self.length is None else self._part(self.length)
         watch = Watch(lambda number, _: f"Batch {number} of {self.name}")
         for number, batch in enumerate(batches):
             given = module.on_before_batch_transfer(batch, 0)

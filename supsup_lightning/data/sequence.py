@@ -177,10 +177,15 @@ class DataModuleSequence(TaskSequence):
         return ModuleLoader(self, task, "validation", loader)
 
     def each_image(self, task: int, *, half: str) -> "ModuleLoader | list":
-        """Return one pass of the task's own loader, with the augmentation that this has, if any."""
+        """Return one pass of the task's own loader, with the augmentation that this has, if any.
+
+        A loader without a length may have no end: of it, an epoch.
+        """
         if half == "validation":
             return self.val_loader(task)
-        return ModuleLoader(self, task, "training", self._loader(task, "train"), epoch=0)
+        loader = self._loader(task, "train")
+        endless = length_hint(loader, -1) < 0
+        return ModuleLoader(self, task, "training", loader, most=self.steps_per_epoch(task) if endless else None)
 
     def test_loader(self, task: int) -> ModuleLoader:
         """Return the task's own test loader."""

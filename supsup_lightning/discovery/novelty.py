@@ -18,22 +18,18 @@ class NoveltyDiscovery(Discovery):
     gradients cannot. Needs ``inference=discriminant``, whose sums it compares with.
 
     Args:
-        objective: has no effect here.
         deviations: number of standard deviations.
         options: those of `Discovery`.
     """
 
     needs_gate = True
 
-    def __init__(self, objective: str = "entropy", *, deviations: float = 5.0, **options) -> None:
-        super().__init__(objective, **options)
+    def __init__(self, *, deviations: float = 5.0, **options) -> None:
+        super().__init__(**options)
         number = isinstance(deviations, (int, float)) and not isinstance(deviations, bool)
         if not number or not deviations > 0:
             raise ConfigurationError(f"discovery.deviations={deviations!r} must be positive.")
         self.deviations = deviations
-
-    def check(self, *, output_size: int, num_classes: int) -> None:
-        """Do nothing: no objective is asked."""
 
     def judge(
         self,

@@ -60,7 +60,6 @@ class Discovery(ABC):
     """Base class of rules: when to judge a batch, and what follows; override `judge` for a rule of your own.
 
     Args:
-        objective: of the one-shot gradient: ``entropy``, ``superfluous`` or ``max_probability``.
         every: batches from one decision to the next.
         alarm: decide at once where accuracy on training batches (above chance) falls below this share of what it was
             on the ten before; by None never, so that a task that lasts less than ``every`` may be overlooked.
@@ -85,7 +84,6 @@ class Discovery(ABC):
 
     def __init__(
         self,
-        objective: str = "entropy",
         *,
         every: int = 100,
         alarm: float | None = 0.8,
@@ -97,7 +95,6 @@ class Discovery(ABC):
         tolerance: float = 0.02,
         scores: str = "host",
     ) -> None:
-        check_choice("discovery.objective", objective, tuple(OBJECTIVES))
         check_choice("discovery.at_max_masks", at_max_masks, ("reuse", "stop"))
         check_choice("discovery.on_unknown", on_unknown, ("new_mask", "combine", "auto"))
         check_choice("discovery.scores", scores, PLACES)
@@ -115,8 +112,6 @@ class Discovery(ABC):
             raise ConfigurationError(
                 f"discovery.combine_from={combine_from} masks cannot be reached with discovery.max_masks={max_masks}."
             )
-        self.objective_name = objective
-        self.objective: Objective = OBJECTIVES[objective]
         self.every = every
         self.alarm = alarm
         self.max_masks = max_masks
@@ -127,9 +122,8 @@ class Discovery(ABC):
         self.tolerance = tolerance
         self.scores = scores
 
-    def check(self, *, output_size: int, num_classes: int) -> None:
-        """Raise `ConfigurationError` if the objective cannot work with such a network."""
-        check_superfluous("discovery", self.objective_name, output_size=output_size, num_classes=num_classes)
+    def check(self, *, output_size: int, num_classes: int) -> None:  # noqa: B027 (most have nothing to check)
+        """Raise `ConfigurationError` if the rule cannot work with such a network."""
 
     @abstractmethod
     def judge(
@@ -158,7 +152,26 @@ class Discovery(ABC):
         """
 
 
-class AccuracyDiscovery(Discovery):
+class AsksGradient(Discovery):
+    """Base class of rules that ask the gradient of a superposition.
+
+    Args:
+        objective: of the one-shot gradient: ``entropy``, ``superfluous`` or ``max_probability``.
+        options: those of `Discovery`.
+    """
+
+    def __init__(self, objective: str = "entropy", **options) -> None:
+        super().__init__(**options)
+        check_choice("discovery.objective", objective, tuple(OBJECTIVES))
+        self.objective_name = objective
+        self.objective: Objective = OBJECTIVES[objective]
+
+    def check(self, *, output_size: int, num_classes: int) -> None:
+        """Raise `ConfigurationError` if the objective needs superfluous outputs and the network has none."""
+        check_superfluous("discovery", self.objective_name, output_size=output_size, num_classes=num_classes)
+
+
+class AccuracyDiscovery(AsksGradient):
     """A task fits if its accuracy on the batch is close to that on its own earlier batches.
 
     One gradient of the superposition names a few candidates, masks and combinations; each, and the task in training,
@@ -212,7 +225,7 @@ class AccuracyDiscovery(Discovery):
         return gain.topk(min(self.candidates, len(gain))).indices
 
 
-class GradientDiscovery(Discovery):
+class GradientDiscovery(AsksGradient):
     """The paper's rule: no task fits if the gradients of all tasks are nearly equal (section 3.4).
 
     Statistic: ``k * max_i softmax(-dO/da)_i``, 1 where all tasks gain alike. It looks at no label, and it shrinks as

@@ -62,7 +62,7 @@ def shift(discriminant: LinearDiscriminant, features: Tensor, labels: Tensor) ->
             squares = products.diagonal().sum()
             pairs = len(own) * (len(own) - 1)
             known = torch.isin(part.classes, classes)
-            apart = torch.cdist(part.whitened(part.means[known]).double(), middle).square()[:, 0]
+            apart = torch.cdist(part.whitened_means[known].double(), middle).square()[:, 0]
             # Less the mean of the products of different images, -Q / pairs, which they owe to their common middle.
             unlike = products.square().sum() - products.diagonal().square().sum() - squares**2 / pairs
             variance = 2 * unlike.clamp(min=0) / pairs**2

@@ -24,6 +24,7 @@ _TABLES = {
     "means": torch.float64,
     "scatters": torch.float64,
     "scatter_tasks": torch.int64,
+    "scatter_counts": torch.int64,
 }
 _PACKED = {
     "centre": torch.float32,
@@ -35,6 +36,7 @@ _PACKED = {
     "units": torch.float32,
     "factors": torch.float16,
     "scatter_tasks": torch.int32,
+    "scatter_counts": torch.int64,
 }
 
 _RIDGE = 1e-4  # of correlations, before they are factored; taken off again
@@ -86,6 +88,7 @@ class ClassSums(nn.Module):
         means: mean of its features, ``(classes, features)`` float64.
         scatters: upper triangles of the scatter matrices, ``(matrices, features * (features + 1) / 2)`` float64.
         scatter_tasks: the task of each matrix, ``(matrices,)`` int64; -1 for the one of all tasks.
+        scatter_counts: number of images in each matrix, those of removed tasks included, ``(matrices,)`` int64.
 
     >>> sums = ClassSums()
     >>> features, labels = torch.tensor([[0.0], [2.0], [5.0]]), torch.tensor([0, 0, 1])
@@ -101,6 +104,7 @@ class ClassSums(nn.Module):
     means: Tensor
     scatters: Tensor
     scatter_tasks: Tensor
+    scatter_counts: Tensor
 
     def __init__(self, *, per_task: bool = False) -> None:
         super().__init__()
@@ -127,7 +131,8 @@ class ClassSums(nn.Module):
         means = totals / counts.unsqueeze(1)
         scatter = sums.products - totals.T @ means
         scatter = (scatter + scatter.T) / 2
-        self._add(_Sums(torch.full_like(present, task), present, counts, means), {self._matrix(task): _packed(scatter)})
+        matrices = {self._matrix(task): (_packed(scatter), int(counts.sum()))}
+        self._add(_Sums(torch.full_like(present, task), present, counts, means), matrices)
 
     def merge(self, other: "ClassSums") -> None:
         """Add all of the sums of another, of the same features."""
@@ -135,7 +140,8 @@ class ClassSums(nn.Module):
             raise MismatchError("Sums with one matrix per task cannot join sums with one matrix for all tasks.")
         if not len(other):
             return
-        matrices = dict(zip(other.scatter_tasks.tolist(), other.scatters, strict=True))
+        numbers = other.scatter_counts.tolist()
+        matrices = dict(zip(other.scatter_tasks.tolist(), zip(other.scatters, numbers, strict=True), strict=True))
         self._add(_Sums(other.tasks, other.labels, other.counts, other.means), matrices)
 
     def remove(self, task: int) -> None:
@@ -153,7 +159,8 @@ class ClassSums(nn.Module):
         for name in ("tasks", "labels", "counts", "means"):
             setattr(self, name, self.get_buffer(name)[kept])
         kept = self.scatter_tasks != task
-        self.scatters, self.scatter_tasks = self.scatters[kept], self.scatter_tasks[kept]
+        for name in ("scatters", "scatter_tasks", "scatter_counts"):
+            setattr(self, name, self.get_buffer(name)[kept])
 
     def of_tasks(self, tasks: AbstractSet[int]) -> "ClassSums":
         """These sums without the classes, and the matrices, of other tasks."""
@@ -164,13 +171,20 @@ class ClassSums(nn.Module):
 
     def scatter(self, task: int) -> Tensor:
         """Scatter matrix that applies to a task, ``(features, features)`` float64."""
-        row = (self.scatter_tasks == self._matrix(task)).nonzero()[0, 0]
-        return _symmetric(self.scatters[row], self.num_features)
+        return _symmetric(self.scatters[self._row(task)], self.num_features)
+
+    def scatter_count(self, task: int) -> int:
+        """Number of images in that matrix. Of removed tasks too, where tasks share it, as their scatter stays."""
+        return int(self.scatter_counts[self._row(task)])
+
+    def _row(self, task: int) -> int:
+        return int((self.scatter_tasks == self._matrix(task)).nonzero()[0, 0])
 
     def _matrix(self, task: int) -> int:
         return task if self.per_task else -1
 
-    def _add(self, new: "_Sums", matrices: Mapping[int, Tensor]) -> None:
+    def _add(self, new: "_Sums", matrices: Mapping[int, tuple[Tensor, int]]) -> None:
+        """Add classes, and per matrix its packed upper triangle and its number of images."""
         self._as_read = None
         if len(self) and new.means.shape[1] != self.num_features:
             raise MismatchError(
@@ -178,7 +192,7 @@ class ClassSums(nn.Module):
             )
         if not self.num_features:
             self.means = self.means.new_empty(0, new.means.shape[1])
-            self.scatters = self.scatters.new_empty(0, len(next(iter(matrices.values()))))
+            self.scatters = self.scatters.new_empty(0, len(next(iter(matrices.values()))[0]))
             self.centre = new.means.mean(0).to(self.centre)
         known = {key: row for row, key in enumerate(zip(self.tasks.tolist(), self.labels.tolist(), strict=True))}
         keys = [*zip(new.tasks.tolist(), new.labels.tolist(), strict=True)]
@@ -190,7 +204,8 @@ class ClassSums(nn.Module):
                 both = before + count
                 apart = new.means[place] - self.means[row]
                 between = torch.outer(apart, apart) * (before * count / both)
-                matrices[self._matrix(key[0])] = matrices[self._matrix(key[0])] + _packed(between)
+                scatter, number = matrices[self._matrix(key[0])]
+                matrices[self._matrix(key[0])] = scatter + _packed(between), number
                 means, counts = self.means.clone(), self.counts.clone()
                 means[row] += apart * (count / both)
                 counts[row] = both
@@ -199,13 +214,15 @@ class ClassSums(nn.Module):
         for name, value in new._asdict().items():
             setattr(self, name, torch.cat([self.get_buffer(name), value[fresh].to(self.get_buffer(name))]))
         rows = {task: row for row, task in enumerate(self.scatter_tasks.tolist())}
-        for task, packed in matrices.items():
+        for task, (packed, number) in matrices.items():
             packed = packed.to(self.scatters)
             if task in rows:
                 self.scatters[rows[task]] += packed
+                self.scatter_counts[rows[task]] += number
             else:
                 self.scatters = torch.cat([self.scatters, packed.unsqueeze(0)])
                 self.scatter_tasks = torch.cat([self.scatter_tasks, self.scatter_tasks.new_tensor([task])])
+                self.scatter_counts = torch.cat([self.scatter_counts, self.scatter_counts.new_tensor([number])])
 
     # What a file holds: the scatter as correlations in float16, with a scale per feature.
 
@@ -283,7 +300,8 @@ class ClassSums(nn.Module):
             raise DataError("What is stored of the gate is damaged: its tables differ in length.")
         matrices = stored["scatter_tasks"].tolist()
         own = {*stored["tasks"].tolist()} if self.per_task else {-1}
-        if len(matrices) != len(stored["scatters"]) or len({*matrices}) != len(matrices):
+        sizes = {len(matrices), len(stored["scatters"]), len(stored["scatter_counts"])}
+        if len(sizes) != 1 or len({*matrices}) != len(matrices):
             raise DataError("What is stored of the gate is damaged: its matrices are not one per task.")
         if (number and not own <= {*matrices}) or any((task == -1) == self.per_task for task in matrices):
             raise MismatchError(
@@ -294,6 +312,10 @@ class ClassSums(nn.Module):
             raise DataError("What is stored of the gate is damaged: its matrices have another size than its means.")
         if (stored["counts"] < 1).any() or (stored["tasks"] < 0).any() or (stored["labels"] < 0).any():
             raise DataError("What is stored of the gate is damaged: a class has no image, or a negative number.")
+        for task, images in zip(matrices, stored["scatter_counts"].tolist(), strict=True):
+            own = stored["counts"] if task == -1 else stored["counts"][stored["tasks"] == task]
+            if images < own.sum():
+                raise DataError("What is stored of the gate is damaged: a matrix has fewer images than its classes.")
         classes = torch.stack([stored["tasks"], stored["labels"]], 1)
         if len(classes.unique(dim=0)) != number:
             raise DataError("What is stored of the gate is damaged: a class is there twice.")
@@ -351,7 +373,7 @@ def _units(scales: Tensor, counts: Tensor, apart: Tensor) -> Tensor:
     """
     if not len(counts):
         return scales.new_ones(scales.shape[1])
-    deviation = (scales.square().mean(0) * len(scales) / counts.sum()).sqrt()
+    deviation = (scales.square().mean(0) * len(scales) / counts.sum()).sqrt()  # more where tasks were removed
     largest = apart.abs().amax(0).float()
     unit = torch.where(deviation > largest / 1000, deviation, largest)
     return torch.where(unit > 0, unit, 1.0)

@@ -185,22 +185,41 @@ class HiddenInputs:
     @torch.no_grad()
     def __call__(self, method: "Method", images: Tensor) -> Tensor:
         """``(batch, *shape)`` to ``(batch, features)``."""
-        seen: dict[str, Tensor] = {}
+        seen = _inputs_of(self.layers, method, images)
+        if missing := [name for name in self.layers if name not in seen]:
+            raise ConfigurationError(
+                f"inference.features: the network has not called its layer {missing[0]} for these images, as it did "
+                "for the first one; use inference.features=projection, or a module of your own."
+            )
+        return torch.cat([_averaged(seen[name], len(images), name) for name in self.layers], 1)
 
-        def watching(name: str) -> Callable[..., None]:
-            def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+
+def _inputs_of(layers: Iterable[str], method: "Method", images: Tensor) -> dict[str, Tensor]:
+    """First input of each of these layers of the unmasked network; of those alone that it calls with one."""
+    seen: dict[str, Tensor] = {}
+
+    def watching(name: str) -> Callable[..., None]:
+        def watch(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if inputs and isinstance(inputs[0], Tensor):
                 seen.setdefault(name, inputs[0])
 
-            return watch
+        return watch
 
-        hooks = [method.network.get_submodule(name).register_forward_pre_hook(watching(name)) for name in self.layers]
-        try:
-            with in_mode(method.network, training=False):
-                method.call_network({}, method.base.laid_out(images))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return torch.cat([_averaged(seen[name], len(images), name) for name in self.layers], 1)
+    hooks = [method.network.get_submodule(name).register_forward_pre_hook(watching(name)) for name in layers]
+    try:
+        with in_mode(method.network, training=False):
+            method.call_network({}, method.base.laid_out(images))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+@torch.no_grad()
+def _called(method: "Method", layers: list[str], example: Tensor) -> list[str]:
+    """Layers that the network calls, in its order of modules: one of attention may be used without a call."""
+    seen = _inputs_of(layers, method, example)
+    return [name for name in layers if name in seen]
 
 
 def _averaged(values: Tensor, batch: int, name: str) -> Tensor:
@@ -234,7 +253,7 @@ def describe(
     """
     picture = example.ndim == 4 and example.is_floating_point()
     if kind == "auto":
-        if method.weights == "keep" and len(_layers(method)) > 1:
+        if method.weights == "keep" and len(_called(method, _layers(method), example)) > 1:
             kind = "pretrained"
         elif not picture:
             kind = "hidden"
@@ -246,7 +265,7 @@ def describe(
                 f"inference.num_features={num_features} has no effect with inference.features={kind}, whose number is "
                 "the network's; leave it out, or use projection or convolution."
             )
-        layers = _layers(method)[1:]
+        layers = _called(method, _layers(method), example)[1:]
         if not layers:
             raise ConfigurationError(
                 f"inference.features={kind} needs a network of two or more layers with weights; use projection."

@@ -58,8 +58,6 @@ class Gate(nn.Module):
         regularisation: float | str = "auto",
     ) -> None:
         super().__init__()
-        self.kind, self.num_features, self.regularisation = kind, num_features, regularisation
-        self.options = (kind, num_features, per_task, regularisation)
         self.sums = ClassSums(per_task=per_task)
         self.pending = ClassSums(per_task=per_task)
         self.rows = TaskRows(accuracies=(2, torch.float32), distances=(_LEVELS, torch.float32))
@@ -67,11 +65,50 @@ class Gate(nn.Module):
         self.description: dict[str, Any] | None = None
         self.map: Any = None
         self._solved: tuple[Tensor, LinearDiscriminant] | None = None
+        self._set_options(kind, num_features, regularisation)
+        self.register_load_state_dict_post_hook(_after_loading)
+
+    def _set_options(self, kind: str | nn.Module, num_features: int | None, regularisation: float | str) -> None:
+        self.kind, self.num_features, self.regularisation = kind, num_features, regularisation
         if isinstance(kind, nn.Module):
             self.description, self.map = features.describe_own(kind), kind.requires_grad_(False).eval()
         else:
             features.check_kind(kind)
-        self.register_load_state_dict_post_hook(_after_loading)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options as they were given, by name."""
+        return {
+            "kind": self.kind,
+            "num_features": self.num_features,
+            "per_task": self.sums.per_task,
+            "regularisation": self.regularisation,
+        }
+
+    def follow(self, options: Mapping[str, Any]) -> None:
+        """Take other options, as another inference has, and keep the sums.
+
+        Raises:
+            MismatchError: the sums are over other features, or of another number of matrices, than these ask for.
+        """
+        if self.options == options:
+            return
+        made = Gate(**options)
+        if len(self.sums):
+            known = self.description or {}
+            asked = {"kind": made.kind, "features": made.num_features} if made.description is None else made.description
+            wrong = {name: value for name, value in asked.items() if value not in (None, "auto", known.get(name))}
+            if wrong or made.sums.per_task != self.sums.per_task:
+                raise MismatchError(
+                    f"This inference asks for the features {_text(asked)} with per_task={made.sums.per_task}, and the "
+                    f"sums of the finished tasks are over {_text(known)} with per_task={self.sums.per_task}; use the "
+                    "options of training."
+                )
+        else:
+            self.sums, self.pending, self.description = made.sums, made.pending, None
+            self._forget_map()
+        self._set_options(made.kind, made.num_features, made.regularisation)
+        self._forget()
 
     # Features.
 
@@ -153,7 +190,7 @@ class Gate(nn.Module):
             by_mask = method(images, task)[:, :num_classes].argmax(1)
             by_gate = discriminant.labels[discriminant.log_posterior(features).argmax(1)]
             right += torch.stack([(named == labels).sum() for named in (by_mask, by_gate)]).cpu()
-            distances.append((discriminant.distances(features).amin(1) / discriminant.mean_distance(0)).cpu())
+            distances.append((discriminant.distances(features).amin(1) / discriminant.mean_distances()[0]).cpu())
         quantiles = torch.zeros(_LEVELS)
         if number := sum(map(len, distances)):
             quantiles = torch.quantile(torch.cat(distances), torch.linspace(0, 1, _LEVELS))
@@ -242,20 +279,20 @@ class Gate(nn.Module):
         Raises:
             ConfigurationError: a task without validation images.
         """
-        limits = []
-        discriminant = self.discriminant(tasks)
-        for number, task in enumerate(tasks.tolist()):
-            quantiles = self.rows.read(task, "distances") if task in self.rows else torch.zeros(_LEVELS)
-            if not quantiles.any():
-                raise ConfigurationError(
-                    f"inference.unknown={refused} needs validation images of each task, and task {task} had none; give "
-                    "it some, or use inference.unknown=null."
-                )
-            place = (1 - refused) * (_LEVELS - 1)
-            below = int(place)
-            limit = torch.lerp(quantiles[below], quantiles[min(below + 1, _LEVELS - 1)], place - below)
-            limits.append(limit * discriminant.mean_distance(number))
-        return torch.stack(limits)
+        rows = {task: row for row, task in enumerate(self.rows.tasks.tolist())}
+        places = [rows.get(task, -1) for task in tasks.tolist()]
+        table = self.rows.get_buffer("distances")
+        without = [task for task, row in zip(tasks.tolist(), places, strict=True) if row < 0 or not table[row].any()]
+        if without:
+            raise ConfigurationError(
+                f"inference.unknown={refused} needs validation images of each task, and task {without[0]} had none; "
+                "give it some, or use inference.unknown=null."
+            )
+        place = (1 - refused) * (_LEVELS - 1)
+        below = int(place)
+        quantiles = table[places]  # (k, levels)
+        limits = torch.lerp(quantiles[:, below], quantiles[:, min(below + 1, _LEVELS - 1)], place - below)
+        return limits * limits.new_tensor(self.discriminant(tasks).mean_distances())
 
     def _forget(self) -> None:
         self._solved = None
@@ -273,16 +310,16 @@ class Gate(nn.Module):
         patches = codec.prefixed("patches.", self.patches.state_dict()) if len(self.patches.mean) else {}
         return {**self.sums.packed(), **codec.prefixed("rows.", self.rows.state_dict()), **patches}
 
-    def read(self, tensors: Mapping[str, Tensor], description: str | None, source: str) -> "Gate | None":
-        """A gate out of what a file holds; None if it holds none.
+    def read(self, tensors: Mapping[str, Tensor], description: str | None, source: str) -> "Gate":
+        """A gate out of what a file holds; one without sums if it holds none.
 
         Raises:
             MismatchError: it is of other features, or has a matrix per task and this one has not, or the reverse.
             DataError: it is damaged.
         """
+        found = Gate(per_task=self.sums.per_task, regularisation=self.regularisation)
         if not tensors:
-            return None
-        found = Gate(regularisation=self.regularisation)
+            return found
         try:
             found.description = json.loads(description or "")
             check_names(codec.under("rows.", tensors), {*self.rows.state_dict()})
@@ -309,6 +346,7 @@ class Gate(nn.Module):
         """Replace the sums by another's."""
         self._take(other)
         self.sums = other.sums.to(self.rows.tasks.device)
+        self.pending = ClassSums(per_task=self.sums.per_task).to(self.rows.tasks.device)
         self.rows.load_state_dict(other.rows.state_dict())
         self._forget()
 

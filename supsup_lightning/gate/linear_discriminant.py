@@ -7,7 +7,8 @@ log p(t | phi) = log-sum-exp of log p(c | phi) over the classes c of the task t
 With a matrix per task, ``Sigma`` and ``A`` are the task's own.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,26 +17,36 @@ from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.gate.class_sums import ClassSums
 
 
-class Covariance(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Covariance:
     """A regularised covariance matrix, and the classes that it applies to.
 
     Attributes:
         classes: places of the classes among all, ``(classes,)`` int64.
         centre: a point from which features are taken, for precision, ``(features,)``.
-        means: of the classes, from the centre, ``(classes, features)``.
-        mean_distance: of the images, squared: ``tr(A^-1 Sigma)``.
+        whitened_means: ``L^-1 mu_c``, ``(classes, features)``.
         weights: ``A^-1 mu_c``, ``(classes, features)``.
         biases: ``-mu_c' A^-1 mu_c / 2 + log p(c) - log det(A) / 2``, ``(classes,)``.
         factor: the lower triangular ``L`` of ``A = L L'``, ``(features, features)``.
+        ridge: what ``A`` has more than ``Sigma`` on its diagonal.
     """
 
     classes: Tensor
     centre: Tensor
-    means: Tensor
-    mean_distance: float
+    whitened_means: Tensor
     weights: Tensor
     biases: Tensor
     factor: Tensor
+    ridge: float
+
+    @cached_property
+    def mean_distance(self) -> float:
+        """Mean squared distance of the images: ``tr(A^-1 Sigma)``."""
+        # tr(A^-1 (A - ridge I)); the inverse's trace is the sum of squares of the factor's inverse.
+        factor = self.factor.double()
+        identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+        inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+        return float(len(factor) - self.ridge * inverse.square().sum())
 
     def whitened(self, points: Tensor) -> Tensor:
         """``L^-1 x`` of points ``(batch, features)`` that are taken from the centre."""
@@ -85,17 +96,18 @@ class LinearDiscriminant:
         self.num_tasks = len(tasks)
         self.counts = counts = sums.counts[asked]
         self.log_prior = (counts.double() / counts.sum()).log()
-        means, total = sums.means[asked], int(sums.counts.sum())
+        means = sums.means[asked]
         groups = [asked.new_tensor(range(len(asked)))]
         if sums.per_task:
             groups = [(self.places == place).nonzero().flatten() for place in range(self.num_tasks)]
         self.covariances = []
         for group in groups:
             owner = int(tasks[self.places[group[0]]])
-            number = int(counts[group].sum()) if sums.per_task else total
+            number = sums.scatter_count(owner)
             self.covariances.append(
                 _solve(
                     sums.scatter(owner) / number,
+                    number,
                     means[group],
                     group,
                     counts=counts[group],
@@ -138,18 +150,19 @@ class LinearDiscriminant:
         """``log p(t)``, ``(k,)``."""
         return self.of_tasks(self.log_prior.float().unsqueeze(0))[0]
 
-    def mean_distance(self, place: int) -> float:
-        """Mean squared distance of all training images from their class, or of the task's at this place if it has a
-        matrix of its own.
+    def mean_distances(self) -> list[float]:
+        """Mean squared distance of training images from their class, per task: of all, or of the task's own where it
+        has a matrix of its own.
         """
-        return self.covariances[place if len(self.covariances) > 1 else 0].mean_distance
+        found = [part.mean_distance for part in self.covariances]
+        return found if len(found) > 1 else found * self.num_tasks
 
     def distances(self, features: Tensor) -> Tensor:
         """Squared Mahalanobis distance to each class, ``(batch, features)`` to ``(batch, classes)``."""
         found = features.new_empty(len(features), len(self.labels), dtype=torch.float32)
         for part in self.covariances:
             whitened = part.whitened(features.float() - part.centre)
-            found[:, part.classes] = torch.cdist(whitened, part.whitened(part.means)).square()
+            found[:, part.classes] = torch.cdist(whitened, part.whitened_means).square()
         return found
 
 
@@ -172,6 +185,7 @@ def shrinkage(covariance: Tensor, num_images: int) -> float:
 
 def _solve(
     covariance: Tensor,
+    num_images: int,
     means: Tensor,
     classes: Tensor,
     *,
@@ -180,7 +194,7 @@ def _solve(
     regularisation: float | str,
 ) -> Covariance:
     size = len(covariance)
-    share = shrinkage(covariance, int(counts.sum())) if isinstance(regularisation, str) else regularisation
+    share = shrinkage(covariance, num_images) if isinstance(regularisation, str) else regularisation
     ridge = share * covariance.diagonal().mean()
     if not ridge > 0 and not covariance.any():  # one image per class: nothing but the means is known
         ridge = ridge.new_tensor(1.0)
@@ -192,14 +206,9 @@ def _solve(
             "inverted; use auto, or 1e-3, or more where there are few images."
         )
     centre = counts.double() @ means / counts.sum()
-    means = means - centre
-    weights = torch.cholesky_solve(means.T, factor).T
-    biases = -(means * weights).sum(1) / 2 + log_prior - factor.diagonal().log().sum()
-    # tr(A^-1 (A - ridge I)); the inverse's trace is the sum of squares of the factor's inverse.
-    inverse = torch.linalg.solve_triangular(
-        factor, torch.eye(size, dtype=factor.dtype, device=factor.device), upper=False
-    )
-    mean_distance = float(size - ridge * inverse.square().sum())
+    whitened = torch.linalg.solve_triangular(factor, (means - centre).T, upper=False)  # (features, classes)
+    weights = torch.linalg.solve_triangular(factor.T, whitened, upper=True).T
+    biases = -whitened.square().sum(0) / 2 + log_prior - factor.diagonal().log().sum()
     return Covariance(
-        classes, centre.float(), means.float(), mean_distance, weights.float(), biases.float(), factor.float()
+        classes, centre.float(), whitened.T.float(), weights.float(), biases.float(), factor.float(), float(ridge)
     )

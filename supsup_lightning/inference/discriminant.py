@@ -80,7 +80,8 @@ class Discriminant(Inference):
         self.classes = classes
         self.unknown = unknown
         self.finds_unknown = unknown is not None
-        self._gate: dict[str, Any] = {
+        self.asks_single_images = self.images in (1, "each")
+        self._options: dict[str, Any] = {
             "kind": features,
             "num_features": num_features,
             "per_task": per_task,
@@ -88,14 +89,18 @@ class Discriminant(Inference):
         }
 
     def give_gate(self, method: Method) -> None:
-        """Give the method a gate without sums, unless it has one of these options."""
-        made = Gate(**self._gate)
-        if method.gate is None or method.gate.options != made.options:
-            method.gate = made
+        """Give the method a gate without sums; or let the one that it has follow these options.
+
+        Raises:
+            MismatchError: it has sums over other features.
+        """
+        if method.gate is None:
+            method.gate = Gate(**self._options)
+        method.gate.follow(self._options)
 
     def __call__(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """The task of each image: ``(batch, *shape)`` to ``(batch,)`` int64."""
-        gate = _gate_of(method)
+        gate = self._gate_of(method)
         discriminant = gate.discriminant(method.tasks)
         features = gate.features(method, images)
         places = self._decide(discriminant, discriminant.log_posterior_of_tasks(features))
@@ -107,7 +112,7 @@ class Discriminant(Inference):
 
         The task of an unknown input is -1, where these are asked for.
         """
-        gate = _gate_of(method)
+        gate = self._gate_of(method)
         discriminant = gate.discriminant(method.tasks)
         if not len(images):
             return images.new_empty(0, dtype=torch.int64), images.new_empty(0, num_classes, dtype=torch.float32)
@@ -127,7 +132,7 @@ class Discriminant(Inference):
         """Whether each image is further away from all classes than images of its task are, ``(batch,)`` bool."""
         if self.unknown is None:
             return torch.zeros_like(places, dtype=torch.bool)
-        gate = _gate_of(method)
+        gate = self._gate_of(method)
         if not len(gate.rows):  # in a trial before training
             return torch.zeros_like(places, dtype=torch.bool)
         furthest = gate.furthest(method.tasks, refused=self.unknown)
@@ -141,11 +146,11 @@ class Discriminant(Inference):
         prior = discriminant.log_prior_of_tasks()
         return ((deciding - prior).sum(0) + prior).argmax().expand(len(log_posterior))
 
-
-def _gate_of(method: Method) -> Gate:
-    if method.gate is None:
-        raise ConfigurationError(
-            "inference=discriminant needs the gate's sums, which `ContinualModule` gives to its method; make the "
-            "module with this inference before it is trained."
-        )
-    return method.gate
+    def _gate_of(self, method: Method) -> Gate:
+        if method.gate is None:
+            raise ConfigurationError(
+                "inference=discriminant needs the gate's sums, which `ContinualModule` gives to its method; make the "
+                "module with this inference before it is trained."
+            )
+        method.gate.follow(self._options)
+        return method.gate
