@@ -6,7 +6,7 @@ READY := .venv/.ready
 .PHONY: demo test lint bench compare docs docs-serve clean
 
 demo: $(READY)
-	$(BIN)/python train.py inference.images=each hydra.run.dir=outputs/demo
+	$(BIN)/python train.py hydra.run.dir=outputs/demo
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4

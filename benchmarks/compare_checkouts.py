@@ -25,7 +25,7 @@ LONG = ["data.num_tasks=3", "data.steps_per_task=null", "data.epochs_per_task=8"
 UNSEEN = [option for option in QUIET if option != "logger=csv"]
 
 JOBS: dict[str, list[str]] = {
-    "demo": ["data.num_tasks=5", "data.steps_per_task=150", "inference.images=each", *QUIET],
+    "demo": ["data.num_tasks=5", "data.steps_per_task=150", "inference=one_shot", "inference.images=each", *QUIET],
     "nns": ["scenario=nns", "data.num_tasks=4", "data.steps_per_task=120", *QUIET],
     "combined": [
         *["scenario=nns", "data.num_tasks=4", "data.steps_per_task=200"],
@@ -33,10 +33,10 @@ JOBS: dict[str, list[str]] = {
         *["inference.objective=entropy", "inference.images=batch", *QUIET],
     ],
     "hopfield": ["experiment=split_mnist_hopfield", *FEW, "data=split_digits", "data.epochs_per_task=null", *QUIET],
-    "at_once": ["data.tasks_at_once=3", "data.num_tasks=5", "data.steps_per_task=40", *QUIET],
+    "at_once": ["data.tasks_at_once=3", "data.num_tasks=5", "data.steps_per_task=40", "inference=one_shot", *QUIET],
     "at_once_norm": [
         *["data.tasks_at_once=2", *FEW, "network=gem_resnet18", "+network.width=0.1", "network.output_size=20"],
-        *["inference.images=batch", *QUIET],
+        *["inference=one_shot", "inference.images=batch", *QUIET],
     ],
     "resnet": [
         *["experiment=split_cifar100_supsup", "data.num_tasks=2", "data.steps_per_task=4", "data.epochs_per_task=null"],

@@ -34,6 +34,7 @@ PERMUTED_MNIST = [
     "data=permuted_mnist",
     "data.num_tasks=250",
     "data.tasks_at_once=auto",
+    "inference=one_shot",
     "inference.objective=entropy",
     "inference.layers=first",
     "inference.candidates=32",

@@ -1,4 +1,4 @@
-"""Records what the gradient says about each task, for the first test images of some tasks."""
+"""Records what an inference goes by, for the first test images of some tasks."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,9 +7,6 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from supsup_lightning.inference.inference import GradientInference
-from supsup_lightning.inference.one_shot import confidence_gain
-from supsup_lightning.methods.protocols import Superposes
 from supsup_lightning.report import records
 
 if TYPE_CHECKING:
@@ -19,27 +16,27 @@ _MOST_TASKS = 10
 
 
 class RecordInference(L.Callback):
-    """Records ``-dO/da`` of every task at equal coefficients, by which a gradient-based inference decides.
+    """Records what `Inference.evidence` says for every task: ``-dO/da`` at equal coefficients, or the log posterior.
 
     Up to ten tasks are recorded, evenly spaced, each with the images of its first test batch that decide for it: the
-    first ``inference.images``, and the first one for ``each``. Other kinds of inference are not recorded.
+    first ``inference.images``, and the first one for ``each``. Inferences without evidence are not recorded.
 
-    Writes ``inference.csv``: true task, task asked about, confidence gain.
+    Writes ``inference.csv``: true task, task asked about, and the evidence (``gain`` or ``log_posterior``).
 
     Args:
         folder: where the file goes; None for none.
 
     Attributes:
-        gains: by true task, ``(k,)`` float, in the order of ``method.tasks``.
+        evidence: by true task, ``(k,)`` float, in the order of ``method.tasks``.
     """
 
     def __init__(self, *, folder: str | Path | None = None) -> None:
         self.folder = None if folder is None else Path(folder)
-        self.gains: dict[int, Tensor] = {}
+        self.evidence: dict[int, Tensor] = {}
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget an earlier test."""
-        self.gains.clear()
+        self.evidence.clear()
 
     def on_test_batch_end(
         self,
@@ -55,23 +52,22 @@ class RecordInference(L.Callback):
         every = -(-len(trainer.num_test_batches) // _MOST_TASKS)
         if batch_idx or dataloader_idx % every or pl_module.scenario.task_known_at_inference or not len(images):
             return
-        if not isinstance(inference, GradientInference) or not isinstance(method, Superposes):
+        if not inference.evidence_name:
             return
-        number = 1 if inference.images == "each" else len(images) if inference.images == "batch" else inference.images
+        several = getattr(inference, "images", "batch")
+        number = {"each": 1, "batch": len(images)}.get(several, several)
         with torch.autocast(images.device.type, enabled=False):  # as for the inference itself
             deciding = images[:number].float() if images.is_floating_point() else images[:number]
-            gain = confidence_gain(
-                method, deciding, max(pl_module.num_classes), inference.objective, layers=inference.layers
-            )
-        self.gains[dataloader_idx] = gain.cpu()
+            self.evidence[dataloader_idx] = inference.evidence(method, deciding, max(pl_module.num_classes)).cpu()
 
     def on_test_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Write the file, in the first process."""
-        if trainer.is_global_zero and self.folder is not None and self.gains:
+        if trainer.is_global_zero and self.folder is not None and self.evidence:
             tasks = pl_module.method.tasks.tolist()
             rows = [
                 (true, task, f"{value:.6g}")
-                for true, gain in self.gains.items()
+                for true, gain in self.evidence.items()
                 for task, value in zip(tasks, gain.tolist(), strict=True)
             ]
-            records.write_rows(self.folder / "inference.csv", ("task", "asked_about", "gain"), rows)
+            name = pl_module.inference.evidence_name
+            records.write_rows(self.folder / "inference.csv", ("task", "asked_about", name), rows)

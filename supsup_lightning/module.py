@@ -16,7 +16,7 @@ from supsup_lightning.checks.untouched import in_mode
 from supsup_lightning.data.inputs import Inputs, prepared
 from supsup_lightning.discovery import Discovery
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.inference import Discriminant, Inference, OneShot
+from supsup_lightning.inference import Discriminant, Inference, automatic
 from supsup_lightning.inference.inference import differentiable
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.protocols import RecoversMasks, TrainsOn
@@ -46,7 +46,7 @@ class ContinualModule(L.LightningModule):
 
     Args:
         method: the network with its tasks, `SupSup` for example.
-        inference: how the task of test images is found.
+        inference: how the task of test images is found; by default `automatic`.
         scenario: what is revealed when; the inference has to fit it.
         optimizer: a function of the trainable parameters, called afresh for each task.
         schedule: a function of the optimizer and the steps of a task, None where they are not known; a task starts it
@@ -69,7 +69,7 @@ class ContinualModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.method = method
-        self.inference = OneShot() if inference is None else inference
+        self.inference = automatic(scenario) if inference is None else inference
         self.scenario = scenario
         self.make_optimizer = optimizer
         self.make_coefficient_optimizer = coefficient_optimizer

@@ -23,7 +23,7 @@ from hypothesis import settings
 from PIL import Image
 from torch import Tensor, nn
 
-from supsup_lightning import ContinualModule, LeNet, PermutedDigits, SupSup
+from supsup_lightning import ContinualModule, LeNet, OneShot, PermutedDigits, SupSup
 
 # Examples are cheap, but a busy machine is not even: no test may fail for being slow.
 settings.register_profile("no-deadline", deadline=None)
@@ -79,8 +79,11 @@ def two_classes_of_images(folder: Path, *, per_class: int = 10, classes: Sequenc
 def fit(
     method, data, *, folder, callbacks=(), discovery=None, checkpoint=None, loggers=False, **options
 ) -> tuple[ContinualModule, L.Trainer]:
-    """Train as a notebook user does, with more callbacks perhaps, or from a checkpoint on."""
-    module = ContinualModule(method, **options)
+    """Train as a notebook user does, with more callbacks perhaps, or from a checkpoint on.
+
+    By one gradient, which needs no pass over the images of a finished task, unless another inference is given.
+    """
+    module = ContinualModule(method, **{"inference": OneShot(), **options})
     trainer = L.Trainer(
         accelerator="cpu",
         callbacks=[*module.task_callbacks(data, discovery=discovery), *callbacks],

@@ -18,7 +18,7 @@ _BROUGHT: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     },
     "scenario": {
         "gg": {"inference": "given"},
-        "nns": {"schedule": "inverse_sqrt", "callbacks": "discovery"},
+        "nns": {"schedule": "inverse_sqrt", "callbacks": "discovery", "inference": "one_shot"},
     },
     "optimizer": {
         "rmsprop": {"schedule": "constant"},

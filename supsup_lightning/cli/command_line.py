@@ -285,11 +285,11 @@ def _suggestion(message: str) -> str:
     if unknown is None:
         return ""
     group, _, option = unknown.partition(".")
-    if group in ("discovery", "order"):
-        if "scenario=nns" not in sys.argv:
-            return f"\n{group} is an option of scenario=nns; add that, or leave {group} out."
-        if choices := [f"{group}={name}" for name in _choices(group) if option in _chosen(group, name)]:
-            return f"\n{' and '.join(choices)} has it."
+    if group in ("discovery", "order") and "scenario=nns" not in sys.argv:
+        return f"\n{group} is an option of scenario=nns; add that, or leave {group} out."
+    if option and (choices := [f"{group}={name}" for name in _choices(group) if option in _chosen(group, name)]):
+        others = f"{', '.join(choices[:-1])} and " if len(choices) > 1 else ""
+        return f"\n{others}{choices[-1]} {'have' if others else 'has'} it."
     names = _names()
     near = [name for name in names if name.rsplit(".", 1)[-1] == unknown]
     near = near or difflib.get_close_matches(unknown, names, n=2, cutoff=0.6)

@@ -10,16 +10,19 @@ from supsup_lightning.scenario import Scenario
 
 
 def automatic(scenario: Scenario) -> Inference:
-    """The inference to start with (``inference=auto``): `Discriminant`, or `Given` if the task is given at test time.
+    """The inference to start with (``inference=auto``): `Discriminant` if the task is hidden at test time alone.
 
     The discriminant finds permuted inputs as well as one gradient does or better, and tasks that look alike, which
-    gradients do not find (docs/task_inference.md).
+    gradients do not find (docs/task_inference.md). `Given` if the task is given at test time. `OneShot` if it is
+    hidden in training as well, where the discriminant learns in one process alone.
 
-    >>> from supsup_lightning.scenario import GG, GNU
-    >>> type(automatic(GG)).__name__, type(automatic(GNU)).__name__
-    ('Given', 'Discriminant')
+    >>> from supsup_lightning.scenario import GG, GNU, NNS
+    >>> [type(automatic(scenario)).__name__ for scenario in (GG, GNU, NNS)]
+    ['Given', 'Discriminant', 'OneShot']
     """
-    return Given() if scenario.task_known_at_inference else Discriminant()
+    if scenario.task_known_at_inference:
+        return Given()
+    return Discriminant() if scenario.task_known_in_training else OneShot()
 
 
 __all__ = [

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from supsup_lightning.inference.inference import GradientInference
-from supsup_lightning.inference.one_shot import confidence_gain
+from supsup_lightning.inference.one_shot import confidence_gain, first_gain
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.protocols import Superposes, require
 
@@ -14,6 +14,8 @@ class Binary(GradientInference):
 
     With ``candidates`` above 1 it ends when no more than these are left, and tries each of them.
     """
+
+    evidence = first_gain
 
     def decide(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """The task that remains."""

@@ -45,6 +45,7 @@ class Discriminant(Inference):
     """
 
     finds_task = True
+    evidence_name = "log_posterior"
 
     def __init__(
         self,
@@ -128,6 +129,12 @@ class Discriminant(Inference):
                 logits[own] = discriminant.of_classes(log_posterior[own], place, num_classes)
         return method.tasks[places].masked_fill(self._is_unknown(method, features, places), -1), logits
 
+    def evidence(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
+        """Log posterior of each task for these images, all of one task."""
+        gate = self._gate_of(method)
+        discriminant = gate.discriminant(method.tasks)
+        return _together(discriminant, discriminant.log_posterior_of_tasks(gate.features(method, images)))
+
     def _is_unknown(self, method: Method, features: Tensor, places: Tensor) -> Tensor:
         """Whether each image is further away from all classes than images of its task are, ``(batch,)`` bool."""
         if self.unknown is None:
@@ -143,8 +150,7 @@ class Discriminant(Inference):
         if self.images == "each":
             return log_posterior.argmax(1)
         deciding = log_posterior if self.images == "batch" else log_posterior[: self.images]
-        prior = discriminant.log_prior_of_tasks()
-        return ((deciding - prior).sum(0) + prior).argmax().expand(len(log_posterior))
+        return _together(discriminant, deciding).argmax().expand(len(log_posterior))
 
     def _gate_of(self, method: Method) -> Gate:
         if method.gate is None:
@@ -154,3 +160,9 @@ class Discriminant(Inference):
             )
         method.gate.follow(self._options)
         return method.gate
+
+
+def _together(discriminant: LinearDiscriminant, log_posterior: Tensor) -> Tensor:
+    """``log p(t | all images)`` but for a constant, ``(k,)``, of images of one task: ``(batch, k)`` each by itself."""
+    prior = discriminant.log_prior_of_tasks()
+    return (log_posterior - prior).sum(0) + prior

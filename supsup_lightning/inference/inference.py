@@ -45,6 +45,7 @@ class Inference(ABC):
         superimposes: it asks the gradient of a superposition.
         asks_single_images: one image by itself passes through the network to decide.
         finds_unknown: it answers -1 for an input of no task.
+        evidence_name: of what `evidence` gives, for its file; empty if it gives nothing.
     """
 
     finds_task: bool
@@ -53,6 +54,7 @@ class Inference(ABC):
     superimposes = False
     asks_single_images = False
     finds_unknown = False
+    evidence_name = ""
 
     @abstractmethod
     def __call__(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
@@ -71,6 +73,10 @@ class Inference(ABC):
         for task, own in logits.items():
             together[tasks == task] = own
         return tasks, together
+
+    def evidence(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
+        """What these images together say for each task, ``(k,)``, in the order of ``method.tasks``; to be shown."""
+        raise NotImplementedError
 
     def check(  # noqa: B027 (most have nothing to check)
         self, *, output_size: int, num_classes: int, layers: Sequence[str] = ()
@@ -194,6 +200,7 @@ class GradientInference(ConfidenceInference):
 
     needs = Superposes
     superimposes = True
+    evidence_name = "gain"
 
     def __init__(
         self,

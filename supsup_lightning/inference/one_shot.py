@@ -83,6 +83,11 @@ def _gradients(
     return gradients
 
 
+def first_gain(self: GradientInference, method: Method, images: Tensor, num_classes: int) -> Tensor:
+    """``-dO/da`` of each task at equal coefficients, ``(k,)``, from which a gradient-based inference starts."""
+    return confidence_gain(require(method, Superposes), images, num_classes, self.objective, layers=self.layers)
+
+
 class OneShot(GradientInference):
     """The task with the largest ``-dO/da`` at equal coefficients: one gradient, whatever the number of tasks.
 
@@ -93,9 +98,11 @@ class OneShot(GradientInference):
         'each'
     """
 
+    evidence = first_gain
+
     def decide(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """One gradient for all images."""
-        gain = confidence_gain(require(method, Superposes), images, num_classes, self.objective, layers=self.layers)
+        gain = first_gain(self, method, images, num_classes)
         if self.candidates == 1:
             return gain.argmax()
         rows = gain.topk(min(self.candidates, len(gain))).indices

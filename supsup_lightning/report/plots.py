@@ -231,21 +231,24 @@ def task_confusion(counts: np.ndarray, *, num_tasks: int) -> Figure:
     return figure
 
 
-def coefficients(gains: Mapping[int, Mapping[int, float]], *, true_tasks: Mapping[int, int] | None = None) -> Figure:
-    """Draw the confidence gain ``-dO/da`` of each task for one inference, for images of up to three tasks.
+def evidence(
+    found: Mapping[int, Mapping[int, float]], *, label: str, true_tasks: Mapping[int, int] | None = None
+) -> Figure:
+    """Draw what one inference goes by for each task, for images of up to three tasks.
 
     Args:
-        gains: by true task, and by task asked about.
+        found: by true task, and by task asked about; the largest wins.
+        label: of the axis.
         true_tasks: true task of each task asked about, if these have other numbers.
     """
-    chosen = list(gains)
+    chosen = list(found)
     if len(chosen) > _MOST_INFERENCES:
         chosen = [chosen[0], chosen[len(chosen) // 2], chosen[-1]]
     figure = new(5.5, 0.7 + 1.1 * len(chosen))
     panels = figure.subplots(len(chosen), 1, sharex=True, squeeze=False)[:, 0]
     for axes, true in zip(panels, chosen, strict=True):
-        asked = np.array(list(gains[true]))
-        values = np.array(list(gains[true].values()))
+        asked = np.array(list(found[true]))
+        values = np.array(list(found[true].values()))
         own = np.array([(true_tasks or {}).get(task, task) == true for task in asked.tolist()])
         best = values.argmax()
         axes.bar(asked, values, color="0.75", width=0.8)
@@ -253,7 +256,7 @@ def coefficients(gains: Mapping[int, Mapping[int, float]], *, true_tasks: Mappin
         axes.plot(asked[best], values[best], "v", color=LOOKS[1].color, label="largest: the inferred task")
         margin = max(0.15 * (values.max() - values.min()), 1e-12)
         axes.set_ylim(values.min() - margin, values.max() + 2 * margin)  # differences count, not the distance to 0
-        axes.set_ylabel("$-dO/da$", parse_math=True)
+        axes.set_ylabel(label)
         axes.set_title(f"image of task {true}", fontsize=8, loc="left")
     panels[-1].set_xlabel("task")
     panels[-1].xaxis.get_major_locator().set_params(integer=True)

@@ -11,6 +11,19 @@ from matplotlib.figure import Figure
 from supsup_lightning.report import plots
 from supsup_lightning.report.collection import Run
 
+# Caption and axis label by the last column of inference.csv.
+_EVIDENCE = {
+    "gain": (
+        "One gradient of the superposition of all masks, at equal coefficients, for test images of some tasks: how "
+        "much confidence a larger coefficient of each task would give.",
+        "-dO/da",
+    ),
+    "log_posterior": (
+        "Log posterior of each task under the discriminant, for test images of some tasks.",
+        "log posterior",
+    ),
+}
+
 
 def figures(run: Run) -> Iterator[tuple[str, str, Figure]]:
     """Yield name, caption and figure for each file that the run has written."""
@@ -21,17 +34,15 @@ def figures(run: Run) -> Iterator[tuple[str, str, Figure]]:
     if (table := read(folder / "task_confusion.csv")) is not None:
         yield "task_confusion", _confusion_caption(table), plots.task_confusion(table.to_numpy(), num_tasks=num_tasks)
     if (table := read(folder / "inference.csv")) is not None:
-        gains = {
-            int(true): dict(zip(rows["asked_about"].tolist(), rows["gain"].tolist(), strict=True))
+        evidence = table.columns[-1]
+        values = {
+            int(true): dict(zip(rows["asked_about"].tolist(), rows[evidence].tolist(), strict=True))
             for true, rows in table.groupby("task")
         }
         learned_as = run.result.get("learned_as") or {}
         true_tasks = {own: int(true) for true, owned in learned_as.items() for own in owned}
-        caption = (
-            "One gradient of the superposition of all masks, at equal coefficients, for test images of some tasks: how "
-            "much confidence a larger coefficient of each task would give."
-        )
-        yield "inference", caption, plots.coefficients(gains, true_tasks=true_tasks or None)
+        caption, label = _EVIDENCE[evidence]
+        yield "inference", caption, plots.evidence(values, label=label, true_tasks=true_tasks or None)
     stretches, decisions = read(folder / "stream.csv"), read(folder / "decisions.csv")
     if stretches is not None and decisions is not None:
         rows = [(int(a), int(b), int(c)) for a, b, c in stretches.dropna().itertuples(index=False)]
