@@ -68,7 +68,7 @@ def test_a_bank_file_predicts_as_the_run_did(trained, tmp_path):
     wrong.method.gate.choose_features(wrong.method, data.example(), keeps_neighbours=True)
     with pytest.raises(MismatchError, match=r"features .*projection"):
         wrong.method.load(tmp_path / "bank.safetensors")
-    without = ContinualModule(digits_lenet())
+    without = ContinualModule(digits_lenet(), inference=OneShot())
     without.method.load(tmp_path / "bank.safetensors")
     assert torch.equal(without.method.bank.packed, module.method.bank.packed)
     assert "gate" in module.method.kept_bytes()
@@ -245,11 +245,22 @@ def test_another_inference_keeps_the_sums_or_is_refused(trained):
 
 def test_a_file_without_sums_leaves_none(trained, tmp_path):
     module, _, _ = trained
-    ContinualModule(digits_lenet()).method.save(tmp_path / "none.safetensors")
+    ContinualModule(digits_lenet(), inference=OneShot()).method.save(tmp_path / "none.safetensors")
     method = copy.deepcopy(module.method)
     method.load(tmp_path / "none.safetensors")
     assert not len(method.gate.sums)
     assert not len(method.gate.rows)
+
+
+def test_checkpoints_with_and_without_sums(trained, tmp_path, caplog):
+    module, trainer, _ = trained
+    without = ContinualModule(digits_lenet(), inference=OneShot())
+    with pytest.raises(MismatchError, match="trained with another inference. Make the model with that one"):
+        ContinualModule(digits_lenet()).load_state_dict(without.state_dict())
+    without.load_state_dict(module.state_dict())
+    assert "sums for inference=discriminant, which are left out" in caplog.text
+    assert torch.equal(without.method.bank.packed, module.method.bank.packed)
+    assert without.method.gate is None
 
 
 def test_a_loader_without_an_end_is_taken_for_an_epoch(tmp_path):

@@ -150,7 +150,7 @@ def test_a_checkpoint_with_seven_masks_loads_into_a_fresh_module(tmp_path):
     module, trainer = fit(digits_lenet(), data, folder=tmp_path)
     trainer.save_checkpoint(tmp_path / "seven.ckpt")
     state = torch.load(tmp_path / "seven.ckpt", weights_only=True)["state_dict"]
-    fresh = ContinualModule(digits_lenet())
+    fresh = ContinualModule(digits_lenet(), inference=OneShot())
     fresh.load_state_dict(state)
     assert len(fresh.method.bank) == 7
     images = random_images(9)

@@ -131,7 +131,7 @@ def test_a_resume_between_the_epochs_of_a_group_ends_with_the_same_bits(tmp_path
 def test_a_checkpoint_loads_into_a_module_that_trains_one_by_one(tmp_path):
     module, trainer = fit(digits_lenet(), permuted(at_once=2, num_tasks=2), folder=tmp_path)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    fresh = ContinualModule(digits_lenet())
+    fresh = ContinualModule(digits_lenet(), inference=OneShot())
     fresh.load_state_dict(torch.load(tmp_path / "last.ckpt", weights_only=False)["state_dict"])
     assert torch.equal(fresh.method.bank.packed, module.method.bank.packed)
 

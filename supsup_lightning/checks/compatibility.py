@@ -48,7 +48,7 @@ def check_parts(scenario: Scenario, inference: Inference, method: Method) -> Non
     if not scenario.task_known_at_inference and not inference.finds_task:
         raise ConfigurationError(
             f"In scenario={scenario.name.lower()} the task is hidden at inference, so inference=given cannot be; "
-            "use inference=one_shot, binary or exhaustive, or scenario=gg."
+            "use inference=discriminant, one_shot, binary or exhaustive, or scenario=gg."
         )
     if inference.finds_unknown and not scenario.task_known_in_training:
         raise ConfigurationError(

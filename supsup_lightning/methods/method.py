@@ -373,6 +373,12 @@ class Method(nn.Module, ABC):
         names = {*own, *(f"network.{name}" for name in self.network.state_dict())}
         if strict and state.keys() != names:
             missing, extra = sorted(names - state.keys()), sorted(state.keys() - names)
+            if missing and not extra and all(name.startswith("gate.") for name in missing):
+                raise MismatchError(
+                    "What is stored has no sums for inference=discriminant, which this model has: it was trained with "
+                    "another inference. Make the model with that one, ContinualModule(method, inference=OneShot()) for "
+                    "example."
+                )
             raise MismatchError(
                 f"What is stored is not of this method: {', '.join(missing) or 'nothing'} missing, "
                 f"{', '.join(extra) or 'nothing'} in excess."
@@ -418,6 +424,10 @@ def _check_and_fill_in(
     """Check a state before it is loaded, and fill in what checkpoints leave out."""
     network = f"{prefix}network."
     own = module.network.state_dict()
+    if module.gate is None and (sums := [name for name in state_dict if name.startswith(f"{prefix}gate.")]):
+        logger.warning("What is stored also has sums for inference=discriminant, which are left out here.")
+        for name in sums:
+            del state_dict[name]
     parameters = {name: state_dict[network + name] for name in own if network + name in state_dict}
     if f"{prefix}_extra_state" in state_dict:
         extra = state_dict[f"{prefix}_extra_state"]
