@@ -3,7 +3,9 @@
 import io
 import json
 import logging
+import math
 import multiprocessing
+import os
 import pickle
 import resource
 import zipfile
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from supsup_lightning import ContinualModule, SupSup, bits
-from supsup_lightning.bank import codec, entropy_coding
+from supsup_lightning.bank import checksums, codec, entropy_coding
 from supsup_lightning.errors import DataError, MismatchError, SupSupError
 from supsup_lightning.methods import BatchEnsemble, HopSupSup, LowerBound, UpperBound
 from supsup_lightning.runs.checkpoints import DIGEST, WholeCheckpoints
@@ -117,8 +119,14 @@ def damage(draw, content: bytes) -> bytes:
     return bytes(changed)
 
 
+# A longer search: SUPSUP_FUZZ=20 pytest tests/test_damage.py takes twenty times as many examples, each time others.
+TIMES = int(os.environ.get("SUPSUP_FUZZ", "1"))
 FUZZ = settings(
-    max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None
+    max_examples=150 * TIMES,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=TIMES == 1,
+    database=None,
 )
 
 
@@ -131,6 +139,45 @@ def test_a_damaged_file_is_refused_or_right(stored, tmp_path_factory, data):
     refused_or_right(method, damaged, expected)
 
 
+def flipped(path, name: str, *, element: int, into) -> None:
+    """A copy of a file with one bit flipped in an element of a tensor."""
+    content = bytearray(path.read_bytes())
+    length = int.from_bytes(content[:8], "little")
+    entry = json.loads(content[8 : 8 + length])[name]
+    itemsize = (entry["data_offsets"][1] - entry["data_offsets"][0]) // max(1, math.prod(entry["shape"]))
+    content[8 + length + entry["data_offsets"][0] + element * itemsize] ^= 4
+    into.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "element", "message"),
+    [
+        ("packed", "packed", 20, "the mask of task 1 is not"),
+        ("packed", "statistics", 50, "the mask of task 2 is not"),
+        ("packed", "tasks", 1, "its list of tasks is not"),
+        ("packed", "parameters.1.bias", 0, "what all tasks share is not"),
+        ("packed", "digests", 8 * 3, "the mask of task 1 is not"),
+        ("coded", "ones", 0, "the mask of task 0 is not"),
+        ("coded", "coded", -1, "the mask of task 2 is not"),
+        ("combined", "combinations.coefficients", 0, "the mask of task 2 is not"),
+        ("own_networks", "values", 0, "the part of task 0 is not"),
+        ("one_network", "weights", 0, "what all tasks share is not"),
+        ("hopfield", "memory.total", 0, "what all tasks share is not"),
+    ],
+)
+def test_a_flipped_bit_is_named_with_its_task(name, tensor, element, message, tmp_path):
+    method, path = learned(name), tmp_path / "bank.safetensors"
+    method.save(path)
+    if element < 0:
+        with safetensors.safe_open(path, "pt") as file:
+            element += len(file.get_tensor(tensor))
+    flipped(path, tensor, element=element, into=path)
+    before = snapshot(method)
+    with pytest.raises(DataError, match=message):
+        method.load(path)
+    assert same(snapshot(method), before)
+
+
 @FUZZ
 @given(data=st.data())
 def test_made_up_contents_are_refused(stored, data):
@@ -139,6 +186,7 @@ def test_made_up_contents_are_refused(stored, data):
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    digests = tensors.pop("digests")
     chosen = data.draw(st.sampled_from(sorted(tensors)))
     value = tensors[chosen]
     kind = data.draw(st.sampled_from(["drop", "extra", "type", "shorter", "longer", "nan", "negative", "flat", "huge"]))
@@ -163,6 +211,8 @@ def test_made_up_contents_are_refused(stored, data):
     else:
         return
     made_up = path.with_name("made_up.safetensors")
+    if data.draw(st.booleans()):
+        tensors["digests"] = data.draw(st.sampled_from([digests, checksums.table_of(tensors)]))
     del metadata["sha256"], metadata["checked_by"]
     if data.draw(st.booleans()):
         metadata["checked_by"] = "sha256"
@@ -181,7 +231,7 @@ def test_an_older_file_without_a_digest_is_read(name, tmp_path, caplog):
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    del metadata["sha256"], metadata["checked_by"]
+    del metadata["sha256"], metadata["checked_by"], tensors["digests"]
     safetensors.torch.save_file(tensors, path, metadata)
     fresh = MAKE[name]()
     with caplog.at_level(logging.INFO):
@@ -237,6 +287,7 @@ def hostile_files(path) -> dict[str, bytes]:
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    del tensors["digests"]
     many = 100_000
     one = {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}
     return {

@@ -9,20 +9,25 @@ Hopfield memory: ``memory.triangle_<block>``, ``memory.total`` and ``memory.num_
 Methods that train weights: ``values`` ``(tasks, values)`` float32, one row per task; ``trunk``, ``weights`` and
 ``shared_statistics``, which all tasks share.
 
+``digests`` ``(2 + tasks, 8)`` uint8 names the task whose part is damaged (`checksums`). ``recipe`` uint8 is JSON,
+compressed by zlib: all that it takes to predict without the run's code and configuration (`recipe.contents`).
+
 The header's metadata holds the format, what identifies the network, the seed and the options, and the ``sha256`` of
 all this and the tensors. The same contents make the same file, byte for byte.
 """
 
 import json
 import logging
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from supsup_lightning.bank import entropy_coding
+from supsup_lightning.bank import checksums, entropy_coding
 from supsup_lightning.bank.digests import digest
 from supsup_lightning.errors import DataError, SaveError
 from supsup_lightning.files import replacing
@@ -35,6 +40,7 @@ HOPFIELD_MEMORY = "supsup-hopfield-memory-1"
 TRAINED_NETWORK = "supsup-trained-network-1"
 
 _MOST_HEADER = 2**20  # bytes, about ten thousand tensors; a longer header takes seconds to read
+_MOST_RECIPE = 2**22  # bytes of text; names of ten thousand tasks and their classes
 
 # Larger elements first, so that every tensor is aligned to its element's size.
 _DTYPES = {
@@ -64,6 +70,7 @@ def write(
     file_format: str,
     identity: Mapping[str, str],
     mask_sizes: Sequence[int] = (),
+    recipe: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a file under a temporary name, then rename it: an interrupted write keeps the old file.
 
@@ -73,6 +80,7 @@ def write(
         file_format: one of the constants here.
         identity: text values that are compared when the file is read.
         mask_sizes: number of weights per layer, if ``packed`` holds masks over them.
+        recipe: plain values that `read_recipe` returns.
 
     Raises:
         SaveError: too many tensors, or the file system refuses the file. The old file is kept.
@@ -84,6 +92,9 @@ def write(
             del contents["packed"]
             contents |= coded
             file_format = CODED_MASK_BANK
+    if recipe is not None:
+        contents["recipe"] = _compressed(recipe, path)
+    contents[checksums.TABLE] = checksums.table_of(contents)
     # `checked_by` as well: without it, a damaged `sha256` key would look like an older file without a digest.
     metadata = {"format": file_format, "checked_by": "sha256", **identity}
     order = list(_DTYPES)
@@ -116,16 +127,9 @@ def read(
     Raises:
         DataError: the file is missing, damaged or of another format.
     """
-    tensors, identity = _open(Path(path))
-    expected = identity.pop("sha256", None)
-    if expected is None and "checked_by" not in identity:
-        logger.info("%s is of an older version, without a digest by which damage shows.", path)
-    elif expected != _digest(identity, tensors):
-        raise DataError(f"The file {path} is damaged: its SHA-256 is not that of what was written. Take a copy of it.")
-    found = identity.pop("format", None)
-    identity.pop("checked_by", None)
-    if found not in (MASK_BANK, CODED_MASK_BANK, HOPFIELD_MEMORY, TRAINED_NETWORK):
-        raise DataError(f"{path} is no file that this package wrote (its format: {found!s:.60}).")
+    tensors, identity = _checked(Path(path))
+    tensors.pop("recipe", None)
+    found = identity.pop("format")
     if found == CODED_MASK_BANK and file_format == MASK_BANK:
         try:
             coded = {name: tensors.pop(name) for name in ("coded", "coded_lengths", "ones", "layer_sizes")}
@@ -137,6 +141,60 @@ def read(
         found = MASK_BANK
     if found != file_format:
         raise DataError(f"{path} is of format {found}, not {file_format}: it was made with another method.")
+    return tensors, identity
+
+
+def read_recipe(path: str | Path) -> dict[str, Any] | None:
+    """Read what `write` was given as ``recipe``; None if the file has none, as those of earlier versions.
+
+    Raises:
+        DataError: the file is missing, damaged or of another format.
+    """
+    stored = _checked(Path(path))[0].get("recipe")
+    if stored is None:
+        return None
+    try:
+        if stored.dtype != torch.uint8 or stored.ndim != 1:
+            raise ValueError("it is no text")
+        unpacking = zlib.decompressobj()
+        text = unpacking.decompress(stored.numpy().tobytes(), _MOST_RECIPE)
+        if not unpacking.eof:
+            raise ValueError("it ends too early, or is too long")
+        recipe = json.loads(text)
+        if not isinstance(recipe, dict):
+            raise ValueError("it is no mapping")
+    except (ValueError, RecursionError, zlib.error) as error:
+        raise DataError(f"The file {path} is damaged: its recipe cannot be read ({error!s:.200}).") from error
+    return recipe
+
+
+def _compressed(recipe: Mapping[str, Any], path: str | Path) -> Tensor:
+    text = json.dumps(recipe, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    if len(text) > _MOST_RECIPE:
+        raise SaveError(
+            f"{path} cannot be written: a recipe of {len(text)} bytes is longer than such a file holds."
+        )
+    return torch.frombuffer(bytearray(zlib.compress(text, 9)), dtype=torch.uint8)
+
+
+def _checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file of this package whose contents are what was written; without the digests."""
+    tensors, identity = _open(path)
+    expected = identity.pop("sha256", None)
+    unchecked = expected is None and "checked_by" not in identity
+    whole = unchecked or expected == _digest(identity, tensors)
+    table = tensors.pop(checksums.TABLE, None)
+    found = None if table is None else checksums.damaged(tensors, table)
+    if found is not None:
+        raise DataError(f"The file {path} is damaged: {found} is not what was written. Take a copy of it.")
+    if not whole:
+        raise DataError(f"The file {path} is damaged: its SHA-256 is not that of what was written. Take a copy of it.")
+    if unchecked:
+        logger.info("%s is of an older version, without a digest by which damage shows.", path)
+    identity.pop("checked_by", None)
+    if identity.get("format") not in (MASK_BANK, CODED_MASK_BANK, HOPFIELD_MEMORY, TRAINED_NETWORK):
+        found = identity.get("format")
+        raise DataError(f"{path} is no file that this package wrote (its format: {found!s:.60}).")
     return tensors, identity
 
 

@@ -247,10 +247,21 @@ class Method(nn.Module, ABC):
             bytes_by_part |= {"network": elsewhere} if elsewhere else {}
         return bytes_by_part
 
-    def save(self, path: str | Path) -> None:
-        """Write what is kept, and what identifies network, seed and options."""
-        identity = self.identity | ({} if self.gate is None else self.gate.identity())
-        codec.write(path, self.kept(), file_format=self.file_format, identity=identity, mask_sizes=self._mask_sizes)
+    def save(self, path: str | Path, *, recipe: Mapping[str, Any] | None = None) -> None:
+        """Write what is kept, and what identifies network, seed and options.
+
+        Args:
+            path: path of the file.
+            recipe: what it takes to predict without this object; `ContinualModule.save` gives it.
+        """
+        codec.write(
+            path,
+            self.kept(),
+            file_format=self.file_format,
+            identity=self.identity | ({} if self.gate is None else self.gate.identity()),
+            mask_sizes=self._mask_sizes,
+            recipe=recipe,
+        )
 
     def load(self, path: str | Path) -> None:
         """Replace what was learned by the contents of a file.
