@@ -15,6 +15,8 @@ from supsup_lightning.data.augment import CropFlip, make_augment, name_of
 from supsup_lightning.data.datasets import Datasets
 from supsup_lightning.data.examination import examine
 from supsup_lightning.data.images import Augment, BatchLoader, Images, InOrder, Memory, check_picture
+from supsup_lightning.data.naming import TaskDescription, distinct, numbered
+from supsup_lightning.data.raw_images import RawImages
 from supsup_lightning.data.sources import Reading
 from supsup_lightning.data.streams import Permuted, Rotated, Split, Stream, Task
 from supsup_lightning.data.tasks import TaskSequence, check_count
@@ -207,6 +209,41 @@ class ContinualDataModule(TaskSequence):
             if not (torch.equal(images.mean, first.mean) and torch.equal(images.std, first.std)):
                 return None
         return first.mean, first.std
+
+    def raw_images(self) -> RawImages:
+        """How raw images become network inputs, as far as it is the same for all tasks."""
+        first = self._task(0).train
+        shape = first.store.shape()
+        resizes = {getattr(source, "resizes_files", False) for source in self.stream.sources}
+        if torch.equal(first.std, torch.ones(1, 1, 1)):
+            return RawImages(refused="the data set gives tensors of its own, and not bytes")
+        if len(resizes) > 1 or len(shape) != 3:
+            return RawImages(refused="its data sets differ in how images are read")
+        for task in range(self.num_tasks):
+            images = self._task(task).train
+            if images.transform is not None:
+                return RawImages(refused="each task transforms its images in a way of its own")
+            if not (torch.equal(images.mean, first.mean) and torch.equal(images.std, first.std)):
+                return RawImages(refused="its tasks are normalised by different data sets")
+            if images.store.shape() != shape:
+                return RawImages(refused="its tasks have images of different shapes")
+        if resizes == {True}:
+            resize = "crop" if self.reading.resized_crop else "files"
+        else:
+            resize = "none" if first.input_shape is None else "inputs"
+        highest = int(first.store.pixels.max()) if isinstance(first.store, Memory) else 255
+        mean, std = (tuple(part.flatten().tolist()) for part in (first.mean, first.std))
+        return RawImages(shape=shape, mean=mean, std=std, highest=highest, resize=resize)
+
+    def describe_tasks(self) -> tuple[TaskDescription, ...]:
+        """Names of tasks and of their classes, by the stream."""
+        tasks = [self.stream.describe(task, root=self.root, seed=self.seed) for task in range(self.num_tasks)]
+        return distinct(
+            [
+                each if len(each.classes) == number else numbered(task, number)
+                for task, (each, number) in enumerate(zip(tasks, self.num_classes, strict=True))
+            ]
+        )
 
     @property
     def keeps_neighbours(self) -> bool:

@@ -113,6 +113,15 @@ class Datasets:
         return self._labels
 
 
+def class_names_of(source: Datasets) -> list[str]:
+    """Names of the classes, where the training data set has them (``classes``) and its labels count them."""
+    names = getattr(source.train, "classes", None)
+    counted = _known_labels(source.train) is not None and bool(source._classes) and source._classes[0] >= 0
+    if counted and isinstance(names, (list, tuple)) and source._classes[-1] < len(names):
+        return [str(names[label]) for label in source._classes]
+    return [str(label) for label in source._classes]
+
+
 def _shown(labels: list[int]) -> str:
     return ", ".join(map(str, labels[:10])) + (f", ... ({len(labels)} in all)" if len(labels) > 10 else "")
 

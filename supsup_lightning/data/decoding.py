@@ -50,15 +50,7 @@ def read_image(path: Path, *, channels: int) -> Image.Image:
     try:
         # From a stream: Pillow 13 maps a TIFF opened by name into memory, and reads a rotated one with wrong lines.
         with Path(path).open("rb") as stream, Image.open(stream, formats=_FORMATS) as file:
-            _check_size(file)
-            if file.format != "MPO" and getattr(file, "is_animated", False):  # the second image of an MPO is hidden
-                _warn_once("several frames or pages, of which the first is taken", path)
-            depth = file.tile[0].args if file.tile else None  # Pillow drops it once the pixels are loaded
-            file.load()
-            image = _opaque(_eight_bits(file, path, depth))
-            turn = _TURNS.get(_orientation(file, path))
-            image = _converted(image, "L" if channels == 1 else "RGB")
-            return image if turn is None else image.transpose(turn)
+            return _shown(file, path, channels=channels)
     except _UnknownRange as error:
         raise DataError(
             f"The image {path} has {error}, so that its range from black to white is not known. Save it with 8 or 16 "
@@ -76,6 +68,31 @@ def read_image(path: Path, *, channels: int) -> Image.Image:
         ) from error
 
 
+def picture_of(image: Image.Image, *, channels: int, name: str) -> Image.Image:
+    """Return an open image as viewers show it, as `read_image` does with a file.
+
+    Raises:
+        DataError: as `read_image`; ``name`` begins the message.
+    """
+    try:
+        return _shown(image, name, channels=channels)
+    except Exception as error:  # as in `read_image`
+        raise DataError(f"{name} cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def _shown(image: Image.Image, path: Path | str, *, channels: int) -> Image.Image:
+    _check_size(image)
+    if image.format != "MPO" and getattr(image, "is_animated", False):  # the second image of an MPO is hidden
+        _warn_once("several frames or pages, of which the first is taken", path)
+    tiles = getattr(image, "tile", None)  # Pillow drops them once the pixels are loaded
+    depth = tiles[0].args if tiles else None
+    image.load()
+    shown = _opaque(_eight_bits(image, path, depth))
+    turn = _TURNS.get(_orientation(image, path))
+    shown = _converted(shown, "L" if channels == 1 else "RGB")
+    return shown if turn is None else shown.transpose(turn)
+
+
 def _check_size(image: Image.Image) -> None:
     limit = Image.MAX_IMAGE_PIXELS  # above it Pillow only warns; above twice as many it raises
     if limit is not None and image.width * image.height > limit:
@@ -84,14 +101,14 @@ def _check_size(image: Image.Image) -> None:
         )
 
 
-def _warn_once(what: str, path: Path) -> None:
+def _warn_once(what: str, path: Path | str) -> None:
     """Log a warning about the first such image in this process."""
     if what not in _warned:
         _warned.add(what)
         logger.warning("%s has %s; others may as well.", path, what)
 
 
-def _orientation(image: Image.Image, path: Path) -> int:
+def _orientation(image: Image.Image, path: Path | str) -> int:
     try:
         tag = image.getexif().get(ExifTags.Base.Orientation)
         return tag if isinstance(tag, int) else 1
@@ -100,7 +117,7 @@ def _orientation(image: Image.Image, path: Path) -> int:
         return 1
 
 
-def _eight_bits(image: Image.Image, path: Path, depth: object) -> Image.Image:
+def _eight_bits(image: Image.Image, path: Path | str, depth: object) -> Image.Image:
     """Return greyscale of more than 8 bits in 8 bits, with its transparency if any; other images unchanged."""
     transparent = image.info.get("transparency")
     if image.mode == "F":

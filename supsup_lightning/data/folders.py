@@ -33,6 +33,7 @@ class _Files:
     """Data set of image files, given by a training and a test listing."""
 
     test_share: float
+    resizes_files = True  # to `Reading.input_shape`, before they are normalised
 
     def __init__(self) -> None:
         self._listings: dict[Path, tuple[Listing, Listing]] = {}

@@ -5,6 +5,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
+from supsup_lightning.data.naming import TaskDescription, name_of_source
 from supsup_lightning.data.sources import Named, Reading, Source
 from supsup_lightning.data.streams import Stream, Task, Whole
 from supsup_lightning.errors import ConfigurationError, check_whole
@@ -69,9 +70,23 @@ class Mixed(Stream):
 
     def task(self, task: int, *, seed: int) -> Task:
         """Return the data of a task, taken from the stream that it falls into."""
+        place, number = self._find(task)
+        return self.streams[place].task(number, seed=derive_seed(seed, "mixed", place))
+
+    def describe(self, task: int, *, root: Path, seed: int) -> TaskDescription:
+        """Name a task as the stream does that it falls into."""
+        place, number = self._find(task)
+        stream = self.streams[place]
+        found = stream.describe(number, root=root, seed=derive_seed(seed, "mixed", place))
+        if isinstance(stream, Whole):
+            return found
+        return found._replace(name=f"{', '.join(map(name_of_source, stream.sources))}: {found.name}")
+
+    def _find(self, task: int) -> tuple[int, int]:
+        """Position of a task's stream, and the task's number in it."""
         for place, (start, end) in enumerate(pairwise(self._starts)):
             if start <= task < end:
-                return self.streams[place].task(task - start, seed=derive_seed(seed, "mixed", place))
+                return place, task - start
         raise ConfigurationError(f"Task {task} is not among the {self._starts[-1]} of the mixed streams.")
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from supsup_lightning.data.module_loader import ModuleLoader, defines, only_loader
+from supsup_lightning.data.naming import TaskDescription, distinct, numbered
 from supsup_lightning.data.tasks import TaskSequence
 from supsup_lightning.data.values import check_same, check_same_range
 from supsup_lightning.data.workers import seeded
@@ -139,6 +140,16 @@ class DataModuleSequence(TaskSequence):
     def other_examples(self) -> dict[int, Tensor]:
         """Two inputs of each later task with a new shape or type, from its checked training batches."""
         return {task: images for task, images in self._examples.values() if task}
+
+    def describe_tasks(self) -> tuple[TaskDescription, ...]:
+        """Name tasks after their data modules, and classes by their attribute ``class_names``, if they have it."""
+        found = []
+        for task, (module, number) in enumerate(zip(self.modules, self.num_classes, strict=True)):
+            names = getattr(module, "class_names", None)
+            known = isinstance(names, (list, tuple)) and len(names) == number
+            classes = tuple(map(str, names)) if known else numbered(task, number).classes  # type: ignore[arg-type]
+            found.append(TaskDescription(type(module).__name__, classes))
+        return distinct(found)
 
     def prepare_data(self) -> None:
         """Call each data module's `prepare_data`."""

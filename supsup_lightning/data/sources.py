@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -194,12 +194,14 @@ class FashionMNIST(MNIST):
     """Articles of clothing, in the format of MNIST, under ``FashionMNIST/raw``."""
 
     dataset = torchvision.datasets.FashionMNIST
+    names: Sequence[str] = tuple(torchvision.datasets.FashionMNIST.classes)
 
 
 class KMNIST(MNIST):
     """Cursive Japanese characters, in the format of MNIST, under ``KMNIST/raw``."""
 
     dataset = torchvision.datasets.KMNIST
+    names: Sequence[str] = tuple(torchvision.datasets.KMNIST.classes)
 
 
 class CIFAR10(_Torchvision):
@@ -207,6 +209,7 @@ class CIFAR10(_Torchvision):
 
     dataset = torchvision.datasets.CIFAR10
     classes = 10
+    names: Sequence[str] = ()  # of the classes; known once the files are read
 
     def files(self, root: Path) -> list[Path]:
         """Paths of the files that torchvision lists."""
@@ -225,6 +228,7 @@ class CIFAR10(_Torchvision):
     def read(self, root: Path, *, train: bool) -> tuple[Tensor, Tensor]:
         """Read images of three channels, and labels."""
         dataset = self.dataset(root, train=train)
+        self.names = [*dataset.classes]
         return torch.from_numpy(dataset.data).movedim(-1, 1).contiguous(), torch.as_tensor(dataset.targets)
 
     def _checksums(self, root: Path) -> dict[Path, str]:

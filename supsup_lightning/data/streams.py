@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from supsup_lightning.data.images import Images, check_picture
+from supsup_lightning.data.naming import TaskDescription, class_names, name_of_classes, name_of_source, numbered
 from supsup_lightning.data.sources import Reading, Source
 from supsup_lightning.errors import ConfigurationError, DataError, check_choice, check_whole
 from supsup_lightning.seeding import generator
@@ -60,6 +61,10 @@ class Stream(ABC):
     def identity(self) -> dict[str, Any]:
         """Return what tasks depend on, besides images and seed; a checkpoint is compared with it."""
         return {"stream": type(self).__name__, "sources": [type(source).__name__ for source in self.sources]}
+
+    def describe(self, task: int, *, root: Path, seed: int) -> TaskDescription:
+        """Name a task and its classes; by number, unless a subclass knows names. Called after `load`."""
+        return numbered(task, self.task(task, seed=seed).num_classes)
 
     @abstractmethod
     def task(self, task: int, *, seed: int) -> Task:
@@ -121,6 +126,13 @@ class OneSource(Stream):
         """Return all images, with the transform of the task."""
         return Task(self.transformed(self.train, task, seed), self.transformed(self.test, task, seed), self.num_classes)
 
+    def describe(self, task: int, *, root: Path, seed: int) -> TaskDescription:
+        """Name a task by its number, and its classes as the data set does."""
+        return TaskDescription(f"task {task}", self._class_names(root))
+
+    def _class_names(self, root: Path) -> tuple[str, ...]:
+        return class_names(self.source, root, num_classes=self.num_classes)
+
     def transformed(self, images: Images, task: int, seed: int) -> Images:
         """Return the images of a task. By default they are unchanged.
 
@@ -144,11 +156,20 @@ class Whole(OneSource):
         """Number of tasks: 1."""
         return 1
 
+    def describe(self, task: int, *, root: Path, seed: int) -> TaskDescription:
+        """Name the task after the data set."""
+        return TaskDescription(name_of_source(self.source), self._class_names(root))
+
 
 class Permuted(OneSource):
     """Stream whose tasks permute the pixels (over all channels) in a random order, fixed by seed and task."""
 
     keeps_neighbours = False
+
+    def describe(self, task: int, *, root: Path, seed: int) -> TaskDescription:
+        """Name the permutation."""
+        inputs = f"pixels in the random order of task {task} and seed {seed}"
+        return TaskDescription(f"permutation {task}", self._class_names(root), inputs)
 
     def transformed(self, images: Images, task: int, seed: int) -> Images:
         """Return the images with the permutation of ``task`` as their transform."""
@@ -195,6 +216,11 @@ class Rotated(OneSource):
     def identity(self) -> dict[str, Any]:
         """Return the data set and the angle."""
         return {**super().identity(), "degrees": self.degrees}
+
+    def describe(self, task: int, *, root: Path, seed: int) -> TaskDescription:
+        """Name the angle."""
+        angle = f"{task * self.degrees:g} degrees"
+        return TaskDescription(angle, self._class_names(root), f"turned by {angle} counter-clockwise")
 
     def transformed(self, images: Images, task: int, seed: int) -> Images:
         """Return the images with the rotation of ``task`` as their transform."""
@@ -282,6 +308,13 @@ class Split(OneSource):
             if not len(images):
                 raise DataError(f"There are no {half} images of the classes {classes.tolist()} of task {task}.")
         return Task(train, test, len(classes) if self.relabel else self.num_classes)
+
+    def describe(self, task: int, *, root: Path, seed: int) -> TaskDescription:
+        """Name the task after its classes."""
+        every = self._class_names(root)
+        places = self._order(seed)[task * self.classes_per_task :][: self.classes_per_task].tolist()
+        own = tuple(every[place] for place in places)
+        return TaskDescription(name_of_classes(own), own if self.relabel else every)
 
     def _order(self, seed: int) -> Tensor:
         if self.class_order == "fixed":

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from supsup_lightning.checks.meaning import differences, plain
+from supsup_lightning.data.naming import TaskDescription, numbered
+from supsup_lightning.data.raw_images import REFUSED, RawImages
 from supsup_lightning.data.timetable import Timetable
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError, as_whole, check_whole
 
@@ -106,6 +108,14 @@ class TaskDataModule(L.LightningDataModule, ABC):
     def normalisation(self) -> tuple[Tensor, Tensor] | None:
         """Mean and standard deviation that normalise bytes, ``(channels, 1, 1)`` each; None if more is done to them."""
         return None
+
+    def raw_images(self) -> RawImages:
+        """How raw images become network inputs, for files of finished tasks; by default that is not known."""
+        return REFUSED
+
+    def describe_tasks(self) -> tuple[TaskDescription, ...]:
+        """Names of tasks and classes, for files of finished tasks; numbers by default. Known after `setup`."""
+        return tuple(numbered(task, number) for task, number in enumerate(self.num_classes))
 
     def files(self) -> dict[str, Any] | None:
         """Files that the data are read from, as described by `run_identity.files_of`; None if there are none."""

@@ -70,12 +70,20 @@ class ImageFiles:
         return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
 
     @cached_property
-    def _evaluation(self) -> v2.Transform:
+    def _evaluation(self) -> v2.Compose:
         size = self.shape[1:]
         if not self.resized_crop:
             return v2.Compose([v2.Resize(size, antialias=True), v2.PILToTensor()])
         middle = [v2.Resize(round(min(size) * _RESIZE_BEFORE_CROP), antialias=True), v2.CenterCrop(size)]
         return v2.Compose([*middle, v2.PILToTensor()])
+
+    def evaluated(self, picture: Image.Image) -> Tensor:
+        """Return the centre of a picture, or all of it, as `fetch` does with one that it has read."""
+        return self._evaluation(picture)
+
+    def resized(self, pixels: Tensor) -> Tensor:
+        """Bring images ``(batch, channels, height, width)``, or the centre of each, to this height and width."""
+        return v2.Compose(self._evaluation.transforms[:-1])(pixels)
 
     def _read(self, position: int) -> Image.Image:
         return read_image(self.paths[position], channels=self.shape[0])

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from supsup_lightning.data.naming import TaskDescription
+from supsup_lightning.data.raw_images import RawImages
 from supsup_lightning.data.tasks import TaskDataModule, TaskSequence
 from supsup_lightning.errors import ConfigurationError, as_whole, check_whole
 from supsup_lightning.seeding import generator
@@ -306,6 +308,16 @@ class Unannounced(TaskDataModule):
     def normalisation(self) -> tuple[Tensor, Tensor] | None:
         """The same as for the wrapped tasks."""
         return self.tasks.normalisation()
+
+    def raw_images(self) -> RawImages:
+        """How raw images become network inputs."""
+        return self.tasks.raw_images()
+
+    def describe_tasks(self) -> tuple[TaskDescription, ...]:
+        """Number the tasks, which are the learner's own; name the classes if all tasks have the same."""
+        classes = {each.classes for each in self.tasks.describe_tasks()}
+        numbers = super().describe_tasks()
+        return tuple(each._replace(classes=min(classes)) for each in numbers) if len(classes) == 1 else numbers
 
     def num_skipped(self) -> int:
         """Images left out because they could not be read."""
