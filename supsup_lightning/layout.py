@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.recipe.recorded import recorded
 
 _MOST_NAMES = 12  # in a message
 
 MaskRule = Callable[[str, Tensor], bool]
 
 
+@recorded
 @dataclass(frozen=True)
 class ByName:
     """Rule of which parameters are masked, by name and number of dimensions.
@@ -65,6 +67,25 @@ class ByName:
                         f"mask.{option}: the pattern {pattern!r} matches no parameter of the network; it has {shown} "
                         "(print_masked=true shows all)."
                     )
+
+
+@recorded
+@dataclass(frozen=True)
+class Named:
+    """Rule that masks the parameters of these names, as a file has it in place of a function of your own.
+
+    Attributes:
+        names: of the parameters.
+
+    >>> Named(["0.weight"])("0.weight", torch.zeros(2))
+    True
+    """
+
+    names: Sequence[str]
+
+    def __call__(self, name: str, parameter: Tensor) -> bool:
+        """Whether this parameter is masked."""
+        return name in self.names
 
 
 @dataclass(frozen=True)

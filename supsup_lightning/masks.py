@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 
 from supsup_lightning.errors import ConfigurationError, check_choice
 from supsup_lightning.layout import ByName, Layout, MaskRule
+from supsup_lightning.recipe.recorded import recorded
 
 Shape = Sequence[int]
 
@@ -292,6 +293,7 @@ WEIGHT_INITIALISERS = {
 }
 
 
+@recorded
 @dataclass(frozen=True)
 class MaskOptions:
     """All options of masks: ``mask.*`` on the command line.

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from supsup_lightning.recipe.recorded import recorded
 
+
+@recorded
 @dataclass(frozen=True)
 class Scenario:
     """What is known in training and at inference.

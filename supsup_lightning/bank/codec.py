@@ -171,9 +171,7 @@ def read_recipe(path: str | Path) -> dict[str, Any] | None:
 def _compressed(recipe: Mapping[str, Any], path: str | Path) -> Tensor:
     text = json.dumps(recipe, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     if len(text) > _MOST_RECIPE:
-        raise SaveError(
-            f"{path} cannot be written: a recipe of {len(text)} bytes is longer than such a file holds."
-        )
+        raise SaveError(f"{path} cannot be written: a recipe of {len(text)} bytes is longer than such a file holds.")
     return torch.frombuffer(bytearray(zlib.compress(text, 9)), dtype=torch.uint8)
 
 

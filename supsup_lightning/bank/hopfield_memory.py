@@ -22,6 +22,7 @@ from torch.nn.functional import cosine_similarity
 
 from supsup_lightning.bank.rows import check_tensor
 from supsup_lightning.errors import ConfigurationError, DataError, check_choice, check_whole
+from supsup_lightning.recipe.recorded import recorded
 
 RULES = ("storkey", "hebbian")
 
@@ -209,6 +210,7 @@ def falling(progress: float) -> float:
     return 1 - progress
 
 
+@recorded
 @dataclass(frozen=True)
 class Descent:
     """Options of the gradient descent in `recover`.

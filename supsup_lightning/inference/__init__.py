@@ -6,7 +6,12 @@ from supsup_lightning.inference.exhaustive import Exhaustive
 from supsup_lightning.inference.inference import Given, Inference
 from supsup_lightning.inference.mask_recovery import Descent, HopfieldRecovery
 from supsup_lightning.inference.one_shot import OneShot
+from supsup_lightning.recipe.recorded import recorded
 from supsup_lightning.scenario import Scenario
+
+# Here, so that an option of any of them is in the file without a line of its own.
+for _kind in (Binary, Discriminant, Exhaustive, Given, HopfieldRecovery, OneShot):
+    recorded(_kind)
 
 
 def automatic(scenario: Scenario) -> Inference:

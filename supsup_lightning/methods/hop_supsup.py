@@ -18,6 +18,7 @@ from supsup_lightning.layout import ByName, Layout
 from supsup_lightning.masks import MaskOptions
 from supsup_lightning.methods.frozen_network import FrozenNetworkMethod, mask_options
 from supsup_lightning.methods.method import Part
+from supsup_lightning.recipe.recorded import recorded
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ def _check_vector(name: str, shape: tuple[int, ...]) -> None:
         )
 
 
+@recorded
 class HopSupSup(FrozenNetworkMethod):
     """One frozen network; a task is a mask over vectors (by default normalisation gains) in a Hopfield memory.
 

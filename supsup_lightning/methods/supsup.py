@@ -23,10 +23,12 @@ from supsup_lightning.methods.method import Part
 from supsup_lightning.methods.sparsity_search import SparsitySearch
 from supsup_lightning.methods.starting_scores import StartingScores
 from supsup_lightning.methods.transforms import Option, described, make_transforms
+from supsup_lightning.recipe.recorded import recorded
 
 logger = logging.getLogger(__name__)
 
 
+@recorded
 class SupSup(FrozenNetworkMethod):
     """One frozen network and one mask per task, with running statistics of normalisation layers per task.
 

@@ -7,8 +7,10 @@ from math import prod
 from torch import nn
 
 from supsup_lightning.networks.width import LEAST_UNITS, scaled
+from supsup_lightning.recipe.recorded import recorded
 
 
+@recorded
 class FullyConnected(nn.Sequential):
     """Linear layers without biases, ReLU between them; images are flattened.
 

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from supsup_lightning.networks.width import scaled
+from supsup_lightning.recipe.recorded import recorded
 
 
+@recorded
 class GEMResNet18(nn.Sequential):
     """ResNet-18 for small images, with a third of the usual channels, without biases and BatchNorm gains.
 

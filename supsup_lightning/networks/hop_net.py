@@ -7,8 +7,10 @@ from math import prod
 from torch import nn
 
 from supsup_lightning.networks.width import LEAST_UNITS, scaled
+from supsup_lightning.recipe.recorded import recorded
 
 
+@recorded
 class HopNet(nn.Sequential):
     """Linear layers without biases; after each but the last, BatchNorm by batch statistics, and Swish.
 

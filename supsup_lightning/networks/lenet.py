@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 from supsup_lightning.networks.fully_connected import FullyConnected
+from supsup_lightning.recipe.recorded import recorded
 
 
+@recorded
 class LeNet(FullyConnected):
     """LeNet 300-100: two hidden layers, no biases (`FullyConnected`).
 

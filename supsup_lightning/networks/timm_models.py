@@ -8,8 +8,10 @@ from torch import nn
 
 from supsup_lightning.errors import ConfigurationError, DataError
 from supsup_lightning.networks.names import check_name
+from supsup_lightning.recipe.recorded import recorded
 
 
+@recorded
 def timm_model(
     *,
     name: str,

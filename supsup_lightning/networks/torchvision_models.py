@@ -15,12 +15,14 @@ from torchvision.models.resnet import Bottleneck
 
 from supsup_lightning.errors import ConfigurationError, DataError
 from supsup_lightning.networks.names import check_name
+from supsup_lightning.recipe.recorded import recorded
 
 # In training, these models also return the outputs of auxiliary heads, which no loss here uses.
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
 
 
+@recorded
 def torchvision_model(
     *,
     name: str,
@@ -82,6 +84,7 @@ def torchvision_model(
     return network
 
 
+@recorded
 class ResNet50(torchvision.models.ResNet):
     """torchvision's ResNet-50 as in the paper (section 4): without biases, and without gains in BatchNorm.
 

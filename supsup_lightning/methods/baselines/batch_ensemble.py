@@ -4,8 +4,10 @@ from torch import Tensor, nn
 
 from supsup_lightning.layout import Layout
 from supsup_lightning.methods.baselines.trunk import TrunkMethod
+from supsup_lightning.recipe.recorded import recorded
 
 
+@recorded
 class BatchEnsemble(TrunkMethod):
     """One trunk, trained on the first task or random; a task is two vectors per weight, ``W * (s t')``.
 

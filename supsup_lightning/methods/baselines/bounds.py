@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from supsup_lightning.errors import ConfigurationError, check_whole
 from supsup_lightning.layout import ByName, Layout
 from supsup_lightning.methods.baselines.trained_network import TrainedNetworkMethod
+from supsup_lightning.recipe.recorded import recorded
 
 
+@recorded
 class UpperBound(TrainedNetworkMethod):
     """A separate network per task, with all parameters trained and kept.
 
@@ -34,6 +36,7 @@ class UpperBound(TrainedNetworkMethod):
         super().__init__(network, weights=weights, seed=seed)
 
 
+@recorded
 class SmallNetworks(UpperBound):
     """A separate small network per task that takes no more bytes than one mask over the whole network.
 
@@ -113,6 +116,7 @@ def _num_bytes(network: nn.Module) -> int:
     return 4 * (parameters + Layout.of_running_statistics(network).num_weights)
 
 
+@recorded
 class LowerBound(TrainedNetworkMethod):
     """One network fine-tuned on all tasks in turn; each task overwrites earlier ones.
 

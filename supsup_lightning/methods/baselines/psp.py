@@ -6,12 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from supsup_lightning.methods.baselines.bounds import LowerBound
+from supsup_lightning.recipe.recorded import recorded
 from supsup_lightning.seeding import generator
 
 # Rotations of tasks that are asked again are kept for a while: drawing them takes longer than a forward pass.
 _MOST_CACHED_BYTES = 2**28
 
 
+@recorded
 class PSP(LowerBound):
     """One network, trained on all tasks in turn; task ``k`` computes with ``W C_k``, ``C_k`` a random rotation.
 

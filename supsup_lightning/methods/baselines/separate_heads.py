@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.layout import Layout
 from supsup_lightning.methods.baselines.trunk import TrunkMethod
+from supsup_lightning.recipe.recorded import recorded
 
 
+@recorded
 class SeparateHeads(TrunkMethod):
     """One trunk, trained on the first task or left random; a task is a last layer.
 
