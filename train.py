@@ -38,6 +38,7 @@ def run(config: DictConfig, folder: Path) -> Any:
     from supsup_lightning.callbacks.results import result_of
     from supsup_lightning.callbacks.run_record import RecordRun
     from supsup_lightning.checks.trainer_checks import check_strategy
+    from supsup_lightning.recipe.recorded import record_config
     from supsup_lightning.report.summary import masked_table
     from supsup_lightning.runs.loggers import listening
 
@@ -50,6 +51,7 @@ def run(config: DictConfig, folder: Path) -> Any:
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.datamodule)
     module = instantiate(config.module)
+    record_config(module.method.network, config.network)
     module.plan_training(data, accelerator=config.trainer.get("accelerator", "auto"))
     callbacks = [instantiate(callback) for callback in config.callbacks.values()]
     callbacks.sort(key=lambda callback: not getattr(callback, "begins_tasks", False))  # the others look at its task

@@ -235,9 +235,11 @@ class WriteResults(L.Callback):
 
     def _save_bank(self, trainer: L.Trainer, module: "ContinualModule") -> None:
         if trainer.is_global_zero:
-            contents = digest(module.method.kept())
-            if contents != self._saved or not self.bank_path.exists():  # the test changes nothing
-                module.method.save(self.bank_path)
+            if self.validation:
+                module.accuracies["validation"] = dict(self.validation)
+            contents = digest([module.method.kept(), module.accuracies])
+            if contents != self._saved or not self.bank_path.exists():
+                module.save(self.bank_path)
                 self._saved = contents
 
 

@@ -51,6 +51,7 @@ __all__ = [
     "OneShot",
     "PermutedDigits",
     "PermutedMNIST",
+    "Prediction",
     "ResNet50",
     "Scenario",
     "SeparateHeads",
@@ -59,6 +60,7 @@ __all__ = [
     "Unannounced",
     "UpperBound",
     "Verdict",
+    "load",
     "mean_over_processes",
 ]
 

@@ -36,4 +36,6 @@ from supsup_lightning.methods import (
 )
 from supsup_lightning.module import ContinualModule
 from supsup_lightning.networks import FullyConnected, GEMResNet18, HopNet, LeNet, ResNet50
+from supsup_lightning.recipe.loading import load
+from supsup_lightning.recipe.prediction import Prediction
 from supsup_lightning.scenario import GG, GNS, GNU, NNS, Scenario

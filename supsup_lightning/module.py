@@ -1,6 +1,7 @@
 """The LightningModule: a method over one frozen network, and an inference that finds its tasks."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,7 @@ from supsup_lightning.checks.checkpoint_checks import check_checkpoint
 from supsup_lightning.checks.trainer_checks import task_data
 from supsup_lightning.checks.untouched import in_mode
 from supsup_lightning.data.inputs import Inputs, prepared
+from supsup_lightning.data.naming import AboutData, numbered
 from supsup_lightning.discovery import Discovery
 from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference import Discriminant, Inference, automatic
@@ -31,6 +33,8 @@ from supsup_lightning.optimization import (
     default_optimizer,
     described,
 )
+from supsup_lightning.recipe import prediction
+from supsup_lightning.recipe.contents import recipe_of
 from supsup_lightning.report import task_table
 from supsup_lightning.report.metrics import TaskAccuracy, TaskConfusion
 from supsup_lightning.runs import checkpoints
@@ -77,6 +81,8 @@ class ContinualModule(L.LightningModule):
         self.num_classes: tuple[int, ...] = ()  # of each task; known once there is data
         self.output_size = 0  # likewise
         self.inputs: Inputs | None = None  # likewise
+        self.about_data: AboutData | None = None  # likewise: what a file of the tasks says of the data of training
+        self.accuracies: dict[str, dict[int, float]] = {}  # by the half of the data and the task, for that file
         self.true_tasks: dict[int, int] = {}  # if tasks are discovered: whose images each has learned; for scores alone
         self.validated_tasks: tuple[int, ...] = ()  # those in training, or all where `Trainer.validate` is called
         self.validation_accuracy: TaskAccuracy | None = None  # of the validated tasks, in their order
@@ -119,6 +125,8 @@ class ContinualModule(L.LightningModule):
             self.num_classes = tuple(data.num_classes)
         example = data.example().to(self.method.live.values.device)  # `self.device` is where the model will be
         self.inputs = Inputs(tuple(example.shape[1:]), example.dtype, data.normalisation())
+        if stage == "fit" or self.about_data is None:
+            self.about_data = AboutData(self.inputs, data.raw_images(), data.describe_tasks())
         self.output_size = network_trial.output_size_of(self.method, data, example)
         compatibility.check_outputs(self.inference, self.method, data, output_size=self.output_size)
         if stage == "fit" and self.trainer.is_global_zero and isinstance(self.method, RecoversMasks):
@@ -275,6 +283,10 @@ class ContinualModule(L.LightningModule):
 
     def on_test_end(self) -> None:
         """Show the accuracy of each task, in place of Lightning's repeated averages."""
+        assert self.test_accuracy is not None
+        if self.scenario.task_known_in_training:  # else tasks have numbers of their own
+            measured = self.test_accuracy.compute()[0].tolist()
+            self.accuracies["test"] = {**self.accuracies.get("test", {}), **dict(enumerate(measured))}
         self._show_by_task(self.test_accuracy, found=not self.scenario.task_known_at_inference)
 
     # Here, as an error after the change of mode would leave the module in evaluation mode.
@@ -384,8 +396,54 @@ class ContinualModule(L.LightningModule):
 
     def classes(self, logits: Tensor, task: int) -> Tensor:
         """Predicted classes ``(batch,)`` from logits ``(batch, output_size)``, among the classes of the task."""
+        return logits[:, : self.num_classes_of(task)].argmax(1)
+
+    def num_classes_of(self, task: int) -> int:
+        """Number of classes of a task; of the task with most of them, where tasks have no number."""
         known = self.scenario.task_known_in_training and task >= 0
-        return logits[:, : self.num_classes[task] if known else max(self.num_classes)].argmax(1)
+        return self.num_classes[task] if known else max(self.num_classes)
+
+    @torch.no_grad()
+    def predict(self, images: Any, *, task: Any = None, together: bool = False) -> prediction.Prediction:
+        """Name the task and the class of each image of a mixed batch.
+
+        Each image decides by itself which task it is of, whatever ``inference.images`` says, unless they are
+        ``together``.
+
+        Args:
+            images: prepared floats ``(batch, *shape)``; bytes ``(batch, channels, height, width)``; a PIL image of any
+                size and mode, or the path of one; or a list of these. Raw images are prepared as in training.
+            task: number of the task of all images, or of each, where it is known; needed in scenario GG.
+            together: all images are of one task, which ``inference.images`` of them decide.
+
+        Raises:
+            ConfigurationError: no finished task, a task that is needed or unknown, or ``together`` without effect.
+            DataError: images that are not of the kind of training, or raw ones that cannot be prepared as there.
+        """
+        return prediction.predict(self, images, task=task, together=together)
+
+    def name_of_task(self, task: int) -> str:
+        """Name of a task, as the data of training have it."""
+        known = self.about_data is not None and task < len(self.about_data.tasks)
+        return self.about_data.tasks[task].name if known else numbered(task, 0).name  # type: ignore[union-attr]
+
+    def name_of_class(self, task: int, label: int) -> str:
+        """Name of a class of a task; where the task is -1, of a class that has the same name in all tasks."""
+        tasks = () if self.about_data is None else self.about_data.tasks
+        if not 0 <= task < len(tasks):
+            tasks = tasks if len({each.classes for each in tasks}) == 1 else ()
+            task = 0
+        return tasks[task].classes[label] if tasks and label < len(tasks[task].classes) else str(label)
+
+    def save(self, path: str | Path) -> None:
+        """Write the finished tasks, and all that `supsup_lightning.load` needs to predict with them.
+
+        ``method.load`` and ``method.merge`` read the file, too.
+
+        Raises:
+            SaveError: the file system refuses the file. The old one is kept.
+        """
+        self.method.save(path, recipe=recipe_of(self))
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "ContinualModule":
@@ -416,7 +474,14 @@ class ContinualModule(L.LightningModule):
     def get_extra_state(self) -> dict[str, Any]:
         """State for `state_dict`."""
         inputs = None if self.inputs is None else self.inputs.state()
-        return {"num_classes": self.num_classes, "inputs": inputs, "true_tasks": self.true_tasks}
+        about = None if self.about_data is None else self.about_data.state()
+        return {
+            "num_classes": self.num_classes,
+            "inputs": inputs,
+            "true_tasks": self.true_tasks,
+            "about_data": about,
+            "accuracies": self.accuracies,
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """From `state_dict`, once the method has not refused the rest of it."""
@@ -429,4 +494,7 @@ def _take_loaded(module: ContinualModule, _: Any) -> None:
         module.true_tasks = dict(module._loaded.get("true_tasks", {}))
         if module._loaded.get("inputs") is not None:  # older checkpoints have none
             module.inputs = Inputs.of(module._loaded["inputs"])
+        if module._loaded.get("about_data") is not None:  # likewise
+            module.about_data = AboutData.of(module._loaded["about_data"])
+        module.accuracies = dict(module._loaded.get("accuracies", {}))
     module._loaded = {}
