@@ -277,16 +277,14 @@ class ContinualModule(L.LightningModule):
         """Log the averages over tasks; all processes take part, as their counts are summed."""
         assert self.test_accuracy is not None
         accuracy, found = self.test_accuracy.compute().float()
+        if self.scenario.task_known_in_training:  # else tasks have numbers of their own
+            self.accuracies["test"] = {**self.accuracies.get("test", {}), **dict(enumerate(accuracy.tolist()))}
         self.log_dict({"test/accuracy": accuracy.mean(), "test/task_found": found.mean()}, sync_dist=True)
         if self.test_confusion is not None:
             self.test_confusion.compute()  # in every process; kept for callbacks of the first
 
     def on_test_end(self) -> None:
         """Show the accuracy of each task, in place of Lightning's repeated averages."""
-        assert self.test_accuracy is not None
-        if self.scenario.task_known_in_training:  # else tasks have numbers of their own
-            measured = self.test_accuracy.compute()[0].tolist()
-            self.accuracies["test"] = {**self.accuracies.get("test", {}), **dict(enumerate(measured))}
         self._show_by_task(self.test_accuracy, found=not self.scenario.task_known_at_inference)
 
     # Here, as an error after the change of mode would leave the module in evaluation mode.

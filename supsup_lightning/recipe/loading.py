@@ -90,6 +90,8 @@ def _module(
         number = gate.description.get("features")
         if number is not None and number != gate.sums.num_features:
             raise DataError(f"its features are {number}, and its sums are over {gate.sums.num_features}")
+        if number is not None and inputs is not None and tuple(gate.description.get("shape", ())) != inputs.shape:
+            raise DataError(f"its features are of other images than of shape {list(inputs.shape)}")
     module.accuracies = {
         str(name): {int(task): float(value) for task, value in values.items()}
         for name, values in recipe["accuracy"].items()
@@ -100,7 +102,6 @@ def _module(
 
 def _method(recipe: dict[str, Any], network: nn.Module | None, path: Path, *, trust: bool) -> Method:
     description = recipe["method"]
-    handed = network
     kind = KNOWN.get(description[TARGET])
     if network is None:
         needs = getattr(kind, "_needs_base", True)
@@ -115,17 +116,12 @@ def _method(recipe: dict[str, Any], network: nn.Module | None, path: Path, *, tr
                 "method.store_weights=true."
             )
     given: Any = network
-    if kind is SmallNetworks:  # it was chosen among widths, by what the bytes allow
+    if kind is SmallNetworks:  # its width was chosen in training
 
         def given(*, width: float = 1.0) -> nn.Module:
             return network
 
-        size = sum(4 * value.numel() for value in network.state_dict().values())
-        description = {**description, "bytes_per_task": max(1, size)}
-    made = _part(recipe | {"method": description}, "method", Method, _MAKE_METHOD, network=given)
-    if handed is not None:
-        handed.requires_grad_(False)
-    return made
+    return _part(recipe, "method", Method, _MAKE_METHOD, network=given)
 
 
 _MAKE_METHOD = "Make the model as for training, then model.method.load(path)."

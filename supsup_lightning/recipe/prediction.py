@@ -10,7 +10,7 @@ from torch import Tensor
 
 from supsup_lightning.checks.untouched import in_mode
 from supsup_lightning.data.raw_images import network_inputs
-from supsup_lightning.errors import ConfigurationError, as_whole
+from supsup_lightning.errors import ConfigurationError, SupSupError, as_whole
 from supsup_lightning.inference import Discriminant, Inference
 from supsup_lightning.inference.inference import ConfidenceInference, differentiable
 
@@ -101,28 +101,38 @@ def _given(module: "ContinualModule", images: Tensor, numbers: list[int]) -> tup
 
 
 def _inferred(module: "ContinualModule", images: Tensor, *, together: bool) -> tuple[Tensor, Tensor, Tensor]:
-    inference, parts = module.inference, (images,)
+    inference = module.inference
     alone = getattr(inference, "images", None) == "each"
     if together and alone:
         raise ConfigurationError(
             "together=True has no effect with inference.images=each, by which every image decides by itself; leave it "
             "out, or use another inference.images."
         )
-    if not together and not alone:
+    if together or alone or not len(images):
+        return _infer(module, images, inference)
+    try:
         if isinstance(inference, (ConfidenceInference, Discriminant)):
-            inference = copy(inference)
-            inference.images = "each"
-        else:
-            parts = images.split(1)
-    answers = [_infer(module, part, inference) for part in parts if len(part)]
-    none = torch.empty(0, dtype=torch.int64, device=images.device)
-    columns = zip(*answers, strict=True) if answers else ([none], [none], [none.float()])
-    tasks, labels, confidence = (torch.cat([*column]) for column in columns)
+            each = copy(inference)
+            each.images = "each"
+            return _infer(module, images, each)
+        answers = [_infer(module, image, inference) for image in images.split(1)]
+    except ValueError as error:
+        if isinstance(error, SupSupError):
+            raise
+        # torch's, of a layer that is to normalise a single value
+        raise ConfigurationError(
+            f"A single image is too few to find its task by, as the network normalises by the batch ({error}). Give "
+            "images of one task and predict(images, together=True)."
+        ) from error
+    tasks, labels, confidence = (torch.cat(column) for column in zip(*answers, strict=True))
     return tasks, labels, confidence
 
 
 @differentiable
 def _infer(module: "ContinualModule", images: Tensor, inference: Inference) -> tuple[Tensor, Tensor, Tensor]:
+    if not len(images):
+        none = torch.empty(0, dtype=torch.int64, device=images.device)
+        return none, none.clone(), none.float()
     with in_mode(module, training=False):
         tasks, logits = inference.predict(module.method, images, max(module.num_classes))
         labels, confidence = torch.full_like(tasks, -1), torch.zeros(len(tasks), device=logits.device)

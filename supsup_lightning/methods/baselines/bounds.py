@@ -97,7 +97,7 @@ class SmallNetworks(UpperBound):
             low, high = (middle, high) if _num_bytes(_of_width(network, middle)) <= bytes_per_task else (low, middle)
         super().__init__(network(width=low), weights=weights, seed=seed)
         self.width = low
-        self.bytes_allowed = bytes_per_task
+        self.bytes_allowed = self.bytes_per_task = bytes_per_task  # the latter under the option's name, for `recorded`
         self._whole_bytes = 4 * sum(parameter.numel() for parameter in whole.parameters())
 
     def dense_bytes(self) -> int:
