@@ -33,7 +33,7 @@ from supsup_lightning.optimization import (
     default_optimizer,
     described,
 )
-from supsup_lightning.recipe import prediction
+from supsup_lightning.recipe import merging, prediction
 from supsup_lightning.recipe.contents import recipe_of
 from supsup_lightning.report import task_table
 from supsup_lightning.report.metrics import TaskAccuracy, TaskConfusion
@@ -442,6 +442,15 @@ class ContinualModule(L.LightningModule):
             SaveError: the file system refuses the file. The old one is kept.
         """
         self.method.save(path, recipe=recipe_of(self))
+
+    def merge(self, path: str | Path) -> None:
+        """Add the finished tasks of a file, trained elsewhere on the same network, with their names and accuracies.
+
+        Raises:
+            MismatchError: it was made with another network, seed or rule, or for other inputs.
+            KeyError: a task is in both and differs. Nothing is merged then.
+        """
+        merging.merge(self, path)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "ContinualModule":

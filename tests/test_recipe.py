@@ -229,6 +229,35 @@ def test_a_subclass_is_not_taken_for_its_base_class():
     assert "_lacks_" in description
 
 
+def test_merged_tasks_keep_their_names(tmp_path):
+    one = finished(SupSup(small_lenet()), 2)
+    other = ContinualModule(SupSup(small_lenet()))
+    for task in (2, 4):
+        other.method.begin_task(task)
+        other.method.finish_task(task)
+    other.num_classes, other.inputs = (2,) * 5, one.inputs
+    raw = RawImages(shape=DIGITS, mean=(0.0,), std=(1.0,))
+    other.about_data = AboutData(one.inputs, raw, tuple(TaskDescription(f"sea {i}", ("eel", "ray")) for i in range(5)))
+    other.accuracies = {"test": {0: 0.1, 4: 0.9}}
+    other.save(tmp_path / "other.safetensors")
+    one.merge(tmp_path / "other.safetensors")
+    one.save(tmp_path / "both.safetensors")
+    both = load(tmp_path / "both.safetensors")
+    assert both.predict(random_images(4), task=[0, 1, 2, 4]).task_name == ["zoo 0", "zoo 1", "sea 2", "sea 4"]
+    assert both.num_classes == (3, 3, 2, 1, 2)
+    assert both.accuracies["test"] == {4: 0.9}
+    with pytest.raises(DataError, match="files that prepare images differently"):
+        both.predict(Image.new("L", (8, 8)))
+    other.inputs = Inputs((1, 4, 16), torch.float32)
+    other.about_data = AboutData(other.inputs, raw, ())
+    other.save(tmp_path / "other.safetensors")
+    with pytest.raises(MismatchError, match="inputs of shape"):
+        finished(SupSup(small_lenet()), 2).merge(tmp_path / "other.safetensors")
+    other.method.save(tmp_path / "plain.safetensors")
+    with pytest.raises(DataError, match="does not say what its tasks are called"):
+        one.merge(tmp_path / "plain.safetensors")
+
+
 # Predictions.
 
 
