@@ -253,7 +253,7 @@ def test_a_file_without_sums_leaves_none(trained, tmp_path):
 
 
 def test_checkpoints_with_and_without_sums(trained, tmp_path, caplog):
-    module, trainer, _ = trained
+    module, _, _ = trained
     without = ContinualModule(digits_lenet(), inference=OneShot())
     with pytest.raises(MismatchError, match="trained with another inference. Make the model with that one"):
         ContinualModule(digits_lenet()).load_state_dict(without.state_dict())
