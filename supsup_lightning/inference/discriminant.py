@@ -6,6 +6,7 @@ task = argmax_t log p(t | x),   log p(t | x) = log-sum-exp of log p(c | x) over 
 Streaming linear discriminant analysis (Hayes and Kanan 2020) over random features, as in RanDumb (Prabhu et al. 2024).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,9 +14,15 @@ from torch import Tensor, nn
 
 from supsup_lightning.errors import ConfigurationError, check_choice, check_whole
 from supsup_lightning.gate import Gate
-from supsup_lightning.gate.linear_discriminant import LinearDiscriminant
+from supsup_lightning.inference.consistency import NAME, consistency
 from supsup_lightning.inference.inference import Inference, check_images
+from supsup_lightning.inference.objectives import check_superfluous, make_objective
+from supsup_lightning.inference.one_shot import confidence_gain, confidence_gain_each
+from supsup_lightning.inference.shortlist import best, objective_where
 from supsup_lightning.methods import Method
+from supsup_lightning.methods.protocols import Superposes, require
+
+_NAMED_BY = ("gate", "masks", "gradient")
 
 
 class Discriminant(Inference):
@@ -56,6 +63,9 @@ class Discriminant(Inference):
         regularisation: float | str = "auto",
         images: int | str = "each",
         classes: str = "auto",
+        candidates: int = 1,
+        candidates_by: str = "gate",
+        objective: str | None = None,
         unknown: float | None = None,
     ) -> None:
         if num_features is not None:
@@ -79,6 +89,12 @@ class Discriminant(Inference):
                     f"{images}."
                 )
         self.classes = classes
+        self.candidates = check_whole("inference.candidates", candidates)
+        check_choice("inference.candidates_by", candidates_by, _NAMED_BY)
+        self.candidates_by = candidates_by
+        self._check_candidates(objective)
+        self.name = "entropy" if objective is None else objective
+        self.objective = make_objective(self.name, others=(NAME,)) if self.name != NAME else consistency
         self.unknown = unknown
         self.finds_unknown = unknown is not None
         self.asks_single_images = self.images in (1, "each")
@@ -88,6 +104,26 @@ class Discriminant(Inference):
             "per_task": per_task,
             "regularisation": "auto" if regularisation == "auto" else float(regularisation),
         }
+
+    def _check_candidates(self, objective: str | None) -> None:
+        given = {"candidates_by": None if self.candidates_by == "gate" else self.candidates_by, "objective": objective}
+        for option, value in given.items():
+            if self.candidates == 1 and value is not None:
+                raise ConfigurationError(
+                    f"inference.{option}={value} has no effect with inference.candidates=1, where the discriminant "
+                    "decides alone; leave it out, or raise that."
+                )
+        if self.candidates_by == "gradient":
+            self.needs, self.superimposes = Superposes, True
+
+    @property
+    def objectives(self) -> dict[str, str]:
+        """Name of the objective in use, by option; empty if masks have no part in finding tasks."""
+        return {} if self.candidates == 1 else {"inference.objective": self.name}
+
+    def check(self, *, output_size: int, num_classes: int, layers: Sequence[str] = ()) -> None:
+        """Raise `ConfigurationError` if the objective needs superfluous outputs and the network has none."""
+        check_superfluous("inference", self.name, output_size=output_size, num_classes=num_classes)
 
     def give_gate(self, method: Method) -> None:
         """Give the method a gate without sums; or let the one that it has follow these options.
@@ -104,7 +140,7 @@ class Discriminant(Inference):
         gate = self._gate_of(method)
         discriminant = gate.discriminant(method.tasks)
         features = gate.features(method, images)
-        places = self._decide(discriminant, discriminant.log_posterior_of_tasks(features))
+        places = self._decide(method, images, num_classes, discriminant.log_posterior_of_tasks(features))
         return method.tasks[places].masked_fill(self._is_unknown(method, features, places), -1)
 
     @torch.no_grad()
@@ -119,7 +155,7 @@ class Discriminant(Inference):
             return images.new_empty(0, dtype=torch.int64), images.new_empty(0, num_classes, dtype=torch.float32)
         features = gate.features(method, images)
         log_posterior = discriminant.log_posterior(features)
-        places = self._decide(discriminant, discriminant.of_tasks(log_posterior))
+        places = self._decide(method, images, num_classes, discriminant.of_tasks(log_posterior))
         logits = log_posterior.new_empty(len(images), num_classes)
         for place in places.unique().tolist():
             own, task = places == place, int(method.tasks[place])
@@ -145,12 +181,41 @@ class Discriminant(Inference):
         furthest = gate.furthest(method.tasks, refused=self.unknown)
         return gate.discriminant(method.tasks).distances(features).amin(1) > furthest.to(features)[places]
 
-    def _decide(self, discriminant: LinearDiscriminant, log_posterior: Tensor) -> Tensor:
+    def _decide(self, method: Method, images: Tensor, num_classes: int, log_posterior: Tensor) -> Tensor:
         """Place of the task of each image, ``(batch,)``, from ``log p(t | x)`` ``(batch, k)``."""
-        if self.images == "each":
-            return log_posterior.argmax(1)
-        deciding = log_posterior if self.images == "batch" else log_posterior[: self.images]
-        return _together(discriminant, deciding).argmax().expand(len(log_posterior))
+        deciding = images
+        if self.images != "each":
+            number = len(images) if self.images == "batch" else int(self.images)
+            discriminant = self._gate_of(method).discriminant(method.tasks)
+            log_posterior = _together(discriminant, log_posterior[:number]).unsqueeze(0)
+            deciding = images[:number]
+        if self.candidates > 1:
+            # As in `ConfidenceInference`: differences between tasks are small next to bfloat16's steps.
+            with torch.autocast(images.device.type, enabled=False):
+                deciding = deciding.float() if deciding.is_floating_point() else deciding
+                log_posterior = self._among_candidates(method, deciding, num_classes, log_posterior)
+        return log_posterior.argmax(1).expand(len(images))
+
+    def _among_candidates(self, method: Method, images: Tensor, num_classes: int, log_posterior: Tensor) -> Tensor:
+        """Scores of the tasks that are tried, ``(rows, k)``, and minus infinity for others.
+
+        Args:
+            method: with ``k`` finished tasks.
+            images: that decide.
+            num_classes: of the task with most of them.
+            log_posterior: ``(rows, k)``, a row per image, or one for all.
+        """
+        if self.candidates_by == "gate":
+            chosen = best(log_posterior, self.candidates)
+            return -objective_where(chosen, method, images, num_classes, self.objective)
+        if self.candidates_by == "masks":
+            everyone = torch.ones_like(log_posterior, dtype=torch.bool)
+            first = -objective_where(everyone, method, images, num_classes, self.objective)
+        elif self.images == "each":
+            first = confidence_gain_each(require(method, Superposes), images, num_classes, self.objective)
+        else:
+            first = confidence_gain(require(method, Superposes), images, num_classes, self.objective).unsqueeze(0)
+        return log_posterior.masked_fill(~best(first, self.candidates), -torch.inf)
 
     def _gate_of(self, method: Method) -> Gate:
         if method.gate is None:

@@ -14,6 +14,7 @@ from supsup_lightning.errors import ConfigurationError
 from supsup_lightning.inference.consistency import value_of
 from supsup_lightning.inference.inference import GradientInference, differentiable, layers_among
 from supsup_lightning.inference.objectives import Objective
+from supsup_lightning.inference.shortlist import best, objective_where
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.protocols import Superposes, require
 
@@ -114,10 +115,5 @@ class OneShot(GradientInference):
         gain = confidence_gain_each(require(method, Superposes), images, num_classes, self.objective, self.layers)
         if self.candidates == 1:
             return gain.argmax(-1)
-        favoured = torch.zeros_like(gain, dtype=torch.bool)
-        favoured.scatter_(1, gain.topk(min(self.candidates, gain.shape[1])).indices, True)
-        values = torch.full_like(gain, torch.inf)
-        for row in favoured.any(0).nonzero().flatten():  # a task passes once over all images that it is tried for
-            asked = favoured[:, row]
-            values[asked, row] = self.judged(method, images[asked], num_classes, row.view(1))[0]
-        return values.argmin(1)
+        chosen = best(gain, self.candidates)
+        return objective_where(chosen, method, images, num_classes, self.judge).argmin(1)
