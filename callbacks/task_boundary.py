@@ -13,7 +13,7 @@ from supsup_lightning.checks.untouched import in_mode
 from supsup_lightning.data import TaskSequence
 from supsup_lightning.data.workers import seeded
 from supsup_lightning.errors import ConfigurationError
-from supsup_lightning.inference import OneShot
+from supsup_lightning.inference import Discriminant, OneShot
 from supsup_lightning.inference.consistency import measure
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.patience import Patience
@@ -62,7 +62,9 @@ class TaskBoundary(L.Callback):
             if data.patience is not None:
                 check_validation(trainer, option=f"data.patience={data.patience}", every_epoch=True)
             if method.transforms:
-                _check_images_to_measure_on(data)
+                _check_images_to_measure_on(data, "method.superfluous", "method.superfluous=idle")
+            if getattr(pl_module.inference, "mask_weight", None) is not None:
+                _check_images_to_measure_on(data, "inference.mask_weight", "inference.mask_weight=null")
             if data.tasks_at_once != 1:
                 _check_independence(trainer, pl_module)
             if trainer.current_epoch == 0:
@@ -133,6 +135,8 @@ class TaskBoundary(L.Callback):
             for task in tasks if method.transforms else ():
                 with in_mode(module, training=False):
                     measure(method, data.val_loader(task), task=task, num_classes=max(module.num_classes))
+            if isinstance(module.inference, Discriminant):
+                _weigh_masks(module, module.inference, data, tasks)
             if module.finished_answers is not None:
                 module.finished_answers.check()
 
@@ -155,6 +159,14 @@ def _tell_gate(module: "ContinualModule", data: TaskSequence, tasks: Sequence[in
             num_classes = module.num_classes[task]
             gate.learn(module.method, task, data.each_image(task, half="training"), num_classes=num_classes)
             gate.judge(module.method, task, data.each_image(task, half="validation"), num_classes=num_classes)
+
+
+def _weigh_masks(module: "ContinualModule", inference: Discriminant, data: TaskSequence, tasks: Sequence[int]) -> None:
+    """Measure what ``inference.mask_weight`` needs of finished tasks, if that is given."""
+    with in_mode(module, training=False), seeded(0):
+        for task in tasks:
+            batches = data.each_image(task, half="validation")
+            inference.measure(module.method, batches, task=task, num_classes=max(module.num_classes))
 
 
 def boundary_of(trainer: L.Trainer) -> TaskBoundary | None:
@@ -218,13 +230,13 @@ def _check_tasks(trainer: L.Trainer, module: "ContinualModule", *, over: bool) -
         )
 
 
-def _check_images_to_measure_on(data: TaskSequence) -> None:
-    """Raise `ConfigurationError` if a task has no validation image to measure its score on."""
+def _check_images_to_measure_on(data: TaskSequence, option: str, remedy: str) -> None:
+    """Raise `ConfigurationError` if a task has no validation image to measure its score on, as an option asks for."""
     without = next((task for task in range(data.num_tasks) if length_hint(data.val_loader(task), 1) == 0), None)
     if without is not None:
         raise ConfigurationError(
-            f"method.superfluous measures each task's score on its validation images, and task {without} has none; "
-            "raise data.validation_share, or use method.superfluous=idle."
+            f"{option} measures each task's score on its validation images, and task {without} has none; "
+            f"raise data.validation_share, or use {remedy}."
         )
 
 

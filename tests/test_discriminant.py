@@ -350,3 +350,11 @@ def test_unknown_needs_validation_images(tmp_path):
     module, trainer = fit(digits_lenet(), sequence, folder=tmp_path, inference=Discriminant("hidden", unknown=0.1))
     with pytest.raises(ConfigurationError, match="task 0 had none"):
         trainer.test(module, sequence, verbose=False)
+
+
+def test_a_run_that_refuses_unknown_inputs_resumes(trained, tmp_path):
+    checkpoint, asking = tmp_path / "half.ckpt", Discriminant(unknown=0.05)
+    fit(digits_lenet(), _split(), folder=tmp_path, inference=asking, callbacks=[StopAfter(1, checkpoint)])
+    resumed, _ = fit(digits_lenet(), _split(), folder=tmp_path, inference=asking, checkpoint=checkpoint)
+    assert torch.equal(resumed.method.bank.packed, trained[0].method.bank.packed)
+    assert resumed.method.gate.rows.tasks.tolist() == [0, 1, 2, 3, 4]

@@ -50,10 +50,12 @@ def check_parts(scenario: Scenario, inference: Inference, method: Method) -> Non
             f"In scenario={scenario.name.lower()} the task is hidden at inference, so inference=given cannot be; "
             "use inference=discriminant, one_shot, binary or exhaustive, or scenario=gg."
         )
-    if inference.finds_unknown and not scenario.task_known_in_training:
+    if inference.measured_options and not scenario.task_known_in_training:
+        option = inference.measured_options[0]
+        also = " (discovery=novelty tells tasks that are new.)" if inference.finds_unknown else ""
         raise ConfigurationError(
-            f"In scenario={scenario.name.lower()} no task has validation images, on which inference.unknown is "
-            "measured; use inference.unknown=null. (discovery=novelty tells tasks that are new.)"
+            f"In scenario={scenario.name.lower()} no task has validation images, on which {option} is measured; use "
+            f"{option}=null.{also}"
         )
     if not scenario.task_known_at_inference and not scenario.labels_shared and not inference.numbers_tasks:
         raise ConfigurationError(

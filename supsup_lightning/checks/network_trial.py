@@ -21,7 +21,7 @@ from supsup_lightning.bank.rows import TaskRows
 from supsup_lightning.checks.untouched import Untouched, in_mode
 from supsup_lightning.data import TaskDataModule
 from supsup_lightning.errors import ConfigurationError, SupSupError
-from supsup_lightning.inference import Inference
+from supsup_lightning.inference import Discriminant, Inference
 from supsup_lightning.methods import Method
 from supsup_lightning.methods.conventions import is_narrow
 from supsup_lightning.methods.frozen_network import FrozenNetworkMethod
@@ -195,8 +195,12 @@ def try_tasks(
             if trial.gate is not None:
                 labels = torch.arange(len(images), device=device) % num_classes
                 trial.gate.prepare([(images, labels)])
-                for task in tasks:
-                    trial.gate.learn(trial, task, [(images, labels)], num_classes=num_classes)
+                with in_mode(trial, training=False):
+                    for task in tasks:
+                        trial.gate.learn(trial, task, [(images, labels)], num_classes=num_classes)
+                        trial.gate.assume(task)
+                        if isinstance(inference, Discriminant):
+                            inference.measure(trial, [(images, labels)], task=task, num_classes=num_classes)
         if changed := untouched.changed_parameters():
             raise ConfigurationError(
                 f"{type(network).__name__} changes its own {_some(changed)} in its forward pass, for all tasks, "

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
+WEIGHTS = (0.0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)  # of masks, that are tried
+
 _LEVELS = 101  # of quantiles
 _MOST_IMAGES = 20_000  # of a task, that are learned of a stream; MNIST's 60,000 find no more tasks
 
@@ -44,6 +46,9 @@ class Gate(nn.Module):
             discriminant, the task given; and quantiles of the ``distances`` from the nearest class, in units of the
             mean distance of all images then, at equal steps from 0 to 1, by which unknown inputs are told. Both are 0
             without validation images.
+        mask_rows: per finished task that was trained with inference.mask_weight, on the same images: the number of the
+            ``objective``, the ``scale`` of its values under the task's mask (mean, spread), how many images ``found``
+            the task by gate and masks under each of `WEIGHTS`, and the number of ``images`` (`inference.mask_weight`).
         description: what the feature map is made from; None while it is not known.
         patches: of the first task's images; empty unless the features are a convolution.
         map: the feature map; None until the first images pass through it.
@@ -61,6 +66,12 @@ class Gate(nn.Module):
         self.sums = ClassSums(per_task=per_task)
         self.pending = ClassSums(per_task=per_task)
         self.rows = TaskRows(accuracies=(2, torch.float32), distances=(_LEVELS, torch.float32))
+        self.mask_rows = TaskRows(
+            objective=(1, torch.int64),
+            scale=(2, torch.float32),
+            found=(len(WEIGHTS), torch.int64),
+            images=(1, torch.int64),
+        )
         self.patches = features.PatchStatistics()
         self.description: dict[str, Any] | None = None
         self.map: Any = None
@@ -196,6 +207,10 @@ class Gate(nn.Module):
             quantiles = torch.quantile(torch.cat(distances), torch.linspace(0, 1, _LEVELS))
         self.rows.append(task, accuracies=right / max(1, number), distances=quantiles)
 
+    def assume(self, task: int) -> None:
+        """Enter a task as if it had been judged, where there are too few images to judge by: in a trial."""
+        self.rows.append(task, accuracies=torch.zeros(2), distances=torch.linspace(0, 1, _LEVELS))
+
     def remove(self, task: int) -> None:
         """Remove a task: it is found no more. See `ClassSums.remove` for what stays.
 
@@ -203,8 +218,9 @@ class Gate(nn.Module):
             KeyError: a task that is not there.
         """
         self.sums.remove(task)
-        if task in self.rows:
-            self.rows.remove(task)
+        for rows in (self.rows, self.mask_rows):
+            if task in rows:
+                rows.remove(task)
         self._forget()
 
     def discriminant(self, tasks: Tensor, *, rounded: bool = True) -> LinearDiscriminant:
@@ -308,7 +324,8 @@ class Gate(nn.Module):
         if not len(self.sums):
             return {}
         patches = codec.prefixed("patches.", self.patches.state_dict()) if len(self.patches.mean) else {}
-        return {**self.sums.packed(), **codec.prefixed("rows.", self.rows.state_dict()), **patches}
+        masks = codec.prefixed("mask_rows.", self.mask_rows.state_dict()) if len(self.mask_rows) else {}
+        return {**self.sums.packed(), **codec.prefixed("rows.", self.rows.state_dict()), **masks, **patches}
 
     def read(self, tensors: Mapping[str, Tensor], description: str | None, source: str) -> "Gate":
         """A gate out of what a file holds; one without sums if it holds none.
@@ -324,6 +341,9 @@ class Gate(nn.Module):
             found.description = json.loads(description or "")
             check_names(codec.under("rows.", tensors), {*self.rows.state_dict()})
             found.rows.load_state_dict(codec.under("rows.", tensors))
+            if masks := codec.under("mask_rows.", tensors):
+                check_names(masks, {*self.mask_rows.state_dict()})
+                found.mask_rows.load_state_dict(masks)
             if patches := codec.under("patches.", tensors):
                 check_names(patches, {*self.patches.state_dict()})
                 found.patches.load_state_dict(patches)
@@ -348,6 +368,7 @@ class Gate(nn.Module):
         self.sums = other.sums.to(self.rows.tasks.device)
         self.pending = ClassSums(per_task=self.sums.per_task).to(self.rows.tasks.device)
         self.rows.load_state_dict(other.rows.state_dict())
+        self.mask_rows.load_state_dict(other.mask_rows.state_dict())
         self._forget()
 
     def check_merge(self, other: "Gate", *, tasks: AbstractSet[int]) -> None:
@@ -367,9 +388,10 @@ class Gate(nn.Module):
         """Add these tasks of another gate; see `check_merge`."""
         self._take(other)
         self.sums.merge(other.sums.of_tasks(tasks))
-        for task in other.rows.tasks.tolist():
-            if task in tasks:
-                self.rows.append(task, **{name: other.rows.read(task, name) for name in self.rows.columns})
+        for own, others in ((self.rows, other.rows), (self.mask_rows, other.mask_rows)):
+            for task in others.tasks.tolist():
+                if task in tasks:
+                    own.append(task, **{name: others.read(task, name) for name in own.columns})
         self._forget()
 
     def _take(self, other: "Gate") -> None:
@@ -401,6 +423,12 @@ class Gate(nn.Module):
             raise DataError("What is stored of the gate is damaged: it does not say what features it has.")
         if self.description is not None and extra["description"] is not None:
             self._check_same(extra["description"], "The checkpoint")
+
+    def fill_in(self, state: dict[str, Any], prefix: str) -> None:
+        """Add to a stored state what older checkpoints do not have."""
+        if f"{prefix}_extra_state" in state:
+            for name, value in Gate().mask_rows.state_dict().items():
+                state.setdefault(f"{prefix}mask_rows.{name}", value)
 
     def get_extra_state(self) -> dict[str, Any]:
         """What the features are made from, into `state_dict`."""

@@ -6,7 +6,7 @@ task = argmax_t log p(t | x),   log p(t | x) = log-sum-exp of log p(c | x) over 
 Streaming linear discriminant analysis (Hayes and Kanan 2020) over random features, as in RanDumb (Prabhu et al. 2024).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from supsup_lightning.errors import ConfigurationError, check_choice, check_whole
 from supsup_lightning.gate import Gate
+from supsup_lightning.inference import mask_weight as weighing
 from supsup_lightning.inference.consistency import NAME, consistency
 from supsup_lightning.inference.inference import Inference, check_images
 from supsup_lightning.inference.objectives import check_superfluous, make_objective
@@ -66,6 +67,7 @@ class Discriminant(Inference):
         candidates: int = 1,
         candidates_by: str = "gate",
         objective: str | None = None,
+        mask_weight: float | str | None = None,
         unknown: float | None = None,
     ) -> None:
         if num_features is not None:
@@ -95,7 +97,10 @@ class Discriminant(Inference):
         self._check_candidates(objective)
         self.name = "entropy" if objective is None else objective
         self.objective = make_objective(self.name, others=(NAME,)) if self.name != NAME else consistency
+        self.mask_weight = self._checked_weight(mask_weight)
         self.unknown = unknown
+        options = {"inference.unknown": unknown, "inference.mask_weight": mask_weight}
+        self.measured_options = tuple(name for name, value in options.items() if value is not None)
         self.finds_unknown = unknown is not None
         self.asks_single_images = self.images in (1, "each")
         self._options: dict[str, Any] = {
@@ -115,6 +120,51 @@ class Discriminant(Inference):
                 )
         if self.candidates_by == "gradient":
             self.needs, self.superimposes = Superposes, True
+
+    def _checked_weight(self, weight: float | str | None) -> float | str | None:
+        if weight is None or weight == "auto":
+            number: float | str | None = weight
+        elif isinstance(weight, (int, float)) and not isinstance(weight, bool) and 0 <= float(weight) < float("inf"):
+            number = float(weight)
+        else:
+            raise ConfigurationError(
+                f"inference.mask_weight={weight!r} is neither a number from 0 on, nor auto, nor null."
+            )
+        if weight is not None and self.candidates == 1:
+            raise ConfigurationError(
+                f"inference.mask_weight={weight} has no effect with inference.candidates=1, where no mask is tried; "
+                "leave it out, or raise that."
+            )
+        if weight is not None and self.candidates_by != "gate":
+            raise ConfigurationError(
+                f"inference.mask_weight={weight} needs inference.candidates_by=gate: where it is "
+                f"{self.candidates_by}, the posterior decides."
+            )
+        return number
+
+    def measure(self, method: Method, batches: Iterable[tuple[Tensor, Tensor]], *, task: int, num_classes: int) -> None:
+        """Measure what ``mask_weight`` needs of a finished task on its own validation images, if that is given.
+
+        Args:
+            method: in evaluation mode.
+            batches: of ``(images, labels)``.
+            task: the task, of which the gate has sums.
+            num_classes: of the task with most of them.
+
+        Raises:
+            ConfigurationError: there is no image.
+        """
+        if self.mask_weight is not None:
+            weighing.measure(
+                self._gate_of(method),
+                method,
+                batches,
+                task=task,
+                num_classes=num_classes,
+                name=self.name,
+                objective=self.objective,
+                candidates=self.candidates,
+            )
 
     @property
     def objectives(self) -> dict[str, str]:
@@ -176,8 +226,6 @@ class Discriminant(Inference):
         if self.unknown is None:
             return torch.zeros_like(places, dtype=torch.bool)
         gate = self._gate_of(method)
-        if not len(gate.rows):  # in a trial before training
-            return torch.zeros_like(places, dtype=torch.bool)
         furthest = gate.furthest(method.tasks, refused=self.unknown)
         return gate.discriminant(method.tasks).distances(features).amin(1) > furthest.to(features)[places]
 
@@ -189,14 +237,20 @@ class Discriminant(Inference):
             discriminant = self._gate_of(method).discriminant(method.tasks)
             log_posterior = _together(discriminant, log_posterior[:number]).unsqueeze(0)
             deciding = images[:number]
-        if self.candidates > 1:
+        weight = self.mask_weight
+        if weight is not None:
+            gate = self._gate_of(method)
+            weight = weighing.chosen_weight(gate, method.tasks, name=self.name, asked=weight)
+        if self.candidates > 1 and weight != 0:
             # As in `ConfidenceInference`: differences between tasks are small next to bfloat16's steps.
             with torch.autocast(images.device.type, enabled=False):
                 deciding = deciding.float() if deciding.is_floating_point() else deciding
-                log_posterior = self._among_candidates(method, deciding, num_classes, log_posterior)
+                log_posterior = self._among_candidates(method, deciding, num_classes, log_posterior, weight)
         return log_posterior.argmax(1).expand(len(images))
 
-    def _among_candidates(self, method: Method, images: Tensor, num_classes: int, log_posterior: Tensor) -> Tensor:
+    def _among_candidates(
+        self, method: Method, images: Tensor, num_classes: int, log_posterior: Tensor, weight: float | None
+    ) -> Tensor:
         """Scores of the tasks that are tried, ``(rows, k)``, and minus infinity for others.
 
         Args:
@@ -204,10 +258,15 @@ class Discriminant(Inference):
             images: that decide.
             num_classes: of the task with most of them.
             log_posterior: ``(rows, k)``, a row per image, or one for all.
+            weight: of the masks beside the posterior; None: they decide alone.
         """
         if self.candidates_by == "gate":
             chosen = best(log_posterior, self.candidates)
-            return -objective_where(chosen, method, images, num_classes, self.objective)
+            values = objective_where(chosen, method, images, num_classes, self.objective)
+            if weight is None:
+                return -values
+            each = len(images) / len(log_posterior)  # of several images, posteriors and scores are both added
+            return weighing.summed(self._gate_of(method), method.tasks, log_posterior, values, chosen, weight * each)
         if self.candidates_by == "masks":
             everyone = torch.ones_like(log_posterior, dtype=torch.bool)
             first = -objective_where(everyone, method, images, num_classes, self.objective)

@@ -46,6 +46,7 @@ class Inference(ABC):
         asks_single_images: one image by itself passes through the network to decide.
         finds_unknown: it answers -1 for an input of no task.
         evidence_name: of what `evidence` gives, for its file; empty if it gives nothing.
+        measured_options: names of the options in use for which a task's own validation images are asked when it ends.
     """
 
     finds_task: bool
@@ -55,6 +56,7 @@ class Inference(ABC):
     asks_single_images = False
     finds_unknown = False
     evidence_name = ""
+    measured_options: tuple[str, ...] = ()
 
     @abstractmethod
     def __call__(self, method: Method, images: Tensor, num_classes: int) -> Tensor:

@@ -447,6 +447,8 @@ def _check_and_fill_in(
         module._check_identity(extra["identity"], "The checkpoint", parameters)
         _take_older_names(state_dict, prefix, extra)
     module._fill_in(state_dict, prefix)
+    if module.gate is not None:
+        module.gate.fill_in(state_dict, f"{prefix}gate.")
     for name, value in own.items():
         state_dict.setdefault(network + name, value)
     module._check_state(codec.under(prefix, state_dict), strict=strict)
