@@ -28,15 +28,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     root = Path(os.environ.get("SUPSUP_DATA", "data"))
-    print("| bank | inputs | AUROC by distance | by posterior | refused |")
-    print("|---|---|---|---|---|")
+    print("| bank | inputs | AUROC by distance | by relative distance | by posterior | refused | refused, relative |")
+    print("|---|---|---|---|---|---|---|")
     for source in (MNIST(), FashionMNIST()):
         known = type(source).__name__
         data = ContinualDataModule(Split(source, classes_per_task=2, class_order="fixed"), root=root, seed=options.seed)
         module = _learned(data, options)
         tested = [_judged(module, torch.cat([images for images, _ in data.test_loader(task)])) for task in range(5)]
         own = tuple(torch.cat(parts) for parts in zip(*tested, strict=True))
-        print(f"| {known} | its own | | | {own[2].mean():.4f} |")
+        print(f"| {known} | its own | | | | {own[3].mean():.4f} | {own[4].mean():.4f} |")
         draw = torch.Generator().manual_seed(options.seed)
         foreign = {name: _raw(root, name) for name in _FOREIGN if name != known}
         foreign["noise"] = torch.randint(0, 256, (2000, 1, 28, 28), generator=draw, dtype=torch.uint8)
@@ -46,8 +46,9 @@ def main() -> None:
                 print(f"| {known} | {name} | not in {root.name}/ | | |")
                 continue
             other = _judged(module, prepare(pixels))
-            areas = [_area(own[column], other[column]) for column in (0, 1)]
-            print(f"| {known} | {name} | {areas[0]:.4f} | {areas[1]:.4f} | {other[2].mean():.4f} |", flush=True)
+            areas = [_area(own[column], other[column]) for column in (0, 1, 2)]
+            shown = [f"{value:.4f}" for value in (*areas, other[3].mean(), other[4].mean())]
+            print(f"| {known} | {name} | {' | '.join(shown)} |", flush=True)
 
 
 def _learned(data: ContinualDataModule, options: argparse.Namespace) -> ContinualModule:
@@ -62,21 +63,27 @@ def _learned(data: ContinualDataModule, options: argparse.Namespace) -> Continua
         method.begin_task(task)
         method.finish_task(task)
         gate.learn(method, task, data.each_image(task, half="training"), num_classes=2)
-        gate.judge(method, task, data.each_image(task, half="validation"), num_classes=2)
+        gate.judge(method, task, data.each_image(task, half="validation"), num_classes=2, relative=True)
     return module
 
 
-def _judged(module: ContinualModule, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Distance from the nearest class, 1 minus the largest posterior, and whether it is refused; ``(batch,)`` each."""
+def _judged(module: ContinualModule, images: Tensor) -> tuple[Tensor, ...]:
+    """Distance from the nearest class, the relative one, 1 minus the largest posterior, and whether it is refused by
+    distance and by relative distance; ``(batch,)`` each.
+    """
     gate, method = module.method.gate, module.method
     assert gate is not None
     discriminant, parts = gate.discriminant(method.tasks), []
+    limits = [gate.furthest(method.tasks, refused=0.05, relative=each) for each in (False, True)]
     for batch in images.split(1000):
         features = gate.features(method, batch)
-        distance = discriminant.distances(features).amin(1)
-        doubt = 1 - discriminant.log_posterior(features).exp().amax(1)
-        parts.append((distance, doubt, (module.inference(method, batch, 2) == -1).float()))
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
+        log_posterior = discriminant.log_posterior(features)
+        places = discriminant.of_tasks(log_posterior).argmax(1)
+        distances = [each(features).amin(1) for each in (discriminant.distances, discriminant.relative_distances)]
+        doubt = 1 - log_posterior.exp().amax(1)
+        refused = [(far > limit[places]).float() for far, limit in zip(distances, limits, strict=True)]
+        parts.append((*distances, doubt, *refused))
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def _area(known: Tensor, unknown: Tensor) -> float:

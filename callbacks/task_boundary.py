@@ -153,12 +153,14 @@ def _tell_gate(module: "ContinualModule", data: TaskSequence, tasks: Sequence[in
     """Add a finished task's training images to the gate, and judge it on its validation images."""
     gate = module.method.gate
     assert gate is not None
+    relative = isinstance(module.inference, Discriminant) and module.inference.relative
     with in_mode(module, training=False), seeded(0):  # loaders of a user's own may draw; training must not notice
         gate.prepare(data.each_image(0, half="training"))
         for task in tasks:
             num_classes = module.num_classes[task]
             gate.learn(module.method, task, data.each_image(task, half="training"), num_classes=num_classes)
-            gate.judge(module.method, task, data.each_image(task, half="validation"), num_classes=num_classes)
+            validation = data.each_image(task, half="validation")
+            gate.judge(module.method, task, validation, num_classes=num_classes, relative=relative)
 
 
 def _weigh_masks(module: "ContinualModule", inference: Discriminant, data: TaskSequence, tasks: Sequence[int]) -> None:

@@ -27,6 +27,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 WEIGHTS = (0.0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)  # of masks, that are tried
 
 _LEVELS = 101  # of quantiles
+_LEAST_IMAGES = 3  # per feature, for relative distances: with one per feature, all images of a first task are refused
 _MOST_IMAGES = 20_000  # of a task, that are learned of a stream; MNIST's 60,000 find no more tasks
 
 
@@ -46,6 +47,8 @@ class Gate(nn.Module):
             discriminant, the task given; and quantiles of the ``distances`` from the nearest class, in units of the
             mean distance of all images then, at equal steps from 0 to 1, by which unknown inputs are told. Both are 0
             without validation images.
+        relative_rows: per finished task that was trained with inference.unknown_distance=relative, such quantiles of
+            the relative ``distances``, less their expectation then, in the same units.
         mask_rows: per finished task that was trained with inference.mask_weight, on the same images: the number of the
             ``objective``, the ``scale`` of its values under the task's mask (mean, spread), how many images ``found``
             the task by gate and masks under each of `WEIGHTS`, and the number of ``images`` (`inference.mask_weight`).
@@ -66,6 +69,7 @@ class Gate(nn.Module):
         self.sums = ClassSums(per_task=per_task)
         self.pending = ClassSums(per_task=per_task)
         self.rows = TaskRows(accuracies=(2, torch.float32), distances=(_LEVELS, torch.float32))
+        self.relative_rows = TaskRows(distances=(_LEVELS, torch.float32))
         self.mask_rows = TaskRows(
             objective=(1, torch.int64),
             scale=(2, torch.float32),
@@ -188,28 +192,49 @@ class Gate(nn.Module):
         self._forget()
 
     @torch.no_grad()
-    def judge(self, method: "Method", task: int, batches: Batches, *, num_classes: int) -> None:
+    def judge(self, method: "Method", task: int, batches: Batches, *, num_classes: int, relative: bool = False) -> None:
         """Measure on a task's own validation images who names its classes better, and how far away they are.
 
-        Only this task's classes are asked, so that the time for a task does not grow with their number.
+        Only this task's classes are asked, so that the time for a task does not grow with their number; all are for
+        ``relative`` distances, which are measured beside the others.
+
+        Raises:
+            ConfigurationError: ``relative`` distances with too few images for a covariance that later tasks leave as it
+                is, roughly.
         """
         tasks = torch.tensor([task], device=self.sums.tasks.device)
         discriminant = LinearDiscriminant(self.sums.rounded(), tasks, regularisation=self.regularisation)
-        right, distances = torch.zeros(2), []
+        right, distances, relatives = torch.zeros(2), [], []
+        images_so_far = int(self.sums.counts.sum())
+        if relative and images_so_far < _LEAST_IMAGES * self.sums.num_features:
+            raise ConfigurationError(
+                f"inference.unknown_distance=relative needs at least {_LEAST_IMAGES} training images per feature, and "
+                f"up to task {task} there are {images_so_far} for {self.sums.num_features} features; lower "
+                "inference.num_features, or use inference.unknown_distance=absolute."
+            )
+        everyone = self.discriminant(self.sums.tasks.unique()) if relative else discriminant
+        place = int((self.sums.tasks.unique() == task).nonzero()[0, 0])
         for images, labels in batches:
             features = self.features(method, images)
             by_mask = method(images, task)[:, :num_classes].argmax(1)
             by_gate = discriminant.labels[discriminant.log_posterior(features).argmax(1)]
             right += torch.stack([(named == labels).sum() for named in (by_mask, by_gate)]).cpu()
             distances.append((discriminant.distances(features).amin(1) / discriminant.mean_distances()[0]).cpu())
+            if relative:
+                relatives.append(everyone.relative_distances(features)[:, everyone.places == place].amin(1).cpu())
         quantiles = torch.zeros(_LEVELS)
         if number := sum(map(len, distances)):
             quantiles = torch.quantile(torch.cat(distances), torch.linspace(0, 1, _LEVELS))
         self.rows.append(task, accuracies=right / max(1, number), distances=quantiles)
+        if relative and number:
+            expected = float(everyone.expected_relative_distances()[place])
+            apart = (torch.cat(relatives) - expected) / everyone.mean_distances()[place]
+            self.relative_rows.append(task, distances=torch.quantile(apart, torch.linspace(0, 1, _LEVELS)))
 
     def assume(self, task: int) -> None:
         """Enter a task as if it had been judged, where there are too few images to judge by: in a trial."""
         self.rows.append(task, accuracies=torch.zeros(2), distances=torch.linspace(0, 1, _LEVELS))
+        self.relative_rows.append(task, distances=torch.linspace(0, 1, _LEVELS))
 
     def remove(self, task: int) -> None:
         """Remove a task: it is found no more. See `ClassSums.remove` for what stays.
@@ -218,7 +243,7 @@ class Gate(nn.Module):
             KeyError: a task that is not there.
         """
         self.sums.remove(task)
-        for rows in (self.rows, self.mask_rows):
+        for rows in (self.rows, self.relative_rows, self.mask_rows):
             if task in rows:
                 rows.remove(task)
         self._forget()
@@ -286,19 +311,26 @@ class Gate(nn.Module):
         of_mask, of_gate = self.rows.read(task, "accuracies").tolist()
         return of_mask >= of_gate
 
-    def furthest(self, tasks: Tensor, *, refused: float) -> Tensor:
+    def furthest(self, tasks: Tensor, *, refused: float, relative: bool = False) -> Tensor:
         """Distance from the nearest class that this share of a task's own images exceeds, ``(k,)``.
 
         The distances were measured when the task ended. Later tasks change the covariance matrix, so they count in
-        units of the mean distance.
+        units of the mean distance; ``relative`` ones from their expectation on.
 
         Raises:
-            ConfigurationError: a task without validation images.
+            ConfigurationError: a task without validation images, or without relative distances.
         """
-        rows = {task: row for row, task in enumerate(self.rows.tasks.tolist())}
+        table = self.relative_rows if relative else self.rows
+        rows = {task: row for row, task in enumerate(table.tasks.tolist())}
         places = [rows.get(task, -1) for task in tasks.tolist()]
-        table = self.rows.get_buffer("distances")
-        without = [task for task, row in zip(tasks.tolist(), places, strict=True) if row < 0 or not table[row].any()]
+        values = table.get_buffer("distances")
+        without = [task for task, row in zip(tasks.tolist(), places, strict=True) if row < 0 or not values[row].any()]
+        if without and relative:
+            raise ConfigurationError(
+                f"inference.unknown_distance=relative is measured on validation images when a task ends, and task "
+                f"{without[0]} had none or was trained without it; train with it, or use "
+                "inference.unknown_distance=absolute."
+            )
         if without:
             raise ConfigurationError(
                 f"inference.unknown={refused} needs validation images of each task, and task {without[0]} had none; "
@@ -306,9 +338,11 @@ class Gate(nn.Module):
             )
         place = (1 - refused) * (_LEVELS - 1)
         below = int(place)
-        quantiles = table[places]  # (k, levels)
+        quantiles = values[places]  # (k, levels)
         limits = torch.lerp(quantiles[:, below], quantiles[:, min(below + 1, _LEVELS - 1)], place - below)
-        return limits * limits.new_tensor(self.discriminant(tasks).mean_distances())
+        discriminant = self.discriminant(tasks)
+        limits = limits * limits.new_tensor(discriminant.mean_distances())
+        return limits + discriminant.expected_relative_distances().to(limits) if relative else limits
 
     def _forget(self) -> None:
         self._solved = None
@@ -324,8 +358,13 @@ class Gate(nn.Module):
         if not len(self.sums):
             return {}
         patches = codec.prefixed("patches.", self.patches.state_dict()) if len(self.patches.mean) else {}
-        masks = codec.prefixed("mask_rows.", self.mask_rows.state_dict()) if len(self.mask_rows) else {}
-        return {**self.sums.packed(), **codec.prefixed("rows.", self.rows.state_dict()), **masks, **patches}
+        asked = {f"{name}.": rows.state_dict() for name, rows in self._if_asked().items() if len(rows)}
+        others = {key: value for name, state in asked.items() for key, value in codec.prefixed(name, state).items()}
+        return {**self.sums.packed(), **codec.prefixed("rows.", self.rows.state_dict()), **others, **patches}
+
+    def _if_asked(self) -> dict[str, TaskRows]:
+        """Tables that are filled for some options alone; files without these options do not have them."""
+        return {"mask_rows": self.mask_rows, "relative_rows": self.relative_rows}
 
     def read(self, tensors: Mapping[str, Tensor], description: str | None, source: str) -> "Gate":
         """A gate out of what a file holds; one without sums if it holds none.
@@ -341,9 +380,10 @@ class Gate(nn.Module):
             found.description = json.loads(description or "")
             check_names(codec.under("rows.", tensors), {*self.rows.state_dict()})
             found.rows.load_state_dict(codec.under("rows.", tensors))
-            if masks := codec.under("mask_rows.", tensors):
-                check_names(masks, {*self.mask_rows.state_dict()})
-                found.mask_rows.load_state_dict(masks)
+            for name, rows in found._if_asked().items():
+                if state := codec.under(f"{name}.", tensors):
+                    check_names(state, {*rows.state_dict()})
+                    rows.load_state_dict(state)
             if patches := codec.under("patches.", tensors):
                 check_names(patches, {*self.patches.state_dict()})
                 found.patches.load_state_dict(patches)
@@ -368,7 +408,8 @@ class Gate(nn.Module):
         self.sums = other.sums.to(self.rows.tasks.device)
         self.pending = ClassSums(per_task=self.sums.per_task).to(self.rows.tasks.device)
         self.rows.load_state_dict(other.rows.state_dict())
-        self.mask_rows.load_state_dict(other.mask_rows.state_dict())
+        for name, rows in self._if_asked().items():
+            rows.load_state_dict(other._if_asked()[name].state_dict())
         self._forget()
 
     def check_merge(self, other: "Gate", *, tasks: AbstractSet[int]) -> None:
@@ -388,7 +429,9 @@ class Gate(nn.Module):
         """Add these tasks of another gate; see `check_merge`."""
         self._take(other)
         self.sums.merge(other.sums.of_tasks(tasks))
-        for own, others in ((self.rows, other.rows), (self.mask_rows, other.mask_rows)):
+        tables = {"rows": self.rows, **self._if_asked()}
+        for own, others in ((table, other.get_submodule(name)) for name, table in tables.items()):
+            assert isinstance(others, TaskRows)
             for task in others.tasks.tolist():
                 if task in tasks:
                     own.append(task, **{name: others.read(task, name) for name in own.columns})
@@ -427,8 +470,9 @@ class Gate(nn.Module):
     def fill_in(self, state: dict[str, Any], prefix: str) -> None:
         """Add to a stored state what older checkpoints do not have."""
         if f"{prefix}_extra_state" in state:
-            for name, value in Gate().mask_rows.state_dict().items():
-                state.setdefault(f"{prefix}mask_rows.{name}", value)
+            for table, rows in Gate()._if_asked().items():
+                for name, value in rows.state_dict().items():
+                    state.setdefault(f"{prefix}{table}.{name}", value)
 
     def get_extra_state(self) -> dict[str, Any]:
         """What the features are made from, into `state_dict`."""

@@ -100,6 +100,7 @@ class LinearDiscriminant:
         groups = [asked.new_tensor(range(len(asked)))]
         if sums.per_task:
             groups = [(self.places == place).nonzero().flatten() for place in range(self.num_tasks)]
+        self._sums, self._asked, self._regularisation = sums, asked, regularisation
         self.covariances = []
         for group in groups:
             owner = int(tasks[self.places[group[0]]])
@@ -164,6 +165,49 @@ class LinearDiscriminant:
             whitened = part.whitened(features.float() - part.centre)
             found[:, part.classes] = torch.cdist(whitened, part.whitened_means).square()
         return found
+
+    @cached_property
+    def overall(self) -> Covariance:
+        """Covariance of all images about their common mean: that within classes, and that between their means."""
+        sums, counts, means = self._sums, self.counts.double(), self._sums.means[self._asked]
+        owners = {int(sums.tasks[place]) for place in self._asked.tolist()}
+        owners = owners if sums.per_task else {min(owners)}  # one matrix is that of any task
+        number = sum(sums.scatter_count(owner) for owner in owners)
+        scatter = torch.stack([sums.scatter(owner) for owner in owners]).sum(0)
+        mean = counts @ means / counts.sum()
+        apart = means - mean
+        return _solve(
+            scatter / number + (apart.T * counts) @ apart / counts.sum(),
+            number,
+            mean.unsqueeze(0),
+            counts.new_zeros(1, dtype=torch.int64),
+            counts=counts.sum().unsqueeze(0),
+            log_prior=counts.new_zeros(1),
+            regularisation=self._regularisation,
+        )
+
+    def relative_distances(self, features: Tensor) -> Tensor:
+        """Squared distance to each class less that to the overall mean, by its covariance, ``(batch, classes)``.
+
+        Relative Mahalanobis distance (Ren et al. 2021): what all images have in common counts less.
+        """
+        far = self.overall.whitened(features.float() - self.overall.centre).square().sum(1, keepdim=True)
+        return self.distances(features) - far
+
+    def expected_relative_distances(self) -> Tensor:
+        """Mean of `relative_distances` of each task's images from their own class, ``(k,)``; from the sums alone."""
+        factor = self.overall.factor.double()
+        centre = self.overall.centre.double()
+        ridge = torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False).square().sum()
+        expected = self.log_prior.new_empty(len(self.labels))
+        for part in self.covariances:
+            means = self._sums.means[self._asked[part.classes]] - centre
+            between = torch.linalg.solve_triangular(factor, means.T, upper=False).square().sum(0)
+            within = torch.linalg.solve_triangular(factor, part.factor.double(), upper=False).square().sum()
+            expected[part.classes] = part.mean_distance - (within - part.ridge * ridge) - between
+        total = expected.new_zeros(2, self.num_tasks)
+        total.index_add_(1, self.places, torch.stack([expected, torch.ones_like(expected)]) * self.counts)
+        return (total[0] / total[1]).float()
 
 
 def shrinkage(covariance: Tensor, num_images: int) -> float:

@@ -43,6 +43,8 @@ class Discriminant(Inference):
         unknown: share of each task's own inputs that may be taken for unknown, 0.05 for example. Inputs further away
             from the nearest class than all but this share of the task's validation images get task -1 and label -1.
             None: every input belongs to a task.
+        unknown_distance: how far is measured: ``absolute``; or ``relative``, less the distance from the mean of all
+            images by their overall covariance (Ren et al. 2021). ``relative`` is to be given in training.
 
     Raises:
         ConfigurationError: an option that is unknown or out of its range.
@@ -69,6 +71,7 @@ class Discriminant(Inference):
         objective: str | None = None,
         mask_weight: float | str | None = None,
         unknown: float | None = None,
+        unknown_distance: str = "absolute",
     ) -> None:
         if num_features is not None:
             num_features = check_whole("inference.num_features", num_features)
@@ -90,6 +93,13 @@ class Discriminant(Inference):
                     f"inference.unknown={unknown} judges every image by itself; use inference.images=each with it, not "
                     f"{images}."
                 )
+        check_choice("inference.unknown_distance", unknown_distance, ("absolute", "relative"))
+        if unknown_distance == "relative" and unknown is None:
+            raise ConfigurationError(
+                "inference.unknown_distance=relative has no effect with inference.unknown=null, where no input is "
+                "unknown; leave it out, or set that, to 0.05 for example."
+            )
+        self.relative = unknown_distance == "relative"
         self.classes = classes
         self.candidates = check_whole("inference.candidates", candidates)
         check_choice("inference.candidates_by", candidates_by, _NAMED_BY)
@@ -226,8 +236,10 @@ class Discriminant(Inference):
         if self.unknown is None:
             return torch.zeros_like(places, dtype=torch.bool)
         gate = self._gate_of(method)
-        furthest = gate.furthest(method.tasks, refused=self.unknown)
-        return gate.discriminant(method.tasks).distances(features).amin(1) > furthest.to(features)[places]
+        furthest = gate.furthest(method.tasks, refused=self.unknown, relative=self.relative)
+        discriminant = gate.discriminant(method.tasks)
+        distances = discriminant.relative_distances if self.relative else discriminant.distances
+        return distances(features).amin(1) > furthest.to(features)[places]
 
     def _decide(self, method: Method, images: Tensor, num_classes: int, log_posterior: Tensor) -> Tensor:
         """Place of the task of each image, ``(batch,)``, from ``log p(t | x)`` ``(batch, k)``."""
