@@ -30,7 +30,7 @@ class EvaluateSeenTasks(L.Callback):
 
     Attributes:
         matrix: ``(tasks, tasks)`` float64: row ``n - 1`` after learning ``n`` tasks, one column per task; NaN where not
-            evaluated.
+            evaluated. Of a part of the tasks (``data.task_shard``), its own tasks alone.
         seconds: what this has taken in the current epoch.
         task_found: share of images whose task was found, mean over tasks, when tasks were last tested in training.
     """
@@ -50,11 +50,22 @@ class EvaluateSeenTasks(L.Callback):
         """Create an empty matrix, unless a checkpoint or training has filled one."""
         if stage == "predict":
             return
-        num_tasks = task_data(trainer, stage).num_tasks
+        num_tasks = len(task_data(trainer, stage).task_numbers)
         if stage == "fit" and trainer.current_epoch == 0:
             self.matrix = self.matrix[:0, :0]  # of another training with the same callback
         if len(self.matrix) != num_tasks:
             self.matrix = torch.full((num_tasks, num_tasks), torch.nan, dtype=torch.float64)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
+        """Fill the row of the last task before tasks were added, which only the final test had filled."""
+        data = trainer.datamodule
+        if trainer.ckpt_path is None or not pl_module.scenario.task_known_in_training:
+            return
+        times, epoch = data.timetable, trainer.current_epoch
+        if epoch and times.ends_task(epoch - 1):
+            learned = times.tasks(epoch - 1)
+            if self.matrix[learned[-1] - times.first_task].isnan().all():
+                self._evaluate(trainer, pl_module, range(times.first_task, learned[-1] + 1), new=len(learned))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restart the clock."""
@@ -73,13 +84,14 @@ class EvaluateSeenTasks(L.Callback):
         data, epoch = trainer.datamodule, trainer.current_epoch
         if pl_module.scenario.task_known_in_training and data.timetable.ends_task(epoch):
             learned = data.timetable.tasks(epoch)
-            self._evaluate(trainer, pl_module, range(learned[-1] + 1), new=len(learned))
+            tasks = range(data.task_numbers.start, learned[-1] + 1)
+            self._evaluate(trainer, pl_module, tasks, new=len(learned))
 
     def _evaluate(self, trainer: L.Trainer, module: "ContinualModule", tasks: Collection[int], *, new: int = 1) -> None:
         """Test these tasks if ``eval_at`` lists their number, or a number that the ``new`` ones have passed."""
         passed = range(len(tasks) - new + 1, len(tasks) + 1)
         listed = self.eval_at == "all" or any(count in passed for count in self.eval_at)
-        if not listed or not 0 < len(tasks) < trainer.datamodule.num_tasks or not len(module.method.tasks):
+        if not listed or not 0 < len(tasks) < len(trainer.datamodule.task_numbers) or not len(module.method.tasks):
             return
         started = perf_counter()
         with trainer.precision_plugin.test_step_context():  # as in the final test
@@ -91,7 +103,7 @@ class EvaluateSeenTasks(L.Callback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Cut the matrix to the tested tasks if only the first tasks of a checkpoint are tested."""
-        num_tasks = task_data(trainer, "test").num_tasks
+        num_tasks = len(task_data(trainer, "test").task_numbers)
         self.matrix = self.matrix[:num_tasks, :num_tasks]
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
@@ -108,11 +120,14 @@ class EvaluateSeenTasks(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the matrix from a checkpoint."""
         if "matrix" in state_dict:  # of older checkpoints
-            self.matrix = state_dict["matrix"]
-            return
-        num_tasks = state_dict["num_tasks"]
+            stored = state_dict["matrix"]
+            rows, filled = stored, torch.arange(len(stored))
+        else:
+            rows, filled = state_dict["rows"], state_dict["filled"]
+        before = state_dict.get("num_tasks", rows.shape[1])
+        num_tasks = max(before, len(self.matrix))  # more, if tasks were added
         self.matrix = torch.full((num_tasks, num_tasks), torch.nan, dtype=torch.float64)
-        self.matrix[state_dict["filled"]] = state_dict["rows"]
+        self.matrix[filled, :before] = rows
 
 
 def evaluation_of(trainer: L.Trainer) -> EvaluateSeenTasks | None:
@@ -130,7 +145,8 @@ def evaluate_tasks(module: "ContinualModule", data: Any, tasks: Iterable[int], *
         tasks: to be tested.
         limit: of test batches, as a trainer's ``limit_test_batches``.
     """
-    accuracy = TaskAccuracy(data.num_tasks).to(module.device)
+    tested = data.task_numbers
+    accuracy = TaskAccuracy(len(tested), first_task=tested.start).to(module.device)
     with in_mode(module, training=False):
         for task in tasks:
             loader = data.test_loader(task)

@@ -69,12 +69,18 @@ class WriteEvaluation(WriteResults):
             MismatchError: a task has another number of classes.
         """
         data, learned = trainer.datamodule, self.of_run["num_classes"]
-        if data.num_tasks > len(learned):
+        first = self.of_run.get("first_task", 0)
+        if data.task_shard is not None and data.task_numbers != range(first, first + len(learned)):
+            raise ConfigurationError(
+                f"data.num_tasks={data.num_tasks} makes other shards: the run learned tasks {first} to "
+                f"{first + len(learned) - 1}; leave it out."
+            )
+        if len(data.task_numbers) > len(learned):
             raise ConfigurationError(
                 f"data.num_tasks={data.num_tasks} is more than the {len(learned)} tasks that the run learned; use "
                 f"data.num_tasks={len(learned)}, or fewer."
             )
-        for task, (number, before) in enumerate(zip(data.num_classes, learned, strict=False)):
+        for task, (number, before) in enumerate(zip(data.num_classes[first:], learned, strict=False), start=first):
             if number != before:
                 raise MismatchError(
                     f"Task {task} has {number} classes in these data, and had {before} when its mask was learned; "

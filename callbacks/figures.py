@@ -35,11 +35,12 @@ class DrawFigures(L.Callback):
             return
         figures = {}
         if (evaluation := evaluation_of(trainer)) is not None:
-            figures["accuracy_matrix"] = plots.accuracy_matrix(evaluation.matrix)
+            first_task = pl_module.tested_tasks.start
+            figures["accuracy_matrix"] = plots.accuracy_matrix(evaluation.matrix, first_task=first_task)
         if pl_module.test_confusion is not None:
             counts = pl_module.test_confusion.compute().cpu().numpy()
-            num_tasks = len(trainer.num_test_batches)
-            figures["task_confusion"] = plots.task_confusion(counts, num_tasks=num_tasks)
+            tested = pl_module.tested_tasks
+            figures["task_confusion"] = plots.task_confusion(counts, num_tasks=len(tested), first_task=tested.start)
         record, discovery = record_of_stream(trainer), discovery_of(trainer)
         if record is not None and discovery is not None and record.stretches:
             figures["stream"] = plots.stream(record.stretches, discovery.decisions, num_steps=record.num_steps)

@@ -58,7 +58,8 @@ class RecordInference(L.Callback):
         number = {"each": 1, "batch": len(images)}.get(several, several)
         with torch.autocast(images.device.type, enabled=False):  # as for the inference itself
             deciding = images[:number].float() if images.is_floating_point() else images[:number]
-            self.evidence[dataloader_idx] = inference.evidence(method, deciding, max(pl_module.num_classes)).cpu()
+            found = inference.evidence(method, deciding, max(pl_module.num_classes))
+        self.evidence[pl_module.tested_tasks[dataloader_idx]] = found.cpu()
 
     def on_test_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Write the file, in the first process."""

@@ -104,7 +104,7 @@ class TaskProgress(ProgressBar):
     def _print_task(self, trainer: L.Trainer, task: int, said: str) -> None:
         data = trainer.datamodule
         rate = self._tasks_per_minute(data, trainer.current_epoch + 1)
-        minutes_left = (data.num_tasks - data.timetable.tasks(trainer.current_epoch)[-1] - 1) / rate
+        minutes_left = (data.task_numbers.stop - data.timetable.tasks(trainer.current_epoch)[-1] - 1) / rate
         self._print(f"task {task + 1}/{data.num_tasks}{said}  {rate:.1f} tasks/min  {_clock(60 * minutes_left)} left")
 
     def _print_epoch(self, trainer: L.Trainer, module: "ContinualModule") -> None:
@@ -134,7 +134,7 @@ class TaskProgress(ProgressBar):
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: L.LightningModule,
+        pl_module: "ContinualModule",
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -145,7 +145,8 @@ class TaskProgress(ProgressBar):
             return
         batches = _test_batches(trainer)
         done = sum(batches[:dataloader_idx]) + batch_idx + 1
-        description = f"testing task {dataloader_idx + 1}/{len(batches)}"
+        number = pl_module.tested_tasks[dataloader_idx] + 1
+        description = f"testing task {number}/{trainer.datamodule.num_tasks}"
         self._update(done, description, "", share=(batch_idx + 1) / batches[dataloader_idx])
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

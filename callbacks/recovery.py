@@ -60,12 +60,14 @@ class RecordRecovery(L.Callback):
             return
         recovery, confidence = inference.last
         masks = method.reference_masks()  # (k, weights); none if they are unknown
-        own = recovery.distances(masks[dataloader_idx : dataloader_idx + 1])[:, 0] if len(masks) else None
+        task = pl_module.tested_tasks[dataloader_idx]
+        place = pl_module.method.tasks.tolist().index(task)
+        own = recovery.distances(masks[place : place + 1])[:, 0] if len(masks) else None
         self.statistics.update(own, confidence=confidence)
-        if dataloader_idx not in self.traces:
+        if task not in self.traces:
             values = torch.stack([recovery.energy, recovery.loss], dim=1)  # (steps + 1, 2)
             distances = recovery.distances(masks)
-            self.traces[dataloader_idx] = torch.cat([values, distances.to(values.dtype)], dim=1).cpu()
+            self.traces[task] = torch.cat([values, distances.to(values.dtype)], dim=1).cpu()
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Sum the counts over all processes."""

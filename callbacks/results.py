@@ -17,7 +17,7 @@ from supsup_lightning.callbacks.recovery import recovery_of
 from supsup_lightning.callbacks.stream_record import record_of_stream
 from supsup_lightning.callbacks.task_boundary import boundary_of
 from supsup_lightning.callbacks.task_discovery import discovery_of
-from supsup_lightning.checks.trainer_checks import shortened
+from supsup_lightning.checks.trainer_checks import shortened, task_data
 from supsup_lightning.cli import optimized_metric
 from supsup_lightning.discovery.learner import Decision
 from supsup_lightning.errors import SaveError
@@ -38,7 +38,7 @@ TABLES = (
 )
 # Entries of results.json that go with the bank where a logger keeps it.
 _SAID_OF_BANK = (
-    *("scenario", "data", "network", "method", "seed", "num_tasks", "num_masks"),
+    *("scenario", "data", "network", "method", "seed", "task_shard", "num_tasks", "num_masks"),
     *("average_accuracy", "task_inference_accuracy", "validation_accuracy", "sparsity", "mask_bytes_per_task"),
 )
 
@@ -79,8 +79,11 @@ class WriteResults(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Rename the results of an earlier run in this directory, unless this run resumes it."""
         self._training_began = True
-        if trainer.is_global_zero and trainer.ckpt_path is None:
-            for name in ("results.json", *TABLES, "mask_bank.safetensors", "checkpoints/last.ckpt"):
+        if trainer.is_global_zero:
+            fresh = trainer.ckpt_path is None
+            # A run that goes on has results only if tasks are added to it.
+            older = ("results.json", *TABLES, *(("mask_bank.safetensors", "checkpoints/last.ckpt") if fresh else ()))
+            for name in older:
                 set_aside(self.folder / name)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -125,7 +128,8 @@ class WriteResults(L.Callback):
         self.test_seconds.clear()
         self.given = None
         if incremental.can_be_given(pl_module.method, pl_module.scenario):
-            self.given = TaskAccuracy(len(trainer.num_test_batches)).to(pl_module.device)
+            tested = task_data(trainer, "test").task_numbers
+            self.given = TaskAccuracy(len(tested), first_task=tested.start).to(pl_module.device)
 
     def on_test_batch_start(self, *_: Any) -> None:
         """Start the clock."""
@@ -145,7 +149,8 @@ class WriteResults(L.Callback):
         self.test_seconds.append(perf_counter() - self._started)
         if self.given is not None and len(batch[1]):
             with trainer.precision_plugin.test_step_context():  # as in the test step
-                incremental.count_given(self.given, pl_module, batch, task=dataloader_idx, outputs=outputs)
+                task = pl_module.tested_tasks[dataloader_idx]
+                incremental.count_given(self.given, pl_module, batch, task=task, outputs=outputs)
 
     def completed(self, result: dict[str, Any], module: "ContinualModule") -> dict[str, Any]:
         """Return the results as they are written; a subclass may change them."""
@@ -161,7 +166,7 @@ class WriteResults(L.Callback):
         if not trainer.is_global_zero:
             return
         self._save_bank(trainer, pl_module)
-        num_tasks = len(pl_module.test_accuracy.images)
+        data, num_tasks = trainer.datamodule, len(pl_module.test_accuracy.images)
         evaluation, record, recovered = evaluation_of(trainer), record_of_stream(trainer), recovery_of(trainer)
         if evaluation is not None:
             matrix = evaluation.matrix
@@ -169,7 +174,8 @@ class WriteResults(L.Callback):
             matrix = torch.full((num_tasks, num_tasks), torch.nan, dtype=torch.float64)
             matrix[-1] = pl_module.test_accuracy.compute()[0].cpu()
         result = summary.results(
-            run=self.run,
+            run={**self.run, **({"task_shard": data.task_shard} if data.task_shard else {})},
+            first_task=data.task_numbers.start,
             scenario=pl_module.scenario,
             method=pl_module.method,
             accuracy=pl_module.test_accuracy,
@@ -177,7 +183,7 @@ class WriteResults(L.Callback):
             seconds_per_task=[self.seconds[task] for task in sorted(self.seconds)],
             inference_ms_per_batch=1000 * sum(self.test_seconds) / len(self.test_seconds),
             model_bytes=self.bank_path.stat().st_size,
-            num_classes=pl_module.num_classes,
+            num_classes=[pl_module.num_classes[task] for task in data.task_numbers],
             skipped_images=int(skipped),
             stream=None if record is None else summary.stream(pl_module, record.assignment()),
             recovery=None if recovered is None else recovered.results(),
@@ -212,7 +218,8 @@ class WriteResults(L.Callback):
         console.print(f"results in {self.shown_folder}", soft_wrap=True)
 
     def _write_tables(self, trainer: L.Trainer, module: "ContinualModule", matrix: Tensor) -> None:
-        records.write_matrix(self.folder / "accuracy_matrix.csv", matrix)
+        first = module.tested_tasks.start
+        records.write_matrix(self.folder / "accuracy_matrix.csv", matrix, first_task=first)
         if module.test_confusion is not None:
             rows = module.test_confusion.compute().tolist()
             records.write_rows(self.folder / "task_confusion.csv", ("task", "inferred_task", "images"), rows)

@@ -101,7 +101,7 @@ class TaskBoundary(L.Callback):
                 # Each process sees a share of the batch, and all have to begin alike.
                 method.start_like(trainer.strategy.broadcast(_nearest_task(pl_module, images)))
             trainer.strategy.setup_optimizers(trainer)
-        torch.manual_seed(derive_seed(data.seed, "layers", epoch, trainer.global_rank))
+        torch.manual_seed(derive_seed(data.seed, "layers", timetable.epoch_in_whole(epoch), trainer.global_rank))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:
         """Finish a task in its last epoch, or earlier by patience, and a trial in its last epoch."""
@@ -155,7 +155,8 @@ def _tell_gate(module: "ContinualModule", data: TaskSequence, tasks: Sequence[in
     assert gate is not None
     relative = isinstance(module.inference, Discriminant) and module.inference.relative
     with in_mode(module, training=False), seeded(0):  # loaders of a user's own may draw; training must not notice
-        gate.prepare(data.each_image(0, half="training"))
+        if gate.needs_first_task:  # of all tasks, not of those that are trained: a part of them may lack it
+            gate.prepare(data.each_image(0, half="training"))
         for task in tasks:
             num_classes = module.num_classes[task]
             gate.learn(module.method, task, data.each_image(task, half="training"), num_classes=num_classes)
@@ -212,18 +213,26 @@ def _check_tasks(trainer: L.Trainer, module: "ContinualModule", *, over: bool) -
     data, epoch = trainer.datamodule, trainer.current_epoch
     first = data.timetable.tasks(epoch)[0]
     finished = {*module.method.tasks.tolist()}
-    again = [task for task in range(first + over, data.num_tasks) if task in finished]
+    again = [task for task in range(first + over, data.task_numbers.stop) if task in finished]
     if again:
         raise ConfigurationError(
             f"{named(again)} {'is' if len(again) == 1 else 'are'} finished, with a mask in the bank, and would be "
             "trained again. To test, call trainer.test(model, data); to train anew, make a new model and a new "
-            "Trainer; to go on, resume from a checkpoint (ckpt_path)."
+            "Trainer; to go on, resume from a checkpoint (ckpt_path); to add tasks to those of a bank, give the data "
+            f"first_task={len(finished)}."
         )
-    missing = [task for task in range(first) if task not in finished]
+    earlier = range(data.task_numbers.start if data.task_shard is not None else 0, first)
+    missing = [task for task in earlier if task not in finished]
     if missing:
+        remedy = "start afresh with a new model and a new Trainer"
+        if data.first_task:
+            remedy = (
+                f"load the bank that has {'it' if len(missing) == 1 else 'them'} before training (method.load), or "
+                "leave out data.first_task"
+            )
         raise ConfigurationError(
             f"Training is to go on with task {first}, and {named(missing).lower()} before it "
-            f"{'was' if len(missing) == 1 else 'were'} never finished; start afresh with a new model and a new Trainer."
+            f"{'was' if len(missing) == 1 else 'were'} never finished; {remedy}."
         )
     if trainer.ckpt_path is None and not data.timetable.begins_trial(epoch) and not over:
         raise ConfigurationError(
@@ -234,7 +243,7 @@ def _check_tasks(trainer: L.Trainer, module: "ContinualModule", *, over: bool) -
 
 def _check_images_to_measure_on(data: TaskSequence, option: str, remedy: str) -> None:
     """Raise `ConfigurationError` if a task has no validation image to measure its score on, as an option asks for."""
-    without = next((task for task in range(data.num_tasks) if length_hint(data.val_loader(task), 1) == 0), None)
+    without = next((task for task in data.task_numbers if length_hint(data.val_loader(task), 1) == 0), None)
     if without is not None:
         raise ConfigurationError(
             f"{option} measures each task's score on its validation images, and task {without} has none; "

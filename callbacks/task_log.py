@@ -94,7 +94,8 @@ class LogTasks(L.Callback):
         results = _results_of(trainer)
         # Without announced tasks, none is finished before the end.
         seconds = {} if results is None or pl_module.scenario.task_known_in_training else results.seconds
-        for task, (accuracy, found) in enumerate(pl_module.test_accuracy.compute().T.tolist()):
+        tested = pl_module.tested_tasks
+        for task, (accuracy, found) in zip(tested, pl_module.test_accuracy.compute().T.tolist(), strict=True):
             values = {"task/accuracy": accuracy}
             if not pl_module.scenario.task_known_at_inference:
                 values["task/found"] = found
@@ -102,7 +103,7 @@ class LogTasks(L.Callback):
                 values["task/seconds"] = seconds[task]
             self._log(trainer, values, TASK, task)
         evaluation = evaluation_of(trainer)
-        cells = [] if evaluation is None else tracking.matrix_cells(evaluation.matrix)
+        cells = [] if evaluation is None else tracking.matrix_cells(evaluation.matrix, first_task=tested.start)
         for listener in trainer.loggers:
             columns = ("tasks_learned", "task", "accuracy")
             tracking.log_table(listener, "accuracy_matrix", columns=columns, rows=cells)

@@ -85,6 +85,7 @@ class ContinualModule(L.LightningModule):
         self.accuracies: dict[str, dict[int, float]] = {}  # by the half of the data and the task, for that file
         self.true_tasks: dict[int, int] = {}  # if tasks are discovered: whose images each has learned; for scores alone
         self.validated_tasks: tuple[int, ...] = ()  # those in training, or all where `Trainer.validate` is called
+        self.tested_tasks: range = range(0)  # in the order of the test loaders
         self.validation_accuracy: TaskAccuracy | None = None  # of the validated tasks, in their order
         self.finished_answers: network_trial.FinishedAnswers | None = None  # watched in training
         self.test_accuracy: TaskAccuracy | None = None
@@ -119,6 +120,7 @@ class ContinualModule(L.LightningModule):
             return
         data = task_data(self.trainer, stage)
         compatibility.check_announcement(self.scenario, data)
+        compatibility.check_shard(self.method, data)
         if stage == "validate":
             trainer_checks.check_validate(data, self.method)
         if stage == "fit" or len(data.num_classes) > len(self.num_classes):  # tested on some of its tasks, it keeps all
@@ -143,6 +145,7 @@ class ContinualModule(L.LightningModule):
             logger.warning("The model was in evaluation mode, where a test that broke off has left it; it trains now.")
             self.train()
         data = self.trainer.datamodule
+        self.num_classes = tuple(data.num_classes)  # a checkpoint of fewer tasks has fewer
         self.described_training = self._described()
         if self._trained_on and self.trainer.current_epoch and self.trainer.ckpt_path is None:  # in the same Trainer
             data.check_trained_on(self._trained_on, "What this Trainer has trained so far")
@@ -226,7 +229,7 @@ class ContinualModule(L.LightningModule):
     def on_validation_start(self) -> None:
         """Reset the counts."""
         alone = self.trainer.state.fn == "validate"
-        self.validated_tasks = tuple(range(task_data(self.trainer).num_tasks)) if alone else self.method.live.tasks
+        self.validated_tasks = tuple(task_data(self.trainer).task_numbers) if alone else self.method.live.tasks
         self.validation_accuracy = TaskAccuracy(len(self.validated_tasks)).to(self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -251,12 +254,13 @@ class ContinualModule(L.LightningModule):
     def on_validation_end(self) -> None:
         """After `Trainer.validate`, show the accuracy of each task."""
         if self.trainer.state.fn == "validate":
-            self._show_by_task(self.validation_accuracy, found=False)
+            self._show_by_task(self.validation_accuracy, first_task=self.validated_tasks[0], found=False)
 
     def on_test_start(self) -> None:
         """Reset the counts."""
         data = task_data(self.trainer)
-        self.test_accuracy = TaskAccuracy(data.num_tasks).to(self.device)
+        self.tested_tasks = data.task_numbers
+        self.test_accuracy = TaskAccuracy(len(self.tested_tasks), first_task=self.tested_tasks.start).to(self.device)
         self.test_confusion = None
         if not self.scenario.task_known_at_inference:
             self.test_confusion = TaskConfusion().to(self.device)
@@ -264,13 +268,12 @@ class ContinualModule(L.LightningModule):
             self.test_confusion.update(0, torch.empty(0, dtype=torch.int64, device=self.device))
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Count correct predictions by the rules of the scenario; the loader's index is the true task."""
+        """Count correct predictions by the rules of the scenario; the loader tells the true task."""
         assert self.test_accuracy is not None
+        task = self.tested_tasks[dataloader_idx]
         if batch_idx == 0:
-            self._show_in_bar(dataloader_idx)
-        right, found = self.evaluate(
-            batch, task=dataloader_idx, accuracy=self.test_accuracy, confusion=self.test_confusion
-        )
+            self._show_in_bar(task)
+        right, found = self.evaluate(batch, task=task, accuracy=self.test_accuracy, confusion=self.test_confusion)
         return {"right": right, "found": found}
 
     def on_test_epoch_end(self) -> None:
@@ -285,7 +288,8 @@ class ContinualModule(L.LightningModule):
 
     def on_test_end(self) -> None:
         """Show the accuracy of each task, in place of Lightning's repeated averages."""
-        self._show_by_task(self.test_accuracy, found=not self.scenario.task_known_at_inference)
+        first = self.tested_tasks.start
+        self._show_by_task(self.test_accuracy, first_task=first, found=not self.scenario.task_known_at_inference)
 
     # Here, as an error after the change of mode would leave the module in evaluation mode.
 
@@ -307,11 +311,11 @@ class ContinualModule(L.LightningModule):
         )
         self._shows_by_task, loop.verbose = loop.verbose and self.trainer.is_global_zero, False
 
-    def _show_by_task(self, accuracy: TaskAccuracy | None, *, found: bool) -> None:
+    def _show_by_task(self, accuracy: TaskAccuracy | None, *, first_task: int, found: bool) -> None:
         assert accuracy is not None
         values = accuracy.compute()  # in every process
         if self._shows_by_task:
-            task_table.show(values, found=found)
+            task_table.show(values, first_task=first_task, found=found)
 
     def _show_in_bar(self, task: int) -> None:
         """Lightning's own bars name the loader, or the epoch, alone."""

@@ -25,6 +25,15 @@ def check_announcement(scenario: Scenario, data: TaskDataModule) -> None:
         )
 
 
+def check_shard(method: Method, data: TaskDataModule) -> None:
+    """Raise `ConfigurationError` for a shard of tasks with a method whose tasks depend on earlier ones."""
+    if data.task_shard is not None and method.depends_on_earlier is not None:
+        raise ConfigurationError(
+            f"data.task_shard={data.task_shard} trains tasks apart from the others, but {method.depends_on_earlier}; "
+            "train all tasks in one run, or use method=supsup with mask.init=random."
+        )
+
+
 def check_parts(scenario: Scenario, inference: Inference, method: Method) -> None:
     """Raise `ConfigurationError` for an inference that does not fit the scenario or the method."""
     name = type(method).__name__

@@ -177,7 +177,7 @@ def check_validation(trainer: Any, *, option: str, every_epoch: bool) -> None:
             f"{trainer.limit_val_batches}, with val_check_interval={trainer.val_check_interval}; leave these as they "
             "are by default."
         )
-    without = next((task for task in range(data.num_tasks) if length_hint(data.val_loader(task), 1) == 0), None)
+    without = next((task for task in data.task_numbers if length_hint(data.val_loader(task), 1) == 0), None)
     if without is not None:
         raise ConfigurationError(
             f"{option} goes by validation images, and task {without} has none; leave the option out, or give it some."
@@ -251,7 +251,7 @@ def check_learned(data: TaskDataModule, learned: set[int], *, epoch: int) -> Non
         epoch: epoch that training has reached in this Trainer; 0 if it did not train.
     """
     if isinstance(data, TaskSequence):
-        missing = [task for task in range(data.num_tasks) if task not in learned]
+        missing = [task for task in data.task_numbers if task not in learned]
     elif not learned:
         missing = [*range(data.num_tasks)]
     else:  # the learner numbers tasks by itself, so the part of the stream that was served decides

@@ -42,6 +42,8 @@ class ContinualDataModule(TaskSequence):
         epochs_per_task: training length in passes over the data; the incomplete last batch of a pass is left out.
         patience: epochs without a better validation accuracy after which a task ends; see `TaskSequence`.
         tasks_at_once: number of tasks trained in the same step, or ``auto``; see `TaskSequence`.
+        task_shard: train and test one shard of the tasks alone, ``i/n`` with ``i`` from 0; see `TaskSequence`.
+        first_task: train and test the tasks from this one on alone; see `TaskSequence`.
         augment: augmentation of training images: ``none``, ``crop_flip``, ``resized_crop`` (image files only, while
             they are read), or a function of a raw batch ``(batch, channels, height, width)`` and random integers
             ``(batch, 3)``.
@@ -71,6 +73,8 @@ class ContinualDataModule(TaskSequence):
         epochs_per_task: int | None = None,
         patience: int | None = None,
         tasks_at_once: int | str = 1,
+        task_shard: str | None = None,
+        first_task: int = 0,
         augment: str | Augment | None = None,
         validation_share: float = 0.05,
         in_memory: bool | str = "auto",
@@ -85,6 +89,8 @@ class ContinualDataModule(TaskSequence):
             epochs_per_task=epochs_per_task,
             patience=patience,
             tasks_at_once=tasks_at_once,
+            task_shard=task_shard,
+            first_task=first_task,
             seed=seed,
         )
         if not 0 < validation_share < 1:
@@ -126,7 +132,7 @@ class ContinualDataModule(TaskSequence):
         self._length: int | None = None
         self._num_classes: tuple[int, ...] = ()
         self._augment_name = name_of(augment)
-        self._digest = ""
+        self._digests: list[str] = []  # of the images of the first tasks, by their number less one
         self._first_tasks: list[int] = []  # the first task of each data set
         self._loaded = False
 
@@ -281,7 +287,7 @@ class ContinualDataModule(TaskSequence):
 
     def _examine(self) -> None:
         """Check that every task can be trained and tested; store the numbers of classes and the digest."""
-        digest, classes = hashlib.sha256(), []
+        digest, digests, classes = hashlib.sha256(), [], []
         self._first_tasks = []
         before: tuple[Tensor | None, ...] = (None,) * 3
         examined: set[int] = set()
@@ -299,7 +305,8 @@ class ContinualDataModule(TaskSequence):
                 self._check_training_half(number)
                 for part in (task.train.positions, task.train.labels):
                     digest.update(part.numpy().tobytes())
-        self._num_classes, self._digest = tuple(classes), digest.hexdigest()
+            digests.append(digest.hexdigest())
+        self._num_classes, self._digests = tuple(classes), digests
 
     def _check_training_half(self, task: int) -> None:
         """Raise `ConfigurationError` if the validation share leaves a class without training images."""
@@ -327,12 +334,17 @@ class ContinualDataModule(TaskSequence):
         names = ("num_tasks", "batch_size", "steps_per_task", "epochs_per_task", "tasks_at_once", "validation_share")
         return {
             **{name: getattr(self, name) for name in (*names, "patience", "resize", "seed")},
+            **self.part(),
             "num_classes": list(self.num_classes),
             "input_shape": list(self.input_shape),
             "augment": self._augment_name,
             **self.stream.identity(),
-            "images": self._digest,
+            "images": self._digests[-1] if self._digests else "",
         }
+
+    def of_first_tasks(self, num_tasks: int) -> dict[str, Any]:
+        """Return the part of `identity` that depends on the number of tasks, as it is for the first ones alone."""
+        return {**super().of_first_tasks(num_tasks), "images": self._digests[num_tasks - 1] if self._digests else ""}
 
     # Loaders.
 

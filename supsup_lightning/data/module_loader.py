@@ -26,7 +26,7 @@ class ModuleLoader:
 
     Args:
         sequence: the sequence that holds the data module.
-        task: number of the task, which is the place of the module in the sequence.
+        task: number of the task.
         half: training, validation or test.
         loader: the data module's loader.
         length: number of training batches; the loader is repeated as often as needed. None in evaluation: one pass,
@@ -56,7 +56,7 @@ class ModuleLoader:
         self.most = most
         self.skip = skip
         self.epoch = epoch
-        module = sequence.modules[task]
+        module = sequence.module_of(task)
         self.name = f"the {half} loader of task {task} ({type(module).__name__})"
         self._changes_batches = any(
             defines(module, hook) for hook in ("transfer_batch_to_device", "on_after_batch_transfer")
@@ -67,7 +67,7 @@ class ModuleLoader:
         return len(self.loader) if self.length is None else self.length
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        module, device = self.sequence.modules[self.task], self.sequence.device
+        module, device = self.sequence.module_of(self.task), self.sequence.device
         batches = itertools.islice(self._once(), self.most) if self.length is None else self._part(self.length)
         watch = Watch(lambda number, _: f"Batch {number} of {self.name}")
         for number, batch in enumerate(batches):

@@ -32,15 +32,17 @@ class DataModuleSequence(TaskSequence):
     training.
 
     Args:
-        modules: the data modules in the order of the tasks.
+        modules: the data modules in the order of the tasks, from ``first_task`` on.
         num_classes: number of classes of each task, or one number for all; by default each module's attribute
-            ``num_classes``.
+            ``num_classes``. With ``first_task``, also of the tasks before it.
         input_shape: shape of one input, for a network's configuration to refer to; checked if given.
         steps_per_task: training length in batches; the loader is repeated as often as needed. Give this or
             ``epochs_per_task``; by default one pass.
         epochs_per_task: training length in passes over the loader.
         patience: epochs without a better validation accuracy after which a task ends; see `TaskSequence`.
         tasks_at_once: number of tasks trained in the same step, or ``auto``; see `TaskSequence`.
+        task_shard: train and test one shard of the tasks alone, ``i/n`` with ``i`` from 0; see `TaskSequence`.
+        first_task: number of the first module's task, where earlier tasks are finished; see `TaskSequence`.
         seed: seed of the loaders' shuffling, and of random layers.
 
     Raises:
@@ -57,6 +59,8 @@ class DataModuleSequence(TaskSequence):
         epochs_per_task: int | None = None,
         patience: int | None = None,
         tasks_at_once: int | str = 1,
+        task_shard: str | None = None,
+        first_task: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -64,32 +68,42 @@ class DataModuleSequence(TaskSequence):
             epochs_per_task=epochs_per_task,
             patience=patience,
             tasks_at_once=tasks_at_once,
+            task_shard=task_shard,
+            first_task=first_task,
             seed=seed,
         )
         self.modules = list(modules)
         if not self.modules:
             raise ConfigurationError("data.modules is empty; name one LightningDataModule per task.")
-        for task, module in enumerate(self.modules):
+        for place, module in enumerate(self.modules):
             if not isinstance(module, L.LightningDataModule):
-                raise ConfigurationError(f"data.modules[{task}] is no LightningDataModule but {type(module).__name__}.")
+                raise ConfigurationError(
+                    f"data.modules[{place}] is no LightningDataModule but {type(module).__name__}."
+                )
             for needed in ("train_dataloader", "test_dataloader"):
                 if not defines(module, needed):
                     raise ConfigurationError(
-                        f"data.modules[{task}] ({type(module).__name__}) defines no {needed}; every task is trained "
+                        f"data.modules[{place}] ({type(module).__name__}) defines no {needed}; every task is trained "
                         "and tested."
                     )
+        if num_classes is None and self.first_task:
+            raise ConfigurationError(
+                f"data.first_task={self.first_task} needs data.num_classes, one number for each of the "
+                f"{self.num_tasks} tasks, or one for all: classes of an input are looked for among those of any task."
+            )
         if num_classes is None:
             num_classes = [getattr(module, "num_classes", 0) for module in self.modules]
         elif not isinstance(num_classes, Iterable) or as_whole(num_classes) is not None:
-            num_classes = [num_classes] * len(self.modules)  # type: ignore[list-item]
-        if len(num_classes) != len(self.modules):
+            num_classes = [num_classes] * self.num_tasks  # type: ignore[list-item]
+        if len(num_classes) != self.num_tasks:
             raise ConfigurationError(
-                f"data.num_classes={list(num_classes)} has {len(num_classes)} numbers for {len(self.modules)} tasks."
+                f"data.num_classes={list(num_classes)} has {len(num_classes)} numbers for {self.num_tasks} tasks."
             )
-        for task, (module, count) in enumerate(zip(self.modules, num_classes, strict=True)):
+        for task, count in enumerate(num_classes):
             if (as_whole(count) or 0) < 2:
+                whose = "finished" if task < self.first_task else type(self.module_of(task)).__name__
                 raise ConfigurationError(
-                    f"Task {task} ({type(module).__name__}) has num_classes={count!r}; give data.num_classes, a number "
+                    f"Task {task} ({whose}) has num_classes={count!r}; give data.num_classes, a number "
                     "from 2 on for each task, or the attribute num_classes to the module."
                 )
         self._num_classes = tuple(map(int, num_classes))
@@ -103,8 +117,18 @@ class DataModuleSequence(TaskSequence):
 
     @property
     def num_tasks(self) -> int:
-        """Number of tasks, one per data module."""
-        return len(self.modules)
+        """Number of tasks, one per data module, and those before the first."""
+        return self.first_task + len(self.modules)
+
+    def module_of(self, task: int) -> L.LightningDataModule:
+        """Return the data module of a task. Raises `ConfigurationError` if there is none."""
+        self.check_task(task)
+        if task < self.first_task:
+            raise ConfigurationError(
+                f"The data of task {task} are needed, and data.first_task={self.first_task} says that there are none. "
+                "(inference=discriminant with features=convolution takes them from a bank that was trained with it.)"
+            )
+        return self.modules[task - self.first_task]
 
     @property
     def num_classes(self) -> tuple[int, ...]:
@@ -117,7 +141,7 @@ class DataModuleSequence(TaskSequence):
             return self.steps_per_task
         loader = self._loader(task, "train")
         length = length_hint(loader, -1)
-        name = f"the training loader of task {task} ({type(self.modules[task]).__name__})"
+        name = f"the training loader of task {task} ({type(self.module_of(task)).__name__})"
         if length < 0:
             raise ConfigurationError(f"data.steps_per_task is needed: {name} has no length.")
         if length == 0:
@@ -128,18 +152,20 @@ class DataModuleSequence(TaskSequence):
         return before
 
     def example(self) -> Tensor:
-        """The first training image of task 0, repeated twice, ``(2, *shape)``."""
-        images, _ = next(iter(self.train_loader(0)))
+        """The first training image of the first task, repeated twice, ``(2, *shape)``."""
+        task = self.task_numbers[0]
+        images, _ = next(iter(self.train_loader(task)))
         if self.input_shape is not None and tuple(images.shape[1:]) != self.input_shape:
             raise ConfigurationError(
-                f"data.input_shape={list(self.input_shape)}, but the inputs of task 0 have shape "
+                f"data.input_shape={list(self.input_shape)}, but the inputs of task {task} have shape "
                 f"{list(images.shape[1:])}."
             )
         return images[:1].repeat_interleave(2, 0).cpu()
 
     def other_examples(self) -> dict[int, Tensor]:
         """Two inputs of each later task with a new shape or type, from its checked training batches."""
-        return {task: images for task, images in self._examples.values() if task}
+        first = self.task_numbers[0]
+        return {task: images for task, images in self._examples.values() if task != first}
 
     def describe_tasks(self) -> tuple[TaskDescription, ...]:
         """Name tasks after their data modules, and classes by their attribute ``class_names``, if they have it."""
@@ -163,7 +189,7 @@ class DataModuleSequence(TaskSequence):
                 "A sequence of LightningDataModules runs in one process: their loaders know nothing of the others. "
                 "Use trainer.devices=1, or a ContinualDataModule over their data sets."
             )
-        for task in range(self.num_tasks):
+        for task in self.task_numbers:
             if task not in self._examined:
                 self._examine(task)
                 self._examined.add(task)
@@ -172,7 +198,7 @@ class DataModuleSequence(TaskSequence):
         """Return the options, and the class names of the data modules."""
         names = ("num_tasks", "steps_per_task", "epochs_per_task", "patience", "tasks_at_once", "seed")
         modules = [type(module).__name__ for module in self.modules]
-        return {**{name: getattr(self, name) for name in names}, "modules": modules}
+        return {**{name: getattr(self, name) for name in names}, **self.part(), "modules": modules}
 
     def train_loader(self, task: int, *, epoch: int = 0, steps: slice = slice(None)) -> ModuleLoader:
         """Return the task's own training loader; each pass shuffles by its own seed."""
@@ -203,8 +229,7 @@ class DataModuleSequence(TaskSequence):
         return ModuleLoader(self, task, "test", self._loader(task, "test"))
 
     def _loader(self, task: int, half: str) -> Any:
-        self.check_task(task)
-        module = self.modules[task]
+        module = self.module_of(task)
         if task not in self._ready:
             module.trainer = self.trainer
             if self.trainer is None:
@@ -224,8 +249,8 @@ class DataModuleSequence(TaskSequence):
             self._examples.setdefault((tuple(train.shape[1:]), train.dtype), (task, train[:1].repeat_interleave(2, 0)))
             others = {"validation": self.val_loader(task), "test": self.test_loader(task)}
             samples = {half: _sample(loader) for half, loader in others.items() if isinstance(loader, ModuleLoader)}
-        whose = f"task {task} ({type(self.modules[task]).__name__})"
-        if defines(self.modules[task], "val_dataloader") and "validation" not in samples:
+        whose = f"task {task} ({type(self.module_of(task)).__name__})"
+        if defines(self.module_of(task), "val_dataloader") and "validation" not in samples:
             logger.warning("The validation loader of %s is empty: it is not validated.", whose)
         for half, images in samples.items():
             if train.is_floating_point():  # sequences of tokens may have any length

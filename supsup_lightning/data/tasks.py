@@ -13,6 +13,7 @@ from torch import Tensor
 from supsup_lightning.checks.meaning import differences, plain
 from supsup_lightning.data.naming import TaskDescription, numbered
 from supsup_lightning.data.raw_images import REFUSED, RawImages
+from supsup_lightning.data.shard import Shard
 from supsup_lightning.data.timetable import Timetable
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError, as_whole, check_whole
 
@@ -41,10 +42,14 @@ class TaskDataModule(L.LightningDataModule, ABC):
     Attributes:
         trials_per_task: number of trainings of each task from the start, set from the method's attribute of that name.
         tasks_at_once: number of tasks trained in the same step.
+        task_shard: shard of the tasks that is trained and tested, ``i/n``; None for all.
+        first_task: number of the first task that is trained and tested.
     """
 
     trials_per_task = 1
     tasks_at_once: int | str = 1
+    task_shard: str | None = None
+    first_task = 0
 
     def __init__(self, *, seed: int) -> None:
         super().__init__()
@@ -59,21 +64,26 @@ class TaskDataModule(L.LightningDataModule, ABC):
         """Number of tasks."""
 
     @property
+    def task_numbers(self) -> range:
+        """Numbers of the tasks that are trained and tested: all, or those of a part."""
+        return range(self.num_tasks)
+
+    @property
     @abstractmethod
     def num_classes(self) -> tuple[int, ...]:
-        """Number of classes of each task; known after `setup`."""
+        """Number of classes of each task, of those of other parts as well; known after `setup`."""
 
     @property
     @abstractmethod
     def num_epochs(self) -> int:
-        """Number of epochs of all tasks, for ``Trainer(max_epochs=...)``."""
+        """Number of epochs of all tasks that are trained, for ``Trainer(max_epochs=...)``."""
 
     @abstractmethod
     def example(self) -> Tensor:
-        """Two network inputs of task 0, ``(2, *shape)``."""
+        """Two network inputs of the first task, ``(2, *shape)``."""
 
     def other_examples(self) -> dict[int, Tensor]:
-        """Two inputs of each later task whose inputs have a new shape or type; `example` is for task 0."""
+        """Two inputs of each later task whose inputs have a new shape or type; `example` is for the first task."""
         return {}
 
     @abstractmethod
@@ -130,7 +140,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
 
     def test_dataloader(self) -> list[Iterable]:
         """Return the test loaders, one per task."""
-        return [self.test_loader(task) for task in range(self.num_tasks)]
+        return [self.test_loader(task) for task in self.task_numbers]
 
     def predict_dataloader(self) -> list[Iterable]:
         """Return the test loaders, one per task."""
@@ -194,6 +204,10 @@ class TaskSequence(TaskDataModule):
             epoch, whether it ends early or not. The remaining epochs train nothing. Needs ``epochs_per_task``.
         tasks_at_once: number of tasks trained in the same step, all with the same number of steps. ``auto`` takes as
             many as are fast and fit in memory, as measured by `ContinualModule.plan_training`.
+        task_shard: train and test the tasks of one shard alone: ``0/4`` for the first of four. They keep their numbers,
+            so that the shards' banks join to that of one run over all tasks (`Method.merge`).
+        first_task: train and test the tasks from this one on; those before are finished in the model, which was loaded
+            from a bank.
         seed: seed of everything random in the data.
 
     Raises:
@@ -209,9 +223,23 @@ class TaskSequence(TaskDataModule):
         epochs_per_task: int | None,
         patience: int | None = None,
         tasks_at_once: int | str = 1,
+        task_shard: str | None = None,
+        first_task: int = 0,
         seed: int,
     ) -> None:
         super().__init__(seed=seed)
+        self.first_task = check_whole("data.first_task", first_task, least=0)
+        self._shard = None if task_shard is None else Shard.of(task_shard)
+        self.task_shard = None if self._shard is None else f"{self._shard.number}/{self._shard.count}"
+        if self._shard is not None and self.first_task:
+            raise ConfigurationError(
+                f"data.task_shard={task_shard} and data.first_task={first_task} both say where to begin; leave out one."
+            )
+        if self._shard is not None and tasks_at_once == "auto":
+            raise ConfigurationError(
+                f"data.tasks_at_once=auto would group the tasks of data.task_shard={task_shard} by this machine; give "
+                "a number, the same for all shards."
+            )
         if steps_per_task is not None and epochs_per_task is not None:
             raise ConfigurationError(
                 f"data.steps_per_task={steps_per_task} and data.epochs_per_task={epochs_per_task} are both given; "
@@ -235,6 +263,22 @@ class TaskSequence(TaskDataModule):
                 )
             tasks_at_once = 1
         self.tasks_at_once = tasks_at_once
+
+    @property
+    def task_numbers(self) -> range:
+        """Numbers of the tasks that are trained and tested: all, from ``first_task`` on, or those of the shard."""
+        if self._shard is not None:
+            assert isinstance(self.tasks_at_once, int)  # as the constructor checks
+            return self._shard.tasks(self.num_tasks, tasks_at_once=self.tasks_at_once)
+        if self.first_task >= self.num_tasks:
+            raise ConfigurationError(
+                f"data.first_task={self.first_task} leaves none of the {self.num_tasks} tasks; raise data.num_tasks."
+            )
+        return range(self.first_task, self.num_tasks)
+
+    def part(self) -> dict[str, Any]:
+        """Return the options that say which tasks are trained, for `identity`; None where these are all."""
+        return {"task_shard": self.task_shard, "first_task": self.first_task or None}
 
     # What a subclass says.
 
@@ -262,7 +306,13 @@ class TaskSequence(TaskDataModule):
         """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raise `MismatchError` for a checkpoint of other tasks; a test may take only its first tasks."""
+        """Raise `MismatchError` for a checkpoint of other tasks.
+
+        A test may take only its first tasks; training may go on with further ones.
+        """
+        before = state_dict.get("num_tasks", 0)
+        if self.trainer is not None and self.trainer.state.fn == "fit" and 0 < before < self.num_tasks:
+            state_dict = self._grown(state_dict, before)
         if self.trainer is not None and self.trainer.state.fn != "fit":
             here = self.identity()
             state_dict = {**state_dict, **{name: here[name] for name in _TRAINING_LENGTH}}
@@ -270,6 +320,34 @@ class TaskSequence(TaskDataModule):
                 first = {name: state_dict[name][: self.num_tasks] for name in _OF_EACH_TASK if name in state_dict}
                 state_dict |= {"num_tasks": self.num_tasks, **first}
         super().load_state_dict(state_dict)
+
+    def of_first_tasks(self, num_tasks: int) -> dict[str, Any]:
+        """Return the part of `identity` that depends on the number of tasks, as it is for the first ones alone.
+
+        A subclass whose `identity` has more that depends on it has to add that.
+        """
+        here = self.identity()
+        return {
+            "num_tasks": num_tasks,
+            **{name: plain(here[name])[: num_tasks - self.first_task] for name in ("modules",) if name in here},
+            **{name: plain(here[name])[:num_tasks] for name in ("num_classes",) if name in here},
+        }
+
+    def _grown(self, state_dict: dict[str, Any], before: int) -> dict[str, Any]:
+        """Return the state of a training of the first tasks as it would be for all, if the first ones agree."""
+        if self.task_shard is not None:
+            return state_dict  # of other tasks, with more of them
+        at_once = state_dict.get("tasks_at_once", 1)
+        if isinstance(at_once, int) and (before - self.first_task) % at_once:
+            raise ConfigurationError(
+                f"data.num_tasks={self.num_tasks} adds tasks to {before - self.first_task}, and these do not fill "
+                f"groups of data.tasks_at_once={at_once}: the last one was trained by itself. Start afresh, or load "
+                f"the bank in Python and give the data first_task={before}."
+            )
+        first, here = self.of_first_tasks(before), self.identity()
+        if differences(state_dict, first, group="data"):
+            return {**state_dict, "num_tasks": self.num_tasks}  # what differs is said
+        return {**state_dict, **{name: here[name] for name in first}}
 
     def limited_steps(self, task: int) -> int:
         """Training batches per epoch of a task, within the trainer's ``limit_train_batches``."""
@@ -293,8 +371,9 @@ class TaskSequence(TaskDataModule):
         if self.tasks_at_once in (1, "auto") or self.steps_per_task is not None:
             return
         times = self.timetable
-        for first in range(0, self.num_tasks, times.tasks_at_once):
-            group = range(first, min(first + times.tasks_at_once, self.num_tasks))
+        for epoch in range(0, times.num_epochs, times.epochs_of_task):
+            group = times.tasks(epoch)
+            first = group[0]
             steps = {task: self.steps_per_epoch(task) for task in group}
             other = next((task for task in group if steps[task] != steps[first]), None)
             if other is not None:
@@ -312,11 +391,12 @@ class TaskSequence(TaskDataModule):
                 f"data.tasks_at_once={self.tasks_at_once} has to be decided before the Trainer is made; "
                 "`model.task_callbacks(data)` or `model.plan_training(data)` does that."
             )
-        return Timetable(self.num_tasks, self.epochs_per_task, self.trials_per_task, self.tasks_at_once)
+        tasks = self.task_numbers
+        return Timetable(len(tasks), self.epochs_per_task, self.trials_per_task, self.tasks_at_once, tasks.start)
 
     @property
     def num_epochs(self) -> int:
-        """Number of epochs of all tasks, for ``Trainer(max_epochs=...)``."""
+        """Number of epochs of all tasks that are trained, for ``Trainer(max_epochs=...)``."""
         return self.timetable.num_epochs
 
     def true_tasks(self, epoch: int) -> dict[int, float]:
@@ -348,7 +428,7 @@ class TaskSequence(TaskDataModule):
     def val_dataloader(self) -> Iterable:
         """Return one validation loader per current task, or per task for `Trainer.validate`."""
         if self.trainer and self.trainer.state.fn == "validate":
-            return [self.val_loader(task) for task in range(self.num_tasks)]
+            return [self.val_loader(task) for task in self.task_numbers]
         epoch = self.trainer.current_epoch if self.trainer else 0
         return [self.val_loader(task) for task in self.timetable.tasks(epoch)]
 

@@ -8,10 +8,11 @@ class Timetable:
     """Tasks of each epoch. Tasks are trained in groups (of one, usually), once or several times ("trials").
 
     Attributes:
-        num_tasks: number of tasks.
+        num_tasks: number of tasks that are trained.
         epochs_per_task: epochs of one training of a task.
         trials_per_task: number of trainings per task from the start; more than one if a method searches.
         tasks_at_once: number of tasks trained in the same step.
+        first_task: number of the first task that is trained: 0, or another for a part of the tasks.
 
     >>> times = Timetable(num_tasks=3, epochs_per_task=4, tasks_at_once=2)
     >>> times.num_epochs, list(times.tasks(3)), list(times.tasks(4)), times.ends_task(3)
@@ -22,6 +23,7 @@ class Timetable:
     epochs_per_task: int
     trials_per_task: int = 1
     tasks_at_once: int = 1
+    first_task: int = 0
 
     @property
     def epochs_of_task(self) -> int:
@@ -36,7 +38,12 @@ class Timetable:
     def tasks(self, epoch: int) -> range:
         """Tasks that are trained in this epoch."""
         first = epoch // self.epochs_of_task * self.tasks_at_once
-        return range(first, min(first + self.tasks_at_once, self.num_tasks))
+        tasks = range(self.first_task, self.first_task + self.num_tasks)
+        return tasks[first : first + self.tasks_at_once]
+
+    def epoch_in_whole(self, epoch: int) -> int:
+        """Epoch in which one training of all tasks trains these, by which layers draw their random numbers."""
+        return self.first_task // self.tasks_at_once * self.epochs_of_task + epoch
 
     def within_task(self, epoch: int) -> int:
         """Epoch counted from the start of the current training of its task."""

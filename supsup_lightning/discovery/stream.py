@@ -169,6 +169,12 @@ class Unannounced(TaskDataModule):
                 f"data.patience={tasks.patience} needs to know which task the validation images are of, and "
                 "scenario=nns does not tell; leave it out."
             )
+        for name, value in tasks.part().items():
+            if value is not None:
+                raise ConfigurationError(
+                    f"data.{name}={value} needs to know which tasks the images are of, and scenario=nns does not tell; "
+                    "leave it out, or use scenario=gg, gns or gnu."
+                )
         self.tasks = tasks
         self.order = Blocks() if order is None else order
         self.steps_per_epoch = check_whole("datamodule.steps_per_epoch", steps_per_epoch)

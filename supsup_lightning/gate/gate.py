@@ -164,10 +164,15 @@ class Gate(nn.Module):
             )
         return found.float()
 
+    @property
+    def needs_first_task(self) -> bool:
+        """Whether the features need images of the first task that `prepare` has not had."""
+        return (self.description or {}).get("kind") == "convolution" and not len(self.patches.mean)
+
     @torch.no_grad()
     def prepare(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Take from the first task's images what the features need of them, if anything and if it is not known."""
-        if (self.description or {}).get("kind") == "convolution" and not len(self.patches.mean):
+        if self.needs_first_task:
             self.patches.measure(images for images, _ in batches)
             self.map = None
 

@@ -189,6 +189,11 @@ class HopSupSup(FrozenNetworkMethod):
 
     # What is kept.
 
+    @property
+    def depends_on_earlier(self) -> str:
+        """The memory, which all tasks share."""
+        return "all masks of method=hopfield are in one memory, which cannot be put together from several"
+
     def check_num_tasks(self, num_tasks: int) -> None:
         """Warn if there are more tasks than the memory can hold."""
         for name, size in zip(self.layout.names, self.layout.sizes, strict=True):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from supsup_lightning.bank import codec
 from supsup_lightning.bank.rows import TaskRows, check_names, check_tensor, same_kind
 from supsup_lightning.checks.meaning import meaning
-from supsup_lightning.errors import DataError, MismatchError
+from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
 from supsup_lightning.layout import Layout
 from supsup_lightning.methods.base_network import BaseNetwork
 from supsup_lightning.methods.live import LiveTasks
@@ -168,6 +168,14 @@ class Method(nn.Module, ABC):
         self.base.check_constants()
         self.live.average_statistics()
 
+    @property
+    def depends_on_earlier(self) -> str | None:
+        """Why a task, or what is kept of it, depends on earlier tasks, so that tasks cannot be trained apart.
+
+        None if a task depends on the seed, its number and its data alone; a method says so itself.
+        """
+        return f"{type(self).__name__} does not say that its tasks are independent of earlier ones"
+
     # Calls of the network.
 
     def forward(self, images: Tensor, task: int) -> Tensor:
@@ -276,6 +284,47 @@ class Method(nn.Module, ABC):
         if self.gate is not None and gate is not None:
             self.gate.take(gate)
         self._follow_network()
+
+    def merge(self, path: str | Path) -> None:
+        """Add the tasks of a file, trained elsewhere on the same network.
+
+        Raises:
+            ConfigurationError: the method's tasks depend on one another.
+            MismatchError: it was made with another network, seed or options, or other parameters that are not masked.
+            KeyError: a task is in both and differs. Nothing is merged then.
+        """
+        self._check_merge()
+        learned, parameters, gate = self._read(path)
+        own = self.network.state_dict()
+        different = [name for name, value in parameters.items() if not torch.equal(own[name].cpu(), value)]
+        if different:
+            raise MismatchError(
+                f"The mask bank {path} was trained with other values of {', '.join(different)}, which are not masked. "
+                "Make the network from the same seed (lightning.seed_everything) wherever it is trained."
+            )
+        new = {*learned["tasks"].tolist()} - {*self.tasks.tolist()}
+        if self.gate is not None and gate is not None:
+            self.gate.check_merge(gate, tasks=new)
+        self._merge_learned(learned, str(path))
+        if self.gate is not None and gate is not None:
+            self.gate.merge(gate, tasks=new)
+
+    def _check_merge(self) -> None:
+        """Raise `ConfigurationError` if tasks that were trained apart cannot be put together."""
+        if self.depends_on_earlier is not None:
+            raise ConfigurationError(f"Files cannot be merged: {self.depends_on_earlier}. Load one of them by itself.")
+
+    def _merge_learned(self, tensors: dict[str, Tensor], source: str) -> None:
+        """Add the rows of other tasks. Raises `KeyError` if a task is in both and differs."""
+        rows = self._rows(tensors)
+        places = {task: place for place, task in enumerate(rows["tasks"].tolist())}
+        for task in places.keys() & {*self.finished.tasks.tolist()}:
+            for name in self.finished.columns:
+                if not torch.equal(self.finished.read(task, name).cpu(), rows[name][places[task]].cpu()):
+                    raise KeyError(f"Task {task} is in both and has other {name} in {source}; nothing is merged.")
+        for task, place in places.items():
+            if task not in self.finished:
+                self.finished.append(task, **{name: rows[name][place] for name in self.finished.columns})
 
     # What a file holds of the finished tasks: by default the rows of `finished`; tables of no columns are left out.
 

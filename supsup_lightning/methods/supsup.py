@@ -4,17 +4,15 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from supsup_lightning.bank import MaskBank, codec
 from supsup_lightning.bank.combinations import Combinations
 from supsup_lightning.bank.finished_masks import FinishedMasks, check_combined
 from supsup_lightning.bank.layer_statistics import LayerStatistics, layer_statistics
-from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
+from supsup_lightning.errors import ConfigurationError, DataError
 from supsup_lightning.layout import ByName, Layout
 from supsup_lightning.masks import MaskOptions
 from supsup_lightning.methods.frozen_network import FrozenNetworkMethod, mask_options
@@ -186,6 +184,12 @@ class SupSup(FrozenNetworkMethod):
         if self.search is not None:
             return "mask.sparsity=auto"
         return None if self.start.init == "random" else f"mask.init={self.start.init}"
+
+    @property
+    def depends_on_earlier(self) -> str | None:
+        """The option that makes scores start from earlier tasks; None by default."""
+        init = self.start.init
+        return None if init == "random" else f"mask.init={init} starts scores from those of earlier tasks"
 
     def start_like(self, task: int) -> None:
         """Start the task in training from the mask of a finished one, with magnitudes of its own."""
@@ -380,27 +384,11 @@ class SupSup(FrozenNetworkMethod):
             )
         self.finished_masks.load_state(tensors)
 
-    def merge(self, path: str | Path) -> None:
-        """Add the tasks of a bank file, trained elsewhere on the same network.
+    def _check_merge(self) -> None:
+        """Do nothing: finished masks can be put together, whatever their scores started from."""
 
-        Raises:
-            MismatchError: it was made with another network, seed or rule, or other parameters that are not masked.
-            KeyError: a task is in both and differs. Nothing is merged then.
-        """
-        learned, parameters, gate = self._read(path)
-        own = self.network.state_dict()
-        different = [name for name, value in parameters.items() if not torch.equal(own[name].cpu(), value)]
-        if different:
-            raise MismatchError(
-                f"The mask bank {path} was trained with other values of {', '.join(different)}, which are not masked. "
-                "Make the network from the same seed (lightning.seed_everything) wherever it is trained."
-            )
-        new = {*learned["tasks"].tolist()} - {*self.tasks.tolist()}
-        if self.gate is not None and gate is not None:
-            self.gate.check_merge(gate, tasks=new)
-        self.finished_masks.merge(learned, str(path))
-        if self.gate is not None and gate is not None:
-            self.gate.merge(gate, tasks=new)
+    def _merge_learned(self, tensors: dict[str, Tensor], source: str) -> None:
+        self.finished_masks.merge(tensors, source)
 
     # Checkpoints.
 

@@ -102,6 +102,8 @@ def read(folder: Path) -> Run:
         for name in ("scenario", "data", "network", "method", "seed"):
             if name in result:
                 options[name] = result[name]
+        if "task_shard" in result:
+            options["data.task_shard"] = result["task_shard"]
         files = (result.get("identity") or {}).get("files")
         if files is not None:
             options |= {"data.root": files["root"], "data files": str(files["sources"])}

@@ -109,7 +109,8 @@ def compare(runs: Sequence[Run]) -> Comparison:
     unless runs would otherwise pass for repetitions of one another, as runs of versions with different defaults.
     """
     names = sorted({name for run in runs for name in run.typed if name != REPLICATE and not _is_private(name)})
-    names = [*names, *(name for name in ("method", "data", "network", "scenario") if name not in names)]
+    usual = ("method", "data", "network", "scenario", "data.task_shard")
+    names = [*names, *(name for name in usual if name not in names)]
     varied = [name for name in names if len({_text(run, name) for run in runs}) > 1]
     varied = _without_followers(runs, varied + _hidden_differences(runs, varied))
     rows = [

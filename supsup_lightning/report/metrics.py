@@ -14,6 +14,10 @@ class TaskAccuracy(Metric):
     >>> accuracy, found = metric.compute()
     >>> accuracy.tolist(), found.tolist()
     ([nan, 0.5], [nan, 1.0])
+
+    Args:
+        num_tasks: number of tasks that are counted.
+        first_task: number of the first of them.
     """
 
     full_state_update = False
@@ -21,16 +25,18 @@ class TaskAccuracy(Metric):
     found: Tensor
     images: Tensor
 
-    def __init__(self, num_tasks: int) -> None:
+    def __init__(self, num_tasks: int, *, first_task: int = 0) -> None:
         super().__init__()
+        self.first_task = first_task
         for count in ("right", "found", "images"):
             self.add_state(count, torch.zeros(num_tasks, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, task: int, *, right: Tensor, found: Tensor) -> None:
         """Count one batch of ``task``: ``right`` and ``found`` are ``(batch,)`` bool."""
-        self.right[task] += right.sum()
-        self.found[task] += found.sum()
-        self.images[task] += len(right)
+        place = task - self.first_task
+        self.right[place] += right.sum()
+        self.found[place] += found.sum()
+        self.images[place] += len(right)
 
     def compute(self) -> Tensor:
         """Shares of images predicted right, and whose task is found, ``(2, tasks)`` in [0, 1]; NaN without images."""

@@ -233,6 +233,12 @@ def _notes(comparison: Comparison, repeated: Sequence[Run]) -> list[str]:
     versions = {str((run.result.get("versions") or {}).get("supsup-lightning")) for run in comparison.runs}
     if len(versions) > 1:
         notes.append(f"The runs are of different versions of this package: {', '.join(sorted(versions))}.")
+    shards = {run.result["task_shard"] for run in comparison.runs if "task_shard" in run.result}
+    if shards:
+        notes.append(
+            f"Runs of a shard of the tasks (data.task_shard={', '.join(sorted(shards))}) tested its tasks alone; their "
+            "numbers are not those of all tasks."
+        )
     if len({run.result.get("num_tasks") for run in comparison.runs}) > 1:
         notes.append("The runs have different numbers of tasks; average accuracies are over different tasks.")
     return notes

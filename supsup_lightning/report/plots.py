@@ -18,11 +18,12 @@ _MOST_CELLS = 300
 _MOST_INFERENCES = 3
 
 
-def accuracy_matrix(matrix: Tensor) -> Figure:
+def accuracy_matrix(matrix: Tensor, *, first_task: int = 0) -> Figure:
     """Draw accuracy per task (column) after learning some tasks (row); rows that were not evaluated are left out.
 
     Args:
         matrix: ``(tasks, tasks)`` in [0, 1]; NaN if not evaluated.
+        first_task: number of the first task.
     """
     rows = matrix.isfinite().any(1).nonzero().flatten()
     values = matrix[rows].numpy()
@@ -46,7 +47,7 @@ def accuracy_matrix(matrix: Tensor) -> Figure:
                 colour = "black" if value > shade else "white"
                 middle = (edges[row] + edges[row + 1]) / 2
                 axes.text(task, middle, f"{100 * value:.1f}", ha="center", va="center", fontsize=8, color=colour)
-    axes.set_xticks(*_ticks(np.arange(num_tasks)))
+    axes.set_xticks(*_ticks(first_task + np.arange(num_tasks), at=np.arange(num_tasks)))
     axes.set_yticks(*_ticks(numbers, at=(edges[1:] + edges[:-1]) / 2))
     axes.set_xlabel("task")
     axes.set_ylabel("tasks learned")
@@ -194,32 +195,38 @@ def _beside(point: Point, points: Sequence[Point]) -> tuple[str, int]:
     return side, -11 if below else 4
 
 
-def task_confusion(counts: np.ndarray, *, num_tasks: int) -> Figure:
+def task_confusion(counts: np.ndarray, *, num_tasks: int, first_task: int = 0) -> Figure:
     """Draw which task the images of each task (row) are taken for (column), as shares on a logarithmic scale.
 
     Args:
         counts: ``(pairs, 3)`` int, task, inferred task and number of images, as in task_confusion.csv; -1 stands for
             no known task.
-        num_tasks: number of tasks.
+        num_tasks: number of tasks that were tested.
+        first_task: number of the first of them; inferred tasks before it and after the last get a column each.
     """
     tasks, inferred, images = counts.T
+    tested = [*range(first_task, first_task + num_tasks)]
+    asked = [*tested, *sorted({*inferred[inferred >= 0].tolist()} - {*tested})]
+    column = {task: place for place, task in enumerate(asked)}
+    tasks = tasks - first_task
+    inferred = np.array([column.get(task, -1) for task in inferred.tolist()], dtype=int)
     totals = np.bincount(tasks, weights=images, minlength=num_tasks)
     shares = images / np.maximum(totals[tasks], 1)
     unknown = bool((inferred < 0).any())
-    columns = np.where(inferred < 0, num_tasks, inferred)
+    columns = np.where(inferred < 0, len(asked), inferred)
     side = min(9.0, 2.6 + 0.14 * max(num_tasks, 6))
     figure = new(side + 0.8, side)
     axes = figure.add_subplot()
     norm = LogNorm(1e-3, 1)
     if num_tasks <= _MOST_CELLS:
-        table = np.zeros((num_tasks, num_tasks + unknown))
+        table = np.zeros((num_tasks, len(asked) + unknown))
         table[tasks, columns] = shares
         colours = mpl.colormaps["viridis"].with_extremes(bad="white", under="0.9")
         drawn: Any = axes.imshow(np.ma.masked_equal(table, 0), norm=norm, cmap=colours, interpolation="nearest")
     else:  # cells would be smaller than a dot of the screen
         drawn = axes.scatter(columns, tasks, c=shares, s=4, norm=norm, cmap="viridis", rasterized=True)
         axes.invert_yaxis()
-    names = np.array([*map(str, range(num_tasks)), *(["none"] if unknown else [])])
+    names = np.array([*map(str, asked), *(["none"] if unknown else [])])
     axes.set_xticks(*_ticks(names))
     axes.set_yticks(*_ticks(names[:num_tasks]))
     axes.set_xlabel("inferred task")

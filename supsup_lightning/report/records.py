@@ -18,11 +18,11 @@ def write_rows(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence
         writer.writerows(rows)
 
 
-def write_matrix(path: str | Path, matrix: Tensor) -> None:
+def write_matrix(path: str | Path, matrix: Tensor, *, first_task: int = 0) -> None:
     """Write the accuracy matrix as CSV: first column the number of tasks learned; cells not evaluated are empty."""
     write_rows(
         path,
-        ["tasks_learned", *(f"task_{task}" for task in range(matrix.shape[1]))],
+        ["tasks_learned", *(f"task_{task}" for task in range(first_task, first_task + matrix.shape[1]))],
         (
             [learned, *("" if value != value else f"{value:.6f}" for value in row)]
             for learned, row in enumerate(matrix.tolist(), start=1)

@@ -27,12 +27,13 @@ _EVIDENCE = {
 
 def figures(run: Run) -> Iterator[tuple[str, str, Figure]]:
     """Yield name, caption and figure for each file that the run has written."""
-    folder, num_tasks = run.folder, run.result["num_tasks"]
+    folder, num_tasks, first_task = run.folder, run.result["num_tasks"], run.result.get("first_task", 0)
     if (matrix := accuracy_matrix(folder)) is not None:
         caption = "Accuracy of each task (column) after so many tasks have been learned (row)."
-        yield "accuracy_matrix", caption, plots.accuracy_matrix(torch.from_numpy(matrix))
+        yield "accuracy_matrix", caption, plots.accuracy_matrix(torch.from_numpy(matrix), first_task=first_task)
     if (table := read(folder / "task_confusion.csv")) is not None:
-        yield "task_confusion", _confusion_caption(table), plots.task_confusion(table.to_numpy(), num_tasks=num_tasks)
+        figure = plots.task_confusion(table.to_numpy(), num_tasks=num_tasks, first_task=first_task)
+        yield "task_confusion", _confusion_caption(table), figure
     if (table := read(folder / "inference.csv")) is not None:
         evidence = table.columns[-1]
         values = {

@@ -53,6 +53,7 @@ def results(
     inference_ms_per_batch: float,
     model_bytes: int,
     num_classes: Sequence[int],
+    first_task: int = 0,
     skipped_images: int = 0,
     stream: Mapping[str, Any] | None = None,
     recovery: Mapping[str, Any] | None = None,
@@ -72,6 +73,7 @@ def results(
         inference_ms_per_batch: time to infer the task and predict, in ms, mean over the test batches.
         model_bytes: size of the model file, which is all that is needed besides code and configuration.
         num_classes: number of classes of each task.
+        first_task: number of the first task, where these are a part of the tasks.
         skipped_images: image files left out because they could not be read, since this process started.
         stream: entries of a stream without announced tasks, made by `stream`.
         recovery: statistics of mask recovery from a Hopfield memory, made by `RecoveryStatistics`.
@@ -84,12 +86,13 @@ def results(
     per_task = [round(value, 6) for value in right.tolist()]
     return {
         **run,
+        **({"first_task": first_task} if first_task or "task_shard" in run else {}),
         "num_tasks": len(per_task),
         "num_masks": num_masks(method),
         "tasks_at_once": method.live.rows,
         "average_accuracy": round(sum(per_task) / len(per_task), 6),
         "accuracy_per_task": per_task,
-        **_validation(validation or {}, num_tasks=len(per_task)),
+        **_validation(validation or {}, tasks=range(first_task, first_task + len(per_task))),
         "num_classes": list(num_classes),
         "task_inference_accuracy": None if scenario.task_known_at_inference else round(found.mean().item(), 6),
         **(class_incremental or {}),
@@ -119,13 +122,13 @@ def results(
     }
 
 
-def _validation(accuracy: Mapping[int, float], *, num_tasks: int) -> dict[str, Any]:
+def _validation(accuracy: Mapping[int, float], *, tasks: range) -> dict[str, Any]:
     """Validation accuracy per task and its average; null for a task without images, or if a task is missing."""
-    values = [accuracy.get(task, math.nan) for task in range(num_tasks)]
+    values = [accuracy.get(task, math.nan) for task in tasks]
     per_task = [None if math.isnan(value) else round(value, 6) for value in values]
     known = [value for value in per_task if value is not None]
     return {
-        "validation_accuracy": round(sum(known) / len(known), 6) if known and len(accuracy) == num_tasks else None,
+        "validation_accuracy": round(sum(known) / len(known), 6) if known and len(accuracy) == len(tasks) else None,
         "validation_accuracy_per_task": per_task if known else None,
     }
 
@@ -191,6 +194,12 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
     if skipped:
         said.append(f"{skipped} image{'s' if skipped > 1 else ''} could not be read and left out of account")
     said += incremental.remarks(result)
+    if "task_shard" in result:
+        first = result["first_task"]
+        said.append(
+            f"data.task_shard={result['task_shard']}: these are the numbers of tasks {first} to "
+            f"{first + result['num_tasks'] - 1}, among these alone; merge the shards' banks to test all tasks"
+        )
     limited = [f"trainer.{name}={result[name]}" for name in LIMITS if name in result]
     if limited:
         said.append(f"{', '.join(limited)}: these are the numbers of a part of the data")
@@ -303,10 +312,11 @@ def table(result: Mapping[str, Any], *, accuracy: TaskAccuracy, method: Method) 
     sparsity = dict(zip(method.tasks.tolist(), method.sparsity().tolist(), strict=True))
     num_tasks = result["num_tasks"]
     rows = []
-    for task, value in enumerate(result["accuracy_per_task"]):
+    for place, value in enumerate(result["accuracy_per_task"]):
+        task = place + result.get("first_task", 0)
         own = [task] if learned_as is None else learned_as.get(str(task), [])
         off = f"{sum(sparsity[number] for number in own) / len(own):.4f}" if own else ""
-        row = [str(task), f"{value:.4f}", f"{found[task]:.4f}" if hidden else "given", off]
+        row = [str(task), f"{value:.4f}", f"{found[place]:.4f}" if hidden else "given", off]
         row.append(f"{sum(_bytes_of(method, number) for number in own):,}")
         if learned_as is not None:
             row.append(", ".join(map(str, own)) or "nothing of its own")

@@ -8,18 +8,19 @@ from torch import Tensor
 _MOST_ROWS = 40
 
 
-def show(values: Tensor, *, found: bool) -> None:
+def show(values: Tensor, *, found: bool, first_task: int = 0) -> None:
     """Print one row per task, and one for the average.
 
     Args:
         values: ``(2, tasks)`` in [0, 1], accuracy and share of images whose task was found; NaN without images.
         found: whether to show that share.
+        first_task: number of the first task.
     """
     table = Table("task", "accuracy", *(["task found"] if found else []))
     for column in table.columns:
         column.justify = "right"
     rows = values[: 1 + found].T.tolist()
-    shown = [(str(task), *map(_shown, row)) for task, row in enumerate(rows)]
+    shown = [(str(task), *map(_shown, row)) for task, row in enumerate(rows, start=first_task)]
     if len(shown) > _MOST_ROWS:
         half = _MOST_ROWS // 2
         shown = [*shown[:half], ("…",) * len(table.columns), *shown[-half:]]

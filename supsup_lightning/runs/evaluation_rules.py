@@ -87,7 +87,7 @@ def check_differences(run: FinishedRun, identity: Identity, typed: set[str]) -> 
 
 def _makes_other_tasks(name: str) -> bool:
     """Whether an option of `data` decides which task a mask belongs to, rather than which images its test has."""
-    if name in ("_target_", "seed"):
+    if name in ("_target_", "seed", "task_shard", "first_task"):
         return True
     return name.startswith("stream.") and not any(part in ("source", "sources") for part in name.split("."))
 

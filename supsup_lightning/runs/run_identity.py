@@ -33,6 +33,8 @@ _WITHOUT_EFFECT_ON_NUMBERS = (
     *(f"trainer.{name}" for name in ("default_root_dir", "log_every_n_steps", "enable_model_summary", "profiler")),
     "trainer.num_sanity_val_steps",
 )
+# Options that older versions did not have, whose null is what these did.
+_ABSENT_IF_NULL = ("data.task_shard",)
 _REFERENCE = re.compile(r"\$\{[^:{}$]+\}")  # reference to another option, which is compared itself
 _SHOWN = 6  # most differences in a message
 _KNOWN = ("supsup_lightning", "torch", "torchvision", "timm", "lightning", "hydra")
@@ -94,6 +96,15 @@ class Identity:
             here |= self.processes
         values = {key: (_value(options, key), _value(here, key)) for key in sorted({*options, *here})}
         return {key: (there, now) for key, (there, now) in values.items() if there != now}
+
+    def adds_tasks(self, stored: Mapping[str, Any]) -> bool:
+        """Whether this run is that of a run.json with more tasks (data.num_tasks), and nothing else differs."""
+        different = self.different(stored)
+        if different.keys() != {"data.num_tasks"} or self.options.get("data.task_shard") is not None:
+            return False
+        there, here = different["data.num_tasks"]
+        announced = self.options.get("datamodule._target_") == "supsup_lightning.data.announced"
+        return announced and type(there) is int and (here is None or (type(here) is int and here > there))
 
     def differences(self, stored: Mapping[str, Any]) -> list[str]:
         """Return the differences from a run.json in words, without those of data files."""
@@ -205,6 +216,8 @@ def _entries(config: DictConfig | ListConfig, prefix: str = "") -> Iterator[tupl
         raw = node._value() if node is not None else None
         refers = isinstance(raw, str) and _REFERENCE.fullmatch(raw) is not None
         value = raw if raw == "???" else config[place]
+        if value is None and key in _ABSENT_IF_NULL:
+            continue
         if isinstance(value, DictConfig) and refers:
             continue
         nested = isinstance(value, DictConfig) or (

@@ -130,7 +130,7 @@ def weight_counts(method: Method) -> dict[str, int]:
     }
 
 
-def matrix_cells(matrix: Tensor) -> list[tuple[int, int, float]]:
+def matrix_cells(matrix: Tensor, *, first_task: int = 0) -> list[tuple[int, int, float]]:
     """Return the evaluated cells of an accuracy matrix: number of tasks learned, task, accuracy.
 
     >>> import torch
@@ -139,4 +139,4 @@ def matrix_cells(matrix: Tensor) -> list[tuple[int, int, float]]:
     """
     rows, tasks = (~matrix.isnan()).nonzero(as_tuple=True)
     accuracies = matrix[rows, tasks].tolist()
-    return list(zip((rows + 1).tolist(), tasks.tolist(), accuracies, strict=True))
+    return list(zip((rows + 1).tolist(), (first_task + tasks).tolist(), accuracies, strict=True))

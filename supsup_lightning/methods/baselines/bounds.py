@@ -32,6 +32,8 @@ class UpperBound(TrainedNetworkMethod):
 
     _needs_base = False
 
+    depends_on_earlier = None
+
     def __init__(self, network: nn.Module, *, weights: str = "kaiming_uniform", seed: int = 0) -> None:
         super().__init__(network, weights=weights, seed=seed)
 
@@ -138,6 +140,7 @@ class LowerBound(TrainedNetworkMethod):
     _needs_base = False
     shares_statistics = True
     begins_anew = False
+    depends_on_earlier = "the method trains the same weights on all tasks in turn"
 
     def __init__(self, network: nn.Module, *, weights: str = "kaiming_uniform", seed: int = 0) -> None:
         super().__init__(network, row_size=0, weights=weights, seed=seed)

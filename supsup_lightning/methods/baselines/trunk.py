@@ -65,6 +65,13 @@ class TrunkMethod(TrainedNetworkMethod):
         self.identity["trunk"] = trunk
 
     @property
+    def depends_on_earlier(self) -> str | None:
+        """The trunk, if the first task trains it."""
+        if self.trunk == "random":
+            return None
+        return "method.trunk=trained is trained by the first task, and later tasks rest on it (or: method.trunk=random)"
+
+    @property
     def learning_rate(self) -> float | None:
         """Learning rate of rows that are trained without the trunk."""
         return None if self._trains_trunk else self.row_learning_rate
