@@ -38,7 +38,8 @@ class RecordRun(L.Callback):
         """Write run.json: from here on, the directory belongs to this run."""
         if trainer.world_size > 1:  # Lightning's handler waits for the other processes, which wait for this one's step
             stopping.take_over(lambda: _note_sigterm(trainer))
-        if trainer.ckpt_path is None or not (self.folder / run_identity.FILE).exists():
+        stored = run_identity.read(self.folder)
+        if trainer.ckpt_path is None or stored is None or self.identity.adds_tasks(stored):
             self._write(trainer, pl_module)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: "ContinualModule") -> None:

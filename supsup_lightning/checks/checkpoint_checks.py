@@ -33,6 +33,8 @@ def check_checkpoint(trainer: Any, method: Method, checkpoint: dict[str, Any]) -
         )
     if isinstance(data, TaskDataModule):
         data.load_state_dict(checkpoint[type(data).__qualname__])  # Lightning loads it after the model
+        if fitting:
+            _check_added_tasks(data, method, state.get("_extra_state"))
     if fitting and "optimizer_states" not in checkpoint:
         raise ConfigurationError(
             "The checkpoint holds the masks alone (ModelCheckpoint(save_weights_only=True)), from which training "
@@ -42,6 +44,34 @@ def check_checkpoint(trainer: Any, method: Method, checkpoint: dict[str, Any]) -
         _check_tasks(method, checkpoint)
     elif isinstance(data, TaskSequence) and "loops" in checkpoint:
         _to_start_of_task(data, method, checkpoint)
+
+
+def _check_added_tasks(data: TaskDataModule, method: Method, stored: Any) -> None:
+    """Check the tasks that a checkpoint lacks.
+
+    Args:
+        data: data of all tasks.
+        method: method to train.
+        stored: the module's extra state, with the numbers of classes of the checkpoint's tasks.
+
+    Raises:
+        MismatchError: an earlier task has another number of classes.
+        ConfigurationError: an added task changes what earlier tasks would have learned.
+    """
+    before = tuple(stored.get("num_classes") or ()) if isinstance(stored, Mapping) else ()
+    if not before or len(before) >= len(data.num_classes):
+        return
+    if before != tuple(data.num_classes[: len(before)]):
+        raise MismatchError(
+            f"The checkpoint is of tasks with {list(before)} classes, and the first {len(before)} tasks here have "
+            f"{list(data.num_classes[: len(before)])}. Use the same, or start afresh."
+        )
+    if method.transforms and max(before) != max(data.num_classes):
+        raise ConfigurationError(
+            f"method.superfluous has outputs for the copies of {max(before)} classes in the checkpoint, and an added "
+            f"task has {max(data.num_classes)}: earlier tasks would have learned other outputs. Start afresh with all "
+            "tasks."
+        )
 
 
 def _check_tasks(method: Method, checkpoint: Mapping[str, Any]) -> None:

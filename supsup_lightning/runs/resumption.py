@@ -70,6 +70,9 @@ def finished(folder: Path, identity: Identity, *, files: Files, num_tasks: int |
     else:
         record = run_identity.read(folder)
         if record is not None and record["digest"] == stored["digest"]:
+            if identity.adds_tasks(record):
+                _check_tasks_can_be_added(path, record, result, files)
+                return None
             _compare(f"{path} is of another run", record, identity, files)
         elif stored["digest"] != identity.digest:
             raise MismatchError(
@@ -112,7 +115,27 @@ def check_begun(folder: Path, identity: Identity, *, files: Files) -> None:
             run_identity.FILE,
         )
         return
-    _compare(f"{folder} holds a run of another kind, begun and not finished", record, identity, files)
+    what = f"{folder} holds a run of another kind, begun and not finished"
+    if identity.adds_tasks(record):  # those that are finished stay as they are
+        _compare_files(what, record["files"], files)
+    else:
+        _compare(what, record, identity, files)
+
+
+def _check_tasks_can_be_added(path: Path, record: Mapping[str, Any], result: Mapping[str, Any], files: Files) -> None:
+    """Check that a finished run can go on with further tasks.
+
+    Raises:
+        DataError: there is no checkpoint to go on from.
+        MismatchError: the files of the data are others.
+    """
+    if not _has_checkpoint(path.parent):
+        raise DataError(
+            f"{path.parent} has no checkpoints/last.ckpt, from which further tasks could be added to its "
+            f"{result['num_tasks']}; leave out resume=true to train all of them."
+        )
+    _compare_files(f"{path} is of another run", record["files"], files)
+    logger.info("%s: %d tasks are finished; training goes on with those after them.", path.parent, result["num_tasks"])
 
 
 def _has_checkpoint(folder: Path) -> bool:
