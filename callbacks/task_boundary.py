@@ -221,15 +221,13 @@ def _check_tasks(trainer: L.Trainer, module: "ContinualModule", *, over: bool) -
             "Trainer; to go on, resume from a checkpoint (ckpt_path); to add tasks to those of a bank, give the data "
             f"first_task={len(finished)}."
         )
-    earlier = range(data.task_numbers.start if data.task_shard is not None else 0, first)
-    missing = [task for task in earlier if task not in finished]
+    part = data.task_shard is not None or data.first_task > 0
+    missing = [task for task in range(data.task_numbers.start if part else 0, first) if task not in finished]
+    remedy = "start afresh with a new model and a new Trainer"
+    if data.first_task and not any(task < data.first_task for task in finished):  # some may have been removed
+        missing = [*range(data.first_task)]
+        remedy = "load the bank with the tasks before data.first_task (method.load), or leave out data.first_task"
     if missing:
-        remedy = "start afresh with a new model and a new Trainer"
-        if data.first_task:
-            remedy = (
-                f"load the bank that has {'it' if len(missing) == 1 else 'them'} before training (method.load), or "
-                "leave out data.first_task"
-            )
         raise ConfigurationError(
             f"Training is to go on with task {first}, and {named(missing).lower()} before it "
             f"{'was' if len(missing) == 1 else 'were'} never finished; {remedy}."

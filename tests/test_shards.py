@@ -33,6 +33,7 @@ from supsup_lightning.data.shard import Shard
 from supsup_lightning.errors import ConfigurationError, MismatchError
 from supsup_lightning.report.collection import collect
 from supsup_lightning.report.comparison import compare
+from supsup_lightning.runs.evaluate_run import evaluate
 from supsup_lightning.scenario import GG, GNS, GNU
 from tests.conftest import DIGITS, StopAfter, digits_lenet, fit, run_cli_here
 
@@ -210,6 +211,16 @@ def test_a_shard_goes_on_from_its_own_checkpoint_alone(tmp_path):
         fit(digits_lenet(), permuted(task_shard="1/2", num_tasks=7), folder=tmp_path, checkpoint=half)
 
 
+def test_validation_and_prediction_are_of_the_shard(tmp_path):
+    part = permuted(task_shard="1/2")
+    module, trainer = fit(digits_lenet(), part, folder=tmp_path)
+    trainer.validate(module, part, verbose=False)
+    assert module.validated_tasks == (2, 3, 4)
+    assert len(trainer.predict(module, part)) == 3
+    with pytest.raises(ConfigurationError, match="Tasks 0 to 1 of data.num_tasks=5 were never learned"):
+        trainer.test(module, permuted(), verbose=False)
+
+
 SMALL = ["data.num_tasks=5", "data.steps_per_task=20", "~callbacks.progress", "logger=csv", "eval_at=all"]
 
 
@@ -249,6 +260,18 @@ def test_the_command_line_trains_shards_and_says_what_their_numbers_are_of(tmp_p
             *SMALL, f"data.task_shard={shard}", "hydra.run.dir=shard1", "resume=true", cwd=tmp_path, check=False
         )
         assert (refused.returncode, f"data.task_shard=1/2 there, {here} here" in refused.stderr) == (1, True)
+
+    # It is evaluated again, on its own tasks.
+    found = evaluate(tmp_path / "shard1", ["inference=exhaustive", "inference.images=batch"])
+    assert {name: found[name] for name in ("task_shard", "first_task", "num_tasks")} == {
+        "task_shard": "1/2",
+        "first_task": 2,
+        "num_tasks": 3,
+    }
+    assert found["validation_accuracy_per_task"] == result["validation_accuracy_per_task"]
+    for override in ("data.num_tasks=4", "data.task_shard=0/2"):
+        with pytest.raises(ConfigurationError, match="makes other (shards|tasks)"):
+            evaluate(tmp_path / "shard1", [override])
 
     # No mean over a shard and a whole run.
     comparison = compare(collect([tmp_path]))
