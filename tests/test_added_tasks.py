@@ -1,6 +1,7 @@
 """Tasks added later: a finished run of a few tasks goes on with more, and ends as one run of all."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from supsup_lightning import (
 from supsup_lightning.data import Digits, Split
 from supsup_lightning.errors import ConfigurationError, MismatchError
 from supsup_lightning.scenario import GG, GNS, GNU
-from tests.conftest import DIGITS, digits_lenet, fit, run_cli_here
+from tests.conftest import DIGITS, ROOT, digits_lenet, fit, run_cli_here
 
 
 def permuted(num_tasks: int, **options) -> ContinualDataModule:
@@ -190,6 +191,11 @@ def test_first_task_needs_the_tasks_before_it_and_no_others(tmp_path):
     with pytest.raises(ConfigurationError, match=r"tasks 0 to 1 before it were never finished; load the bank"):
         fit(digits_lenet(), permuted(3, first_task=2), folder=tmp_path)
     trained, _ = fit(digits_lenet(), permuted(3), folder=tmp_path)
+    removed = digits_lenet()
+    removed.load_state_dict(trained.method.state_dict())
+    removed.bank.remove(1)  # a bank without one of them learns further ones as well
+    fit(removed, permuted(4, first_task=3), folder=tmp_path)
+    assert removed.tasks.tolist() == [0, 2, 3]
     for data, again in ((permuted(3), "Tasks 0 to 2 are"), (permuted(4, first_task=2), "Task 2 is")):
         with pytest.raises(ConfigurationError, match=rf"{again} finished.* give the data first_task=3"):
             fit(trained.method, data, folder=tmp_path)
@@ -199,6 +205,31 @@ def test_first_task_needs_the_tasks_before_it_and_no_others(tmp_path):
         DataModuleSequence([SomeDigits([0, 1])], first_task=2)
     with pytest.raises(ConfigurationError, match=r"The data of task 1 are needed, and data.first_task=2"):
         DataModuleSequence([SomeDigits([0, 1])], first_task=2, num_classes=2).test_loader(1)
+
+
+def test_python_on_the_page_runs(tmp_path, monkeypatch):
+    """The blocks of docs/added_tasks.md as they are, over small banks."""
+    page = (ROOT / "docs" / "added_tasks.md").read_text()
+    merges, adds = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    for shard in range(4):
+        part, _ = fit(digits_lenet(), permuted(8, task_shard=f"{shard}/4"), folder=tmp_path)
+        part.method.save(tmp_path / "shards" / str(shard) / "mask_bank.safetensors")
+    merged: dict = {}
+    exec(compile(merges, "added_tasks.md", "exec"), merged)
+    assert merged["model"].method.tasks.tolist() == [*range(8)]
+
+    digits = [[0, 1], [2, 3, 4], [5, 6, 7, 8, 9]]
+    before = DataModuleSequence([SomeDigits(some) for some in digits], steps_per_task=12)
+    trained, _ = fit(digits_lenet(), before, folder=tmp_path)
+    trained.method.save(tmp_path / "mask_bank.safetensors")
+    added: dict = {}
+    exec(compile(adds, "added_tasks.md", "exec"), added)
+    after = digits_lenet()
+    after.load(tmp_path / "mask_bank.safetensors")
+    assert after.tasks.tolist() == [0, 1, 2, 3]
+    for task in range(3):
+        assert torch.equal(after.bank.get(task), trained.method.bank.get(task))
 
 
 # On the command line.
