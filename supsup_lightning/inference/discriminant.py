@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from supsup_lightning.errors import ConfigurationError, check_choice, check_whole
 from supsup_lightning.gate import Gate
+from supsup_lightning.gate.linear_discriminant import LinearDiscriminant
 from supsup_lightning.inference import mask_weight as weighing
 from supsup_lightning.inference.consistency import NAME, consistency
 from supsup_lightning.inference.inference import Inference, check_images
