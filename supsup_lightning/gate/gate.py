@@ -26,6 +26,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 WEIGHTS = (0.0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)  # of masks, that are tried
 
+NAMERS = ("mask", "discriminant", "both")  # of classes, once the task is found
 _LEVELS = 101  # of quantiles
 _LEAST_IMAGES = 3  # per feature, for relative distances: with one per feature, all images of a first task are refused
 _MOST_IMAGES = 20_000  # of a task, that are learned of a stream; MNIST's 60,000 find no more tasks
@@ -43,10 +44,10 @@ class Gate(nn.Module):
     Attributes:
         sums: the sums.
         pending: sums since the last decision in a stream that announces no task, until it is known whose they are.
-        rows: per finished task, on its own validation images when it ended: ``accuracies`` of its mask and of the
-            discriminant, the task given; and quantiles of the ``distances`` from the nearest class, in units of the
-            mean distance of all images then, at equal steps from 0 to 1, by which unknown inputs are told. Both are 0
-            without validation images.
+        rows: per finished task, on its own validation images when it ended: ``accuracies`` of its mask, of the
+            discriminant and of `both`, the task given; and quantiles of the ``distances`` from the nearest class, in
+            units of the mean distance of all images then, at equal steps from 0 to 1, by which unknown inputs are told.
+            All are 0 without validation images.
         relative_rows: per finished task that was trained with inference.unknown_distance=relative, such quantiles of
             the relative ``distances``, less their expectation then, in the same units.
         mask_rows: per finished task that was trained with inference.mask_weight, on the same images: the number of the
@@ -68,7 +69,7 @@ class Gate(nn.Module):
         super().__init__()
         self.sums = ClassSums(per_task=per_task)
         self.pending = ClassSums(per_task=per_task)
-        self.rows = TaskRows(accuracies=(2, torch.float32), distances=(_LEVELS, torch.float32))
+        self.rows = TaskRows(accuracies=(len(NAMERS), torch.float32), distances=(_LEVELS, torch.float32))
         self.relative_rows = TaskRows(distances=(_LEVELS, torch.float32))
         self.mask_rows = TaskRows(
             objective=(1, torch.int64),
@@ -209,7 +210,7 @@ class Gate(nn.Module):
         """
         tasks = torch.tensor([task], device=self.sums.tasks.device)
         discriminant = LinearDiscriminant(self.sums.rounded(), tasks, regularisation=self.regularisation)
-        right, distances, relatives = torch.zeros(2), [], []
+        right, distances, relatives = torch.zeros(len(NAMERS)), [], []
         images_so_far = int(self.sums.counts.sum())
         if relative and images_so_far < _LEAST_IMAGES * self.sums.num_features:
             raise ConfigurationError(
@@ -221,9 +222,10 @@ class Gate(nn.Module):
         place = int((self.sums.tasks.unique() == task).nonzero()[0, 0])
         for images, labels in batches:
             features = self.features(method, images)
-            by_mask = method(images, task)[:, :num_classes].argmax(1)
-            by_gate = discriminant.labels[discriminant.log_posterior(features).argmax(1)]
-            right += torch.stack([(named == labels).sum() for named in (by_mask, by_gate)]).cpu()
+            by_mask = method(images, task)[:, :num_classes]
+            by_gate = discriminant.of_classes(discriminant.log_posterior(features), 0, num_classes)
+            ways = (by_mask, by_gate, both(by_mask, by_gate))
+            right += torch.stack([(way.argmax(1) == labels).sum() for way in ways]).cpu()
             distances.append((discriminant.distances(features).amin(1) / discriminant.mean_distances()[0]).cpu())
             if relative:
                 relatives.append(everyone.relative_distances(features)[:, everyone.places == place].amin(1).cpu())
@@ -238,7 +240,7 @@ class Gate(nn.Module):
 
     def assume(self, task: int) -> None:
         """Enter a task as if it had been judged, where there are too few images to judge by: in a trial."""
-        self.rows.append(task, accuracies=torch.zeros(2), distances=torch.linspace(0, 1, _LEVELS))
+        self.rows.append(task, accuracies=torch.zeros(len(NAMERS)), distances=torch.linspace(0, 1, _LEVELS))
         self.relative_rows.append(task, distances=torch.linspace(0, 1, _LEVELS))
 
     def remove(self, task: int) -> None:
@@ -309,12 +311,9 @@ class Gate(nn.Module):
         both.merge(self.pending)
         return both
 
-    def mask_is_better(self, task: int) -> bool:
-        """Whether the mask of a task named its validation images' classes at least as well as the discriminant."""
-        if task not in self.rows:
-            return True
-        of_mask, of_gate = self.rows.read(task, "accuracies").tolist()
-        return of_mask >= of_gate
+    def best_namer(self, task: int) -> str:
+        """Which of `NAMERS` named the classes of a task's validation images best; the first of equals."""
+        return NAMERS[int(self.rows.read(task, "accuracies").argmax())] if task in self.rows else NAMERS[0]
 
     def furthest(self, tasks: Tensor, *, refused: float, relative: bool = False) -> Tensor:
         """Distance from the nearest class that this share of a task's own images exceeds, ``(k,)``.
@@ -384,7 +383,7 @@ class Gate(nn.Module):
         try:
             found.description = json.loads(description or "")
             check_names(codec.under("rows.", tensors), {*self.rows.state_dict()})
-            found.rows.load_state_dict(codec.under("rows.", tensors))
+            found.rows.load_state_dict(_with_both(codec.under("rows.", tensors)))
             for name, rows in found._if_asked().items():
                 if state := codec.under(f"{name}.", tensors):
                     check_names(state, {*rows.state_dict()})
@@ -493,8 +492,26 @@ class Gate(nn.Module):
         return super()._apply(fn, recurse)
 
 
+def both(by_mask: Tensor, by_gate: Tensor) -> Tensor:
+    """Mean log probability of a task's classes by its mask and by the discriminant, ``(batch, num_classes)``.
+
+    Args:
+        by_mask: logits.
+        by_gate: log posteriors, -inf for labels that the task does not have.
+    """
+    return (by_mask.float().log_softmax(1) + by_gate.log_softmax(1)) / 2
+
+
 def _text(description: Mapping[str, Any] | None) -> str:
     return json.dumps(description, sort_keys=True)
+
+
+def _with_both(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rows of a file, of which earlier ones know two of `NAMERS`: the third is taken for the worst."""
+    known = rows["accuracies"]
+    if known.ndim == 2 and known.shape[1] == len(NAMERS) - 1:
+        rows = {**rows, "accuracies": torch.cat([known, torch.zeros_like(known[:, :1])], 1)}
+    return rows
 
 
 def _after_loading(gate: Gate, _: Any) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from supsup_lightning.errors import ConfigurationError, check_choice, check_whole
 from supsup_lightning.gate import Gate
+from supsup_lightning.gate.gate import NAMERS, both
 from supsup_lightning.gate.linear_discriminant import LinearDiscriminant
 from supsup_lightning.inference import mask_weight as weighing
 from supsup_lightning.inference.consistency import NAME, consistency
@@ -39,8 +40,8 @@ class Discriminant(Inference):
         regularisation: ``lambda``: share of the mean variance that is added to each feature's; ``auto`` takes it from
             the sums (`linear_discriminant.shrinkage`).
         images: how many images decide, as in `ConfidenceInference`; the log posteriors of several are added.
-        classes: who names the class once the task is found: its ``mask``, the ``discriminant``, or ``auto``, which of
-            them was better on the task's own validation images.
+        classes: who names the class once the task is found: its ``mask``, the ``discriminant``, ``both`` (the mean of
+            their log probabilities), or ``auto``, the best of these on the task's own validation images.
         unknown: share of each task's own inputs that may be taken for unknown, 0.05 for example. Inputs further away
             from the nearest class than all but this share of the task's validation images get task -1 and label -1.
             None: every input belongs to a task.
@@ -76,7 +77,7 @@ class Discriminant(Inference):
     ) -> None:
         if num_features is not None:
             num_features = check_whole("inference.num_features", num_features)
-        check_choice("inference.classes", classes, ("mask", "discriminant", "auto"))
+        check_choice("inference.classes", classes, (*NAMERS, "auto"))
         check_choice("inference.per_task", per_task, (True, False))
         number = isinstance(regularisation, (int, float)) and not isinstance(regularisation, bool)
         if regularisation != "auto" and not (number and 0 <= float(regularisation) < float("inf")):
@@ -220,10 +221,14 @@ class Discriminant(Inference):
         logits = log_posterior.new_empty(len(images), num_classes)
         for place in places.unique().tolist():
             own, task = places == place, int(method.tasks[place])
-            if self.classes == "mask" or (self.classes == "auto" and gate.mask_is_better(task)):
-                logits[own] = method(images[own], task)[:, :num_classes].to(logits)
-            else:
-                logits[own] = discriminant.of_classes(log_posterior[own], place, num_classes)
+            namer = gate.best_namer(task) if self.classes == "auto" else self.classes
+            if namer != "discriminant":
+                named = by_mask = method(images[own], task)[:, :num_classes]
+            if namer != "mask":
+                named = discriminant.of_classes(log_posterior[own], place, num_classes)
+            if namer == "both":
+                named = both(by_mask, named)
+            logits[own] = named.to(logits)
         return method.tasks[places].masked_fill(self._is_unknown(method, features, places), -1), logits
 
     def evidence(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
