@@ -92,7 +92,7 @@ def _compute(size: int) -> dict[str, Half]:
         parts = []
         for task in range(_TASKS):
             for images, labels in loader(task):
-                pixels = (images * deviation + mean).clamp(0, 1)
+                pixels = ((images * deviation + mean) / 255).clamp(0, 1)  # the normalisation is that of bytes
                 features = torch.cat([base(part).half() for part in pixels.split(32)])
                 parts.append((features, labels, torch.full_like(labels, task)))
             print(f"{half}: task {task + 1} of {_TASKS}", flush=True)

@@ -243,7 +243,7 @@ class WriteResults(L.Callback):
     def _save_bank(self, trainer: L.Trainer, module: "ContinualModule") -> None:
         if trainer.is_global_zero:
             if self.validation:
-                module.accuracies["validation"] = dict(self.validation)
+                module.accuracies["validation"] = {**module.accuracies.get("validation", {}), **self.validation}
             contents = digest([module.method.kept(), module.accuracies])
             if contents != self._saved or not self.bank_path.exists():
                 module.save(self.bank_path)

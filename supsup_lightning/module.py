@@ -14,6 +14,7 @@ from supsup_lightning.checks import compatibility, network_trial, trainer_checks
 from supsup_lightning.checks.checkpoint_checks import check_checkpoint
 from supsup_lightning.checks.trainer_checks import task_data
 from supsup_lightning.checks.untouched import in_mode
+from supsup_lightning.data import TaskDataModule
 from supsup_lightning.data.inputs import Inputs, prepared
 from supsup_lightning.data.naming import AboutData, numbered
 from supsup_lightning.discovery import Discovery
@@ -126,9 +127,10 @@ class ContinualModule(L.LightningModule):
         if stage == "fit" or len(data.num_classes) > len(self.num_classes):  # tested on some of its tasks, it keeps all
             self.num_classes = tuple(data.num_classes)
         example = data.example().to(self.method.live.values.device)  # `self.device` is where the model will be
-        self.inputs = Inputs(tuple(example.shape[1:]), example.dtype, data.normalisation())
         if stage == "fit" or self.about_data is None:
-            self.about_data = AboutData(self.inputs, data.raw_images(), data.describe_tasks())
+            self._tell_about(data, example)
+        elif self.inputs is None:
+            self.inputs = self.about_data.inputs
         self.output_size = network_trial.output_size_of(self.method, data, example)
         compatibility.check_outputs(self.inference, self.method, data, output_size=self.output_size)
         if stage == "fit" and self.trainer.is_global_zero and isinstance(self.method, RecoversMasks):
@@ -138,6 +140,13 @@ class ContinualModule(L.LightningModule):
             trainer_checks.check_double(self.trainer)
             self.method.gate.choose_features(self.method, example, keeps_neighbours=data.keeps_neighbours)
 
+    def _tell_about(self, data: TaskDataModule, example: Tensor) -> None:
+        """Remember what the data say of themselves, and what was known of tasks before ``data.first_task``."""
+        inputs = Inputs(tuple(example.shape[1:]), example.dtype, data.normalisation())
+        told = AboutData(inputs, data.raw_images(), data.describe_tasks())
+        self.about_data = told.after(self.about_data, first_task=data.first_task)
+        self.inputs = self.about_data.inputs
+
     def on_fit_start(self) -> None:
         """Check that the network can be trained as it is to be, where it is to be."""
         trainer_checks.check_start(self.trainer, self.method.network)
@@ -146,6 +155,7 @@ class ContinualModule(L.LightningModule):
             self.train()
         data = self.trainer.datamodule
         self.num_classes = tuple(data.num_classes)  # a checkpoint of fewer tasks has fewer
+        self._tell_about(data, data.example())  # likewise
         self.described_training = self._described()
         if self._trained_on and self.trainer.current_epoch and self.trainer.ckpt_path is None:  # in the same Trainer
             data.check_trained_on(self._trained_on, "What this Trainer has trained so far")
@@ -281,7 +291,8 @@ class ContinualModule(L.LightningModule):
         assert self.test_accuracy is not None
         accuracy, found = self.test_accuracy.compute().float()
         if self.scenario.task_known_in_training:  # else tasks have numbers of their own
-            self.accuracies["test"] = {**self.accuracies.get("test", {}), **dict(enumerate(accuracy.tolist()))}
+            tested = dict(zip(self.tested_tasks, accuracy.tolist(), strict=True))
+            self.accuracies["test"] = {**self.accuracies.get("test", {}), **tested}
         self.log_dict({"test/accuracy": accuracy.mean(), "test/task_found": found.mean()}, sync_dist=True)
         if self.test_confusion is not None:
             self.test_confusion.compute()  # in every process; kept for callbacks of the first

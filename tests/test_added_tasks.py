@@ -214,15 +214,16 @@ def test_python_on_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for shard in range(4):
         part, _ = fit(digits_lenet(), permuted(8, task_shard=f"{shard}/4"), folder=tmp_path)
-        part.method.save(tmp_path / "shards" / str(shard) / "mask_bank.safetensors")
+        part.save(tmp_path / "shards" / str(shard) / "mask_bank.safetensors")
     merged: dict = {}
     exec(compile(merges, "added_tasks.md", "exec"), merged)
     assert merged["model"].method.tasks.tolist() == [*range(8)]
+    assert len(merged["model"].infer(torch.zeros(2, 1, 8, 8))[0]) == 2
 
     digits = [[0, 1], [2, 3, 4], [5, 6, 7, 8, 9]]
     before = DataModuleSequence([SomeDigits(some) for some in digits], steps_per_task=12)
     trained, _ = fit(digits_lenet(), before, folder=tmp_path)
-    trained.method.save(tmp_path / "mask_bank.safetensors")
+    trained.save(tmp_path / "mask_bank.safetensors")
     added: dict = {}
     exec(compile(adds, "added_tasks.md", "exec"), added)
     after = digits_lenet()

@@ -164,7 +164,8 @@ def _epochs_done(checkpoint) -> int:
         (["data=permuted_digit"], "Did you mean data/permuted_digits"),
         (["scenario=gg", "inference=one_shot"], "use inference=given"),
         (["inference=given"], "use inference=discriminant, one_shot"),
-        (["inference.objective=entropy"], "inference=exhaustive, inference=hopfield"),
+        (["inference.temperature=2"], "inference=binary, inference=exhaustive"),
+        (["inference.objective=entropy"], "has no effect with inference.candidates=1"),
         (["seed=first"], "seed='first' must be an integer"),
         (["resume=no"], "resume='no' must be true or false"),
         (["mask.rule=topk", "mask.sparsity=1.0"], "mask.sparsity=1.0"),
@@ -229,7 +230,7 @@ def test_a_resume_with_other_options_is_refused_and_loses_nothing(tmp_path):
     bank = (tmp_path / "run" / "mask_bank.safetensors").read_bytes()
     for change, message in {
         "seed=1": "seed=0 there, 1 here",
-        "data.num_tasks=6": "data.num_tasks=3 there, 6 here",
+        "data.num_tasks=2": "data.num_tasks=3 there, 2 here",
         "data.steps_per_task=10": "data.steps_per_task=20 there, 10 here",
         "mask.rule=topk mask.sparsity=0.5": "mask.rule=threshold there, topk here",
     }.items():

@@ -14,7 +14,7 @@ from supsup_lightning.runs.evaluate_run import evaluate
 from tests.conftest import ROOT, TINY, two_classes_of_images
 
 RUNS = {
-    "each": ["inference.images=each"],
+    "each": ["inference=one_shot", "inference.images=each"],
     "binary": ["inference=binary", "inference.images=batch"],
     "given": ["scenario=gg"],
     "search": ["mask.rule=topk", "mask.sparsity=auto", "mask.search.candidates=[0.5,0.9]"],
@@ -93,7 +93,7 @@ def test_other_options_give_the_numbers_of_a_run_that_was_trained_with_them(fini
 
 
 def test_the_task_may_be_hidden_that_was_given(finished):
-    found = evaluate(finished("given"), ["scenario=gnu", "inference.images=each"])
+    found = evaluate(finished("given"), ["scenario=gnu", "inference=one_shot", "inference.images=each"])
     assert found["accuracy_per_task"] == results(finished("each"))["accuracy_per_task"]
 
 

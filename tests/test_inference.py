@@ -151,7 +151,7 @@ def test_the_gain_of_one_layer_leaves_out_the_others():
 
 
 def test_a_pattern_of_layers_that_matches_nothing_is_refused_before_training(tmp_path):
-    done = run_cli_here("inference.layers=[layer9.*]", cwd=tmp_path, check=False)
+    done = run_cli_here("inference=one_shot", "inference.layers=[layer9.*]", cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert "inference.layers: the pattern 'layer9.*' matches no masked parameter of the network (" in done.stderr
 

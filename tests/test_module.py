@@ -161,7 +161,7 @@ def test_a_checkpoint_with_seven_masks_loads_into_a_fresh_module(tmp_path):
     ("scenario", "inference", "message"),
     [
         (GG, OneShot(), "scenario=gg the task is known .* use inference=given"),
-        (GNU, Given(), "scenario=gnu the task is hidden .* use inference=one_shot"),
+        (GNU, Given(), "scenario=gnu the task is hidden .* use inference=discriminant, one_shot"),
         (GNS, Given(), "scenario=gns the task is hidden"),
     ],
 )

@@ -68,7 +68,7 @@ def finished(method, num_tasks: int = 3, *, shape: tuple[int, ...] = DIGITS, **o
     for task in range(num_tasks):
         method.begin_task(task)
         method.finish_task(task)
-    module = ContinualModule(method, **options)
+    module = ContinualModule(method, **{"inference": OneShot(), **options})
     module.num_classes = (3,) * num_tasks
     module.inputs = Inputs(shape, torch.float32)
     raw = RawImages(shape=shape, mean=(10.0,) * shape[0], std=(50.0,) * shape[0])
@@ -231,7 +231,7 @@ def test_a_subclass_is_not_taken_for_its_base_class():
 
 def test_merged_tasks_keep_their_names(tmp_path):
     one = finished(SupSup(small_lenet()), 2)
-    other = ContinualModule(SupSup(small_lenet()))
+    other = ContinualModule(SupSup(small_lenet()), inference=OneShot())
     for task in (2, 4):
         other.method.begin_task(task)
         other.method.finish_task(task)
@@ -246,7 +246,7 @@ def test_merged_tasks_keep_their_names(tmp_path):
     assert both.predict(random_images(4), task=[0, 1, 2, 4]).task_name == ["zoo 0", "zoo 1", "sea 2", "sea 4"]
     assert both.num_classes == (3, 3, 2, 1, 2)
     assert both.accuracies["test"] == {4: 0.9}
-    with pytest.raises(DataError, match="files that prepare images differently"):
+    with pytest.raises(DataError, match="images that were prepared differently"):
         both.predict(Image.new("L", (8, 8)))
     other.inputs = Inputs((1, 4, 16), torch.float32)
     other.about_data = AboutData(other.inputs, raw, ())
@@ -364,7 +364,7 @@ def test_permuted_pixels_are_not_made_of_pictures(tmp_path, digits):
         module.predict(Image.new("L", (8, 8)))
     assert module.name_of_task(2) == "permutation 2"
     state = module.state_dict()
-    fresh = ContinualModule(SupSup(LeNet(output_size=20, input_shape=DIGITS)))
+    fresh = ContinualModule(SupSup(LeNet(output_size=20, input_shape=DIGITS)), inference=OneShot())
     fresh.load_state_dict(state)
     assert fresh.about_data.tasks == module.about_data.tasks
     assert fresh.about_data.raw == module.about_data.raw

@@ -173,7 +173,7 @@ def test_an_edited_file_of_a_users_own_is_noticed(tmp_path, train):
         (["+trainer.enable_checkpointing=false"], "~callbacks.checkpoint switches it off"),
         (["trainer.reload_dataloaders_every_n_epochs=2"], "leave it at 1"),
         (["+data.num_workers=2"], "data.num_workers=2 has no effect here"),
-        (["inference.objective=superfluous", "inference.temperature=2"], "it needs inference.objective=entropy"),
+        (["inference=one_shot", "inference.temperature=2"], "it needs inference.objective=entropy"),
         (["+trainer.gradient_clip_algorithm=value"], "it needs +trainer.gradient_clip_val"),
         (["~callbacks.evaluation", "eval_at=all"], "it needs callbacks.evaluation"),
         (["scenario=nns", "discovery.trial_steps=5"], "it needs discovery.on_unknown=combine or auto"),

@@ -1,9 +1,12 @@
 """Names of tasks and of their classes, as far as the data know them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from supsup_lightning.data.datasets import Datasets, class_names_of
 from supsup_lightning.data.inputs import Inputs
@@ -11,6 +14,7 @@ from supsup_lightning.data.raw_images import RawImages
 from supsup_lightning.data.sources import CIFAR10, KMNIST, FashionMNIST, Named, Source
 
 _MOST_IN_A_NAME = 3  # classes
+_DIFFERENT = RawImages(refused="its tasks have images that were prepared differently")
 
 
 class TaskDescription(NamedTuple):
@@ -93,6 +97,23 @@ class AboutData:
     raw: RawImages
     tasks: tuple[TaskDescription, ...]
 
+    def after(self, earlier: "AboutData | None", *, first_task: int) -> "AboutData":
+        """Return this with the tasks before ``first_task`` as ``earlier`` knows them.
+
+        If theirs were prepared in another way, no raw image can be prepared, as nothing tells whose it is.
+        """
+        if earlier is None or not first_task:
+            return self
+        known = earlier.tasks[:first_task]
+        return self.joined(earlier, distinct([*known, *self.tasks[len(known) :]]))
+
+    def joined(self, other: "AboutData", tasks: tuple[TaskDescription, ...]) -> "AboutData":
+        """Return what holds for all of these tasks, of which the other has some."""
+        inputs = self.inputs
+        if not _same(inputs.normalisation, other.inputs.normalisation):
+            inputs = replace(inputs, normalisation=None)
+        return AboutData(inputs, self.raw if self.raw == other.raw else _DIFFERENT, tasks)
+
     def state(self) -> dict[str, Any]:
         """Return the state as plain values and tensors, for a checkpoint."""
         return {"inputs": self.inputs.state(), "raw": self.raw.state(), "tasks": [[*each] for each in self.tasks]}
@@ -102,3 +123,10 @@ class AboutData:
         """Make it from the state of a checkpoint."""
         tasks = tuple(TaskDescription(name, tuple(classes), inputs) for name, classes, inputs in state["tasks"])
         return cls(Inputs.of(state["inputs"]), RawImages.of(state["raw"]), tasks)
+
+
+def _same(one: tuple[Tensor, Tensor] | None, other: tuple[Tensor, Tensor] | None) -> bool:
+    """Whether two normalisations are equal."""
+    if one is None or other is None:
+        return one is other
+    return all(torch.equal(mine.cpu(), theirs.cpu()) for mine, theirs in zip(one, other, strict=True))

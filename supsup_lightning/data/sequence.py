@@ -169,8 +169,9 @@ class DataModuleSequence(TaskSequence):
 
     def describe_tasks(self) -> tuple[TaskDescription, ...]:
         """Name tasks after their data modules, and classes by their attribute ``class_names``, if they have it."""
-        found = []
-        for task, (module, number) in enumerate(zip(self.modules, self.num_classes, strict=True)):
+        found = [numbered(task, self.num_classes[task]) for task in range(self.first_task)]
+        for task, module in enumerate(self.modules, start=self.first_task):
+            number = self.num_classes[task]
             names = getattr(module, "class_names", None)
             known = isinstance(names, (list, tuple)) and len(names) == number
             classes = tuple(map(str, names)) if known else numbered(task, number).classes  # type: ignore[arg-type]

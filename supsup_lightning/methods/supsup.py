@@ -54,6 +54,7 @@ class SupSup(FrozenNetworkMethod):
     Raises:
         ConfigurationError: an option out of its range, or a network without a weight to mask.
 
+    >>> import torch
     >>> method = SupSup(nn.Linear(4, 2, bias=False))
     >>> method.begin_task(0)
     >>> method(torch.ones(1, 4), 0).shape

@@ -1,27 +1,20 @@
 """Joins what files say of their tasks, as `Method.merge` joins the tasks."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from supsup_lightning.bank import codec
 from supsup_lightning.data.naming import AboutData, TaskDescription, numbered
-from supsup_lightning.data.raw_images import RawImages
-from supsup_lightning.errors import ConfigurationError, DataError, MismatchError
-from supsup_lightning.methods import SupSup
+from supsup_lightning.errors import DataError, MismatchError
 from supsup_lightning.recipe import contents
 
 if TYPE_CHECKING:
     from supsup_lightning.module import ContinualModule
 
-_DIFFERENT = RawImages(refused="its tasks come from files that prepare images differently")
-
 
 def merge(module: "ContinualModule", path: str | Path) -> None:
     """See `ContinualModule.merge`."""
     method = module.method
-    if not isinstance(method, SupSup):
-        raise ConfigurationError(f"{type(method).__name__} cannot merge files; use method=supsup.")
     recipe = codec.read_recipe(path)
     if recipe is None:
         raise DataError(
@@ -61,10 +54,8 @@ def merge(module: "ContinualModule", path: str | Path) -> None:
     base = told if own is None else own
     if base is not None:
         tasks = tuple(_described(task, told if task in new else own) for task in range(size))
-        same = told is None or own is None or told.raw == own.raw
-        inputs = base.inputs if same else replace(base.inputs, normalisation=None)
-        module.about_data = AboutData(inputs, base.raw if same else _DIFFERENT, tasks)
-        module.inputs = inputs
+        module.about_data = base.joined(base if told is None else told, tasks)
+        module.inputs = module.about_data.inputs
 
 
 def _of(task: int, counts: "list[int] | tuple[int, ...]") -> int:
