@@ -43,15 +43,16 @@ def main() -> None:
         options.cache.parent.mkdir(parents=True, exist_ok=True)
         with replacing(options.cache) as temporary:
             torch.save(computed, temporary)
-    halves: dict[str, Half] = torch.load(options.cache, weights_only=True)
+    stored: dict[str, Half] = torch.load(options.cache, weights_only=True)
+    halves = {half: (features.float().sqrt(), *rest) for half, (features, *rest) in stored.items()}  # none is negative
     print("| training images per class | gate, bytes | tasks found | class accuracy |\n|---|---|---|---|")
     for count in options.images:
         sums = _sums(halves["train"], count)
         held = sum(value.nbytes for value in sums.packed().values())
         discriminant = LinearDiscriminant(sums.rounded(), torch.arange(_TASKS), regularisation="auto")
         features, labels, tasks = halves["test"]
-        named = torch.cat([discriminant.log_posterior(part).argmax(1) for part in features.float().split(2000)])
-        by_task = torch.cat([discriminant.log_posterior_of_tasks(part) for part in features.float().split(2000)])
+        named = torch.cat([discriminant.log_posterior(part).argmax(1) for part in features.split(2000)])
+        by_task = torch.cat([discriminant.log_posterior_of_tasks(part) for part in features.split(2000)])
         found = (by_task.argmax(1) == tasks).float().mean()
         right = ((discriminant.labels[named] == labels) & (discriminant.places[named] == tasks)).float().mean()
         print(f"| {count} | {held} | {found:.4f} | {right:.4f} |", flush=True)
@@ -105,7 +106,7 @@ def _sums(images: Half, count: int) -> ClassSums:
     sums = ClassSums()
     for task in range(_TASKS):
         places = torch.cat([((tasks == task) & (labels == label)).nonzero()[:count, 0] for label in range(_CLASSES)])
-        own = TaskSums.of([(features[places].float(), labels[places])], num_labels=_CLASSES)
+        own = TaskSums.of([(features[places], labels[places])], num_labels=_CLASSES)
         assert own is not None
         sums.add(task, own)
     return sums
