@@ -293,7 +293,7 @@ class Method(nn.Module, ABC):
             MismatchError: it was made with another network, seed or options, or other parameters that are not masked.
             KeyError: a task is in both and differs. Nothing is merged then.
         """
-        self._check_merge()
+        self.check_merge()
         learned, parameters, gate = self._read(path)
         own = self.network.state_dict()
         different = [name for name, value in parameters.items() if not torch.equal(own[name].cpu(), value)]
@@ -309,7 +309,7 @@ class Method(nn.Module, ABC):
         if self.gate is not None and gate is not None:
             self.gate.merge(gate, tasks=new)
 
-    def _check_merge(self) -> None:
+    def check_merge(self) -> None:
         """Raise `ConfigurationError` if tasks that were trained apart cannot be put together."""
         if self.depends_on_earlier is not None:
             raise ConfigurationError(f"Files cannot be merged: {self.depends_on_earlier}. Load one of them by itself.")

@@ -385,7 +385,7 @@ class SupSup(FrozenNetworkMethod):
             )
         self.finished_masks.load_state(tensors)
 
-    def _check_merge(self) -> None:
+    def check_merge(self) -> None:
         """Do nothing: finished masks can be put together, whatever their scores started from."""
 
     def _merge_learned(self, tensors: dict[str, Tensor], source: str) -> None:

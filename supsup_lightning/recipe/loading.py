@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from supsup_lightning import networks  # noqa: F401 (whose classes a file may name once they are imported)
 from supsup_lightning.bank import codec
 from supsup_lightning.errors import ConfigurationError, DataError, MismatchError, SupSupError
 from supsup_lightning.inference import Inference

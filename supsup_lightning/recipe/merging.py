@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def merge(module: "ContinualModule", path: str | Path) -> None:
     """See `ContinualModule.merge`."""
     method = module.method
+    method.check_merge()
     recipe = codec.read_recipe(path)
     if recipe is None:
         raise DataError(
