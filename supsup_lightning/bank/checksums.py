@@ -16,7 +16,7 @@ _BYTES = 8
 _LISTS, _SHARED = -2, -1  # in place of a task's number
 
 # Per list of tasks, the tables that have a row for each of its entries; -1 in a list stands for all tasks.
-_ROWS = {
+ROWS = {
     "tasks": ("packed", "ones", "standardisation", "statistics", "values"),
     "combinations.tasks": ("combinations.coefficients", "combinations.statistics"),
     "gate.tasks": ("gate.labels", "gate.counts", "gate.means"),
@@ -61,7 +61,7 @@ def _digests(tensors: Mapping[str, Tensor]) -> dict[int, bytes]:
     """Digest by task, and of lists and of what is shared. What does not look like rows of tasks counts as shared."""
     hashed: dict[int, Any] = {_LISTS: hashlib.sha256(), _SHARED: hashlib.sha256()}
     rest = {name: value for name, value in sorted(tensors.items()) if name != TABLE}
-    for name, tables in _ROWS.items():
+    for name, tables in ROWS.items():
         numbers = _numbers(rest.get(name))
         if numbers is None:
             continue

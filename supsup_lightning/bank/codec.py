@@ -21,7 +21,7 @@ import logging
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -144,13 +144,59 @@ def read(
     return tensors, identity
 
 
+class Contents(NamedTuple):
+    """All that a file holds, as it is stored.
+
+    Attributes:
+        tensors: by name, masks coded where they are; without the recipe and the digests.
+        file_format: one of the constants here.
+        identity: text values.
+        recipe: plain values; None if the file has none.
+    """
+
+    tensors: dict[str, Tensor]
+    file_format: str
+    identity: dict[str, str]
+    recipe: dict[str, Any] | None
+
+
+def read_contents(path: str | Path) -> Contents:
+    """Read a file as it is stored; `write_contents` writes it again, byte for byte.
+
+    Raises:
+        DataError: the file is missing, damaged or of another format.
+    """
+    tensors, identity = _checked(Path(path))
+    recipe = _unpacked(tensors.pop("recipe", None), path)
+    return Contents(tensors, identity.pop("format"), identity, recipe)
+
+
+def has_digest(path: str | Path) -> bool:
+    """Whether a file has a SHA-256 of its contents; those of the first versions have none."""
+    return "checked_by" in _open(Path(path))[1]
+
+
+def write_contents(path: str | Path, contents: Contents) -> None:
+    """Write what `read_contents` returned, or what was made of it. Raises `SaveError` as `write` does."""
+    write(
+        path,
+        contents.tensors,
+        file_format=contents.file_format,
+        identity=contents.identity,
+        recipe=contents.recipe,
+    )
+
+
 def read_recipe(path: str | Path) -> dict[str, Any] | None:
     """Read what `write` was given as ``recipe``; None if the file has none, as those of earlier versions.
 
     Raises:
         DataError: the file is missing, damaged or of another format.
     """
-    stored = _checked(Path(path))[0].get("recipe")
+    return _unpacked(_checked(Path(path))[0].get("recipe"), path)
+
+
+def _unpacked(stored: Tensor | None, path: str | Path) -> dict[str, Any] | None:
     if stored is None:
         return None
     try:

@@ -1,17 +1,17 @@
-"""The command `supsup`: train, report, evaluate."""
+"""The command `supsup`: train, report, evaluate, predict, bank."""
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from supsup_lightning import __version__
+from supsup_lightning.cli.bank_commands import bank
+from supsup_lightning.cli.error_messages import errors_shown
 from supsup_lightning.cli.evaluate import evaluate_command
-from supsup_lightning.errors import SupSupError
+from supsup_lightning.cli.predict_command import predict_command
 
 app = typer.Typer(
     name="supsup",
@@ -80,6 +80,8 @@ def report(
 
 
 app.command("evaluate")(evaluate_command)
+app.command("predict")(predict_command)
+app.add_typer(bank, name="bank")
 
 
 def _show_report(written: Any) -> None:
@@ -94,16 +96,6 @@ def _show_report(written: Any) -> None:
     for note in written.notes:
         console.print(note, style="yellow")
     console.print(f"report in {written.path}", soft_wrap=True)
-
-
-@contextmanager
-def errors_shown() -> Iterator[None]:
-    """Print an error of this package as one message, and end the command with status 1."""
-    try:
-        yield
-    except SupSupError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
 
 
 def main() -> None:

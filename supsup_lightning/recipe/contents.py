@@ -10,6 +10,7 @@ versions     of the packages
 """
 
 import logging
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def recipe_of(module: "ContinualModule") -> dict[str, Any]:
         "num_classes": list(module.num_classes),
         "inputs": None if inputs is None else _inputs_state(inputs),
         "raw": None if about is None else about.raw.state(),
-        "tasks": None if about is None else _tasks_state(about.tasks),
+        "tasks": None if about is None else tasks_state(about.tasks),
         "accuracy": {
             name: {str(task): round(value, 4) for task, value in sorted(values.items()) if value == value}
             for name, values in module.accuracies.items()
@@ -98,7 +99,12 @@ def _inputs_state(inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def _tasks_state(tasks: tuple[TaskDescription, ...]) -> dict[str, Any]:
+def tasks_of(recipe: Mapping[str, Any]) -> tuple[TaskDescription, ...]:
+    """What a recipe says of the tasks of the data, by number; empty if nothing."""
+    return () if recipe["tasks"] is None else _tasks(recipe["tasks"])
+
+
+def tasks_state(tasks: tuple[TaskDescription, ...]) -> dict[str, Any]:
     """Columns, as tasks often have the same classes: each list of them is held once."""
     lists = list(dict.fromkeys(each.classes for each in tasks))
     place = {classes: number for number, classes in enumerate(lists)}
