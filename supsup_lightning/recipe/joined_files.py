@@ -104,8 +104,8 @@ def _numbers(files: Mapping[str, Contents], *, renumber: bool) -> dict[str, dict
         if clashes and not renumber:
             raise ConfigurationError(
                 f"{path} has tasks of the numbers {', '.join(map(str, clashes))}, as {owner[clashes[0]]} has. If they "
-                "are different tasks, renumber (--renumber gives those of the later file the next free numbers); if not, "
-                "remove it from one of the files."
+                "are different tasks, renumber (--renumber gives those of the later file the next free numbers); if "
+                "not, remove it from one of the files."
             )
         numbers[path] = {task: free + place for place, task in enumerate(clashes)}
         free += len(clashes)
