@@ -1,9 +1,9 @@
 """What the discriminant costs beside gradients: finding the tasks of a batch of 128 images, by the number of tasks.
 
 LeNet 300-100 on images of 28 x 28 pixels with random masks, and sums of random images of ten classes per task over
-projected features: time does not depend on what they hold. Each way finds a task for every image: the discriminant; one
-gradient for all images together, which gives them one task; one gradient per image; every task's mask tried. Also the seconds to solve the
-discriminant once, after its tasks have changed.
+projected features: time does not depend on what they hold. Milliseconds to find a task for every image by: the
+discriminant; one gradient for all images together, which gives them one task; one gradient per image; every mask tried.
+Also the seconds to solve the discriminant once, after its tasks have changed.
 
     python benchmarks/discriminant.py --tasks 10 50 250 2500
 """
@@ -31,9 +31,7 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    print(
-        "| tasks | discriminant, ms | one gradient for all | one each | every mask | solving, s | sums in memory, MB |"
-    )
+    print("| tasks | discriminant | one gradient | one per image | every mask | solving, s | sums in memory, MB |")
     print("|---|---|---|---|---|---|---|")
     for number in options.tasks:
         print(_line(number, options), flush=True)
