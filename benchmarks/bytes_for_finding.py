@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from matplotlib.ticker import EngFormatter
 from torch import Tensor
 
 from supsup_lightning import ContinualDataModule, ContinualModule, Discriminant, LeNet, SupSup
@@ -55,6 +56,7 @@ def main() -> None:
             for (way, points), look in zip(curves.items(), drawing.LOOKS, strict=False):
                 axes.plot(*zip(*points, strict=True), label=way, **look._asdict())
             axes.set(xscale="log", xlabel="bytes kept to find classes", ylabel="class accuracy", title=f"Split {name}")
+            axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
             axes.legend()
         options.out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(options.out, dpi=200)
