@@ -209,3 +209,24 @@ def test_a_gradient_is_taken_outside_of_inference_mode_where_some_versions_retur
     assert torch.equal(found, outside)
     assert not any(modes)
     assert gain.abs().min() > 0
+
+
+@pytest.mark.parametrize("images", [1, "each"])
+def test_a_baseline_is_what_noise_gives_each_task(images):
+    method, batch = random_method(5), random_images(6)
+    noise = torch.randn(64, *batch.shape[1:], generator=torch.Generator().manual_seed(0))
+    baseline = confidence_gain(method, noise, CLASSES, superfluous)
+    found = OneShot("superfluous", images=images, baseline="noise")(method, batch, CLASSES)
+    for row, image in enumerate(batch.split(1)):
+        deciding = image if images == "each" else batch[:1]
+        gain = confidence_gain(method, deciding, CLASSES, superfluous)
+        assert found[row] == method.tasks[(gain - baseline).argmax()]
+    evidence = OneShot("superfluous", baseline="noise").evidence(method, batch[:1], CLASSES)
+    torch.testing.assert_close(evidence, confidence_gain(method, batch[:1], CLASSES, superfluous) - baseline)
+
+
+def test_a_baseline_is_refused_for_what_is_no_image():
+    with pytest.raises(ConfigurationError, match=r"inference.baseline='mean'"):
+        OneShot(baseline="mean")
+    with pytest.raises(ConfigurationError, match=r"inference.baseline=noise takes images.*torch.int64"):
+        OneShot(baseline="noise").evidence(random_method(2), torch.zeros(1, 1, 8, 8, dtype=torch.int64), CLASSES)

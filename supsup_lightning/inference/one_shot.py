@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from supsup_lightning.errors import ConfigurationError
+from supsup_lightning.errors import ConfigurationError, check_choice
 from supsup_lightning.inference.consistency import value_of
 from supsup_lightning.inference.inference import GradientInference, differentiable, layers_among
 from supsup_lightning.inference.objectives import Objective
@@ -20,6 +20,7 @@ from supsup_lightning.methods.protocols import Superposes, require
 
 # `each` holds one gradient of all weights per image: the number of images taken at once.
 _IMAGES_AT_ONCE = 16
+_NOISE_IMAGES = 64
 
 
 @differentiable
@@ -94,16 +95,50 @@ class OneShot(GradientInference):
 
     With ``candidates`` above 1, the most confident of the tasks with the largest ones.
 
+    Args:
+        objective: as in `GradientInference`; also ``images``, ``candidates``, ``candidate_objective``, ``layers`` and
+            ``temperature``.
+        baseline: what is subtracted from each task's ``-dO/da``: ``none``, as in the paper; or ``noise``, what normal
+            noise gives it, for tasks that gain more than others whatever the images are. Costs one more gradient.
+
+    Raises:
+        ConfigurationError: an option that is unknown or has no effect.
+
     Example:
         >>> OneShot("superfluous", images="each").images
         'each'
     """
 
-    evidence = first_gain
+    def __init__(
+        self,
+        objective: str = "superfluous",
+        *,
+        images: int | str = 1,
+        candidates: int = 1,
+        candidate_objective: str | None = None,
+        layers: str | Sequence[str] = "all",
+        temperature: float = 1.0,
+        baseline: str = "none",
+    ) -> None:
+        super().__init__(
+            objective,
+            images=images,
+            candidates=candidates,
+            candidate_objective=candidate_objective,
+            layers=layers,
+            temperature=temperature,
+        )
+        check_choice("inference.baseline", baseline, ("none", "noise"))
+        self.baseline = baseline
+
+    def evidence(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
+        """``-dO/da`` of each task, less the baseline, ``(k,)``."""
+        baseline = 0 if self.baseline == "none" else self._of_noise(method, images, num_classes)
+        return first_gain(self, method, images, num_classes) - baseline
 
     def decide(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
         """One gradient for all images."""
-        gain = first_gain(self, method, images, num_classes)
+        gain = self.evidence(method, images, num_classes)
         if self.candidates == 1:
             return gain.argmax()
         rows = gain.topk(min(self.candidates, len(gain))).indices
@@ -113,7 +148,19 @@ class OneShot(GradientInference):
         """One gradient per image, in one backward pass for several of them."""
         # (batch, k)
         gain = confidence_gain_each(require(method, Superposes), images, num_classes, self.objective, self.layers)
+        if self.baseline != "none":
+            gain = gain - self._of_noise(method, images, num_classes)
         if self.candidates == 1:
             return gain.argmax(-1)
         chosen = best(gain, self.candidates)
         return objective_where(chosen, method, images, num_classes, self.judge).argmin(1)
+
+    def _of_noise(self, method: Method, images: Tensor, num_classes: int) -> Tensor:
+        """``-dO/da`` of each task for normal noise in place of images, ``(k,)``; anew, as masks may have changed."""
+        if not images.is_floating_point():
+            raise ConfigurationError(
+                f"inference.baseline=noise takes images, and the inputs here are {images.dtype}; use baseline=none."
+            )
+        draw = torch.Generator().manual_seed(0)
+        noise = torch.randn(_NOISE_IMAGES, *images.shape[1:], generator=draw).to(images)
+        return first_gain(self, method, noise, num_classes)
