@@ -56,7 +56,7 @@ def new(method: str):
         "rotations": lambda: digits_lenet(superfluous="rotations"),
         "batch_ensemble": lambda: BatchEnsemble(lenet),
         "psp": lambda: PSP(lenet),
-        "hopfield": lambda: HopSupSup(HopNet(output_size=20, input_shape=DIGITS)),
+        "hopfield": lambda: HopSupSup(HopNet(output_size=20, input_shape=DIGITS, hidden_sizes=(32,))),
     }[method]()
 
 
